@@ -1,0 +1,81 @@
+"""What a person at the console sees: log lines, progress, and one clear line for a mistake of theirs."""
+
+import functools
+import os
+import sys
+import time
+
+PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal to draw a bar on
+
+
+class GraftError(Exception):
+    """A mistake that the user can mend: the text says what, where and what to do, in one line."""
+
+
+def log(message):
+    """Print one line at once, so that lines of a stage and of DVC stay in order."""
+    print(message, flush=True)
+
+
+def warn(message):
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Progress over `total` items: a tqdm bar on a terminal, a plain line every few seconds elsewhere.
+
+    Use as a context manager; call `advance(n)` as items complete, `note(text)` to show a value beside it.
+    """
+
+    def __init__(self, description, total, unit="image"):
+        self.description, self.total, self.unit = description, total, unit
+        self.done, self._bar, self._note = 0, None, ""
+
+    def __enter__(self):
+        self._started = self._told = time.monotonic()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.total, desc=self.description, unit=self.unit, leave=False)
+        return self
+
+    def advance(self, n=1):
+        self.done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif time.monotonic() - self._told > PLAIN_INTERVAL:
+            self._told = time.monotonic()
+            rate = self.done / (self._told - self._started)
+            log(f"{self.description}: {self.done}/{self.total} {self.unit}s, {rate:.0f}/s{self._note}")
+
+    def note(self, text):
+        self._note = f", {text}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+    def __exit__(self, *exception):
+        if self._bar is not None:
+            self._bar.close()
+
+
+def entry(function):
+    """Wrap the `main` of a stage or command: a GraftError becomes one line on stderr and exit status 1."""
+
+    @functools.wraps(function)
+    def main(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except GraftError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(130)
+
+    return main
+
+
+def quiet_tensorflow():
+    """Silence TensorFlow's start-up chatter; call before the first import of TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
