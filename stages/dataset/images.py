@@ -1,0 +1,187 @@
+"""Decode one image file safely. Training, evaluation and serving all read pictures through `load`, so they see the same pixels.
+
+Needs only Pillow and NumPy.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+RESIZE = "squash to size x size, bilinear with antialiasing (Pillow)"
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
+# Suffixes of pictures that graft does not read. Such a file is reported, not passed over as if it were a text file.
+UNSUPPORTED_SUFFIXES = frozenset({
+    ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".ico", ".svg", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".exr", ".hdr", ".dcm", ".xcf", ".eps",
+})  # fmt: skip
+MAX_MEGAPIXELS = 178.0  # where Pillow itself would refuse a picture as a decompression bomb
+
+Image.MAX_IMAGE_PIXELS = None  # `open_rgb` checks the size itself, against the limit that the user set, before it decodes
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would turn half a picture into a grey one and call it whole
+
+ORIENTATION = 0x0112  # EXIF tag
+
+
+class ImageProblem(Exception):
+    """A picture that cannot be used. `kind`: empty, truncated, undecodable, unsupported, too_large; `detail`: for a person."""
+
+    def __init__(self, kind, detail):
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
+def sniff(head):
+    """Format by the first 16 or more bytes: one of FORMATS, "other" for a picture of another kind, None for no picture."""
+    if head[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if head[:2] == b"BM" and len(head) >= 18 and struct.unpack("<I", head[14:18])[0] in (12, 16, 40, 52, 56, 64, 108, 124):
+        return "BMP"  # two letters alone would make a picture of any text that begins with BM
+    if (
+        (head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"))
+        or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n"
+        or head[:4] in (b"8BPS", b"\0\0\1\0", b"\xff\x4f\xff\x51")
+        or head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n"
+    ):
+        return "other"
+    return None
+
+
+def open_rgb(source, *, at_least=None, max_megapixels=MAX_MEGAPIXELS):
+    """The picture as an 8-bit RGB `PIL.Image`, upright.
+
+    `source`: path, bytes or binary file. The first frame of an animation or of a TIFF stack; EXIF rotation applied;
+    transparency laid over white; 16-bit greys scaled to 8 bits; CMYK, palette and grey converted.
+    `at_least`: a JPEG that is much larger may be decoded at 1/2, 1/4 or 1/8, with both sides still >= this many pixels.
+    `max_megapixels`: the limit, checked before decoding; None = no limit.
+    Raises ImageProblem for anything that cannot be used, FileNotFoundError and its like for a path that cannot be read.
+    """
+    return decode(_stream(source), at_least=at_least, max_megapixels=max_megapixels)[0]
+
+
+def decode(stream, *, at_least=None, max_megapixels=MAX_MEGAPIXELS):
+    """(RGB image as of `open_rgb`, facts) of an open binary stream.
+
+    facts: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the full picture, upright.
+    """
+    head = stream.read(32)
+    if not head:
+        raise ImageProblem("empty", "no bytes in the file")
+    kind = sniff(head)
+    if kind == "other":
+        raise ImageProblem("unsupported", f"a picture, but none of {', '.join(FORMATS)}")
+    if kind is None:
+        raise ImageProblem("undecodable", "no picture in it")
+    stream.seek(0)
+    try:
+        image = Image.open(stream, formats=(kind,))
+        width, height = image.size
+        if max_megapixels is not None and width * height > max_megapixels * 1e6:
+            raise ImageProblem("too_large", f"{width} x {height} pixels")
+        facts = {"format": image.format, "mode": image.mode}
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        facts["orientation"] = _orientation(image)
+        image = _upright(_to_rgb(image), facts["orientation"])
+    except ImageProblem:
+        raise
+    except MemoryError:
+        raise ImageProblem("too_large", "more memory than there is") from None
+    except Exception as error:  # Pillow's plugins raise whatever the damage leads them to: OSError, SyntaxError, KeyError, struct.error
+        whole = "" if kind is None else _is_cut_off(kind, stream)
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ImageProblem("truncated" if whole or "truncated" in text else "undecodable", text) from None
+    facts["width"], facts["height"] = (height, width) if facts["orientation"] >= 5 else (width, height)
+    return image, facts
+
+
+def load(source, size, *, max_megapixels=MAX_MEGAPIXELS):
+    """The whole picture squashed to `size` x `size`: uint8, shape (size, size, 3), RGB, 0..255. See RESIZE.
+
+    A large JPEG is decoded at a reduced scale of at least twice the size: 3 times as fast for a phone's photo.
+    Raises as `open_rgb`.
+    """
+    image = open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _stream(source):
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if hasattr(source, "read"):
+        return source if source.seekable() else io.BytesIO(source.read())
+    return io.BytesIO(Path(source).read_bytes())
+
+
+def _orientation(image):
+    """EXIF orientation 1..8; 1 where there is none or the EXIF block is damaged (the pixels may be fine all the same)."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def _upright(image, orientation):
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _to_rgb(image):
+    """Any mode to RGB."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "I" and image.format == "PNG":  # how older Pillow reads a 16-bit PNG
+        return Image.fromarray(((np.asarray(image).clip(0, 65535) + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageProblem("unsupported", "32-bit samples: nothing says which value is white")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.mode in ("La", "RGBa"):
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_cut_off(kind, stream):
+    """Whether a damaged file lacks its end: the marker that every whole file of its kind closes with, or the length it states."""
+    stream.seek(0, io.SEEK_END)
+    length = stream.tell()
+    stream.seek(max(0, length - 1024))
+    tail = stream.read()
+    if kind == "JPEG":
+        return b"\xff\xd9" not in tail
+    if kind == "PNG":
+        return b"IEND" not in tail
+    if kind == "GIF":
+        return not tail.rstrip(b"\0").endswith(b";")
+    stream.seek(0)
+    head = stream.read(8)
+    if kind == "WEBP":
+        return struct.unpack("<I", head[4:8])[0] + 8 > length
+    if kind == "BMP":
+        return 0 < struct.unpack("<I", head[2:6])[0] and struct.unpack("<I", head[2:6])[0] > length
+    if kind == "TIFF":
+        return head[2] in (0x2A, 0) and struct.unpack("<I" if head[:1] == b"I" else ">I", head[4:8])[0] >= length
+    return False

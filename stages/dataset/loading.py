@@ -1,0 +1,145 @@
+"""The manifest that split writes, and the pictures it lists, decoded in parallel and in order."""
+
+import csv
+import json
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from stages import paths
+from stages.console import GraftError
+from stages.dataset import images
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "label", "split", "sha256", "width", "height", "group")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable image. `path`: POSIX, relative to the data set's folder; `width`, `height`: pixels, upright;
+    `group`: what it shares with its near-duplicates or with others of its `data.group_by` key, empty if it stands alone."""
+
+    path: str
+    label: str
+    split: str
+    sha256: str
+    width: int
+    height: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Rows sorted by path, and the class names, sorted; the index of a class is its position."""
+
+    rows: tuple
+    classes: tuple
+
+    def split(self, name):
+        """The rows of one of SPLITS, with the classes of the whole."""
+        if name not in SPLITS:
+            raise ValueError(f"{name!r} is none of {SPLITS}")
+        return replace(self, rows=tuple(row for row in self.rows if row.split == name))
+
+    def __len__(self):
+        return len(self.rows)
+
+    @cached_property
+    def paths(self):
+        return tuple(row.path for row in self.rows)
+
+    @cached_property
+    def labels(self):
+        """int64, shape (n,): the class index of each row."""
+        index = {name: i for i, name in enumerate(self.classes)}
+        return np.array([index[row.label] for row in self.rows], dtype=np.int64)
+
+    @cached_property
+    def sha256(self):
+        return tuple(row.sha256 for row in self.rows)
+
+    @cached_property
+    def groups(self):
+        """Group of each row; a row that stands alone is its own group, named by its path."""
+        return tuple(row.group or row.path for row in self.rows)
+
+
+def read_manifest(folder=paths.SPLIT):
+    """`manifest.csv` and `classes.json` of `folder`. Raises GraftError where they are missing or do not fit together."""
+    folder = Path(folder)
+    try:
+        classes = tuple(json.loads((folder / "classes.json").read_text(encoding="utf-8")))
+        with (folder / "manifest.csv").open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise GraftError(f"{folder / 'manifest.csv'}: its columns must be {','.join(COLUMNS)}; run `dvc repro split`")
+            rows = tuple(Row(**{**row, "width": int(row["width"]), "height": int(row["height"])}) for row in reader)
+    except FileNotFoundError as error:
+        raise GraftError(f"{error.filename}: no such file; run `dvc repro split` first") from None
+    strays = {row.label for row in rows} - set(classes)
+    if strays:
+        raise GraftError(f"{folder}: classes.json lacks {sorted(strays)[0]!r} of manifest.csv; run `dvc repro split`")
+    return Manifest(rows=rows, classes=classes)
+
+
+def write_manifest(manifest, folder):
+    """Write `manifest.csv` and `classes.json`: the same bytes for the same manifest, on any system."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(row, column) for column in COLUMNS] for row in manifest.rows)
+    text = json.dumps(list(manifest.classes), ensure_ascii=False, indent=2) + "\n"
+    (folder / "classes.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def workers_here():
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_images(root, rows_paths, size, *, workers=None):
+    """Iterate over the images at `root`/path, in the order of `rows_paths`: uint8 (size, size, 3), as `images.load`.
+
+    Threads (Pillow decodes outside the interpreter lock) stay 8 images per worker ahead of the reader, no further:
+    memory does not grow with the number of images. Raises GraftError, naming the file, for one that has gone or changed.
+    """
+    root, workers = Path(root), workers or workers_here()
+
+    def one(path):
+        try:
+            return images.load(root / path, size, max_megapixels=None)  # split has applied data.max_megapixels already
+        except (OSError, images.ImageProblem) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise GraftError(f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`") from None
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        ahead = deque()
+        try:
+            for path in rows_paths:
+                ahead.append(pool.submit(one, path))
+                if len(ahead) >= 8 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def iter_batches(root, rows_paths, size, *, batch_size, workers=None):
+    """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is left."""
+    stack = []
+    for image in load_images(root, rows_paths, size, workers=workers):
+        stack.append(image)
+        if len(stack) == batch_size:
+            yield np.stack(stack)
+            stack = []
+    if stack:
+        yield np.stack(stack)

@@ -1,0 +1,112 @@
+"""Assign images to train, val and test: stratified by class, groups kept whole, and stable when photos are added.
+
+The order in which a class is dealt out is that of a hash of seed and content. It depends on nothing else: not on file names, not
+on the order of files, not on the folder's path, and hardly on which other photos there are. The first images in this order are
+the test set, the next the validation set, as many as the fractions ask for, so a new photo shifts the two borders by a little
+and leaves nearly every old one where it was. (A plain threshold on the hash would move none, but its shares would be random.)
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from stages.console import GraftError
+from stages.dataset.loading import SPLITS
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to be dealt. `group`: images that share a non-empty one stay together; `order`: what its place in the order is
+    hashed from (its SHA-256, or what data.group_by captured); `given`: the split that its folder fixes, or ""."""
+
+    path: str
+    label: str
+    order: str
+    group: str = ""
+    given: str = ""
+
+
+def assign(items, *, val_fraction, test_fraction, seed, where="the data set"):
+    """{path: split} for every item.
+
+    Splits that some item has as `given` are taken as they are; the missing ones of val and test are carved from train.
+    Where all groups are single images, each class has round(fraction * n) images (at least 1) in val and in test; with groups, the
+    nearest that whole groups give. Raises GraftError for a class that cannot have an image (group) in each of the three.
+    """
+    given = {item.given for item in items} - {""}
+    wanted = {split: share for split, share in (("test", test_fraction), ("val", val_fraction)) if split not in given}
+    # Images of train whose group has members in a given val or test stay in train: carving them would spread the leak.
+    pinned = {item.group for item in items if item.group and item.given in ("val", "test")}
+    splits = {i.path: i.given for i in items if i.given in ("val", "test") or (i.given and (not wanted or i.group in pinned))}
+    splits |= _deal([item for item in items if item.path not in splits], wanted, seed)
+    _check(items, splits, ("train", *wanted), where)
+    return splits
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    paths: tuple
+    labels: Counter
+    order: str
+
+
+def _deal(items, wanted, seed):
+    members = defaultdict(list)
+    for item in items:
+        members[(item.group, "") if item.group else ("", item.path)].append(item)
+    groups = [
+        _Group(tuple(sorted(i.path for i in group)), Counter(i.label for i in group), min(_order(i, seed) for i in group))
+        for group in members.values()
+    ]
+    groups.sort(key=lambda group: (group.order, group.paths))
+    sizes = Counter(item.label for item in items)
+    target = {split: {label: max(1, round(share * n)) for label, n in sizes.items()} for split, share in wanted.items()}
+    held = {split: Counter() for split in (*wanted, "train")}
+    place = {}
+
+    def put(group, split):
+        if group in place:
+            held[place[group]].subtract(group.labels)
+        place[group] = split
+        held[split].update(group.labels)
+
+    def spare(group):  # its split keeps an image of each class without it
+        return all(held[place[group]][label] > n for label, n in group.labels.items())
+
+    for group in groups:  # first fit, never beyond a target
+        fits = (split for split in wanted if all(held[split][label] + n <= target[split][label] for label, n in group.labels.items()))
+        put(group, next(fits, "train"))
+
+    for split in wanted:  # groups too large to fit: take one where that comes nearer to the target than leaving it out
+        for group in groups:
+            if place[group] == "train" and spare(group):
+                missing = {label: target[split][label] - held[split][label] for label in group.labels}
+                if sum(abs(missing[label] - n) for label, n in group.labels.items()) < sum(map(abs, missing.values())):
+                    put(group, split)
+
+    for split in (*wanted, "train"):  # no class may lack a split: it gets the smallest group that another can do without
+        for label in sorted(sizes):
+            donors = [g for g in groups if label in g.labels and spare(g)] if held[split][label] == 0 else ()
+            if donors:
+                put(min(donors, key=lambda group: (sum(group.labels.values()), group.order)), split)
+    return {path: split for group, split in place.items() for path in group.paths}
+
+
+def _order(item, seed):
+    return hashlib.sha256(f"{seed}:{item.order}".encode()).hexdigest()
+
+
+def _check(items, splits, needed, where):
+    counts = defaultdict(Counter)
+    for item in items:
+        counts[item.label][splits[item.path]] += 1
+    # A given val or test may lack a class: that was its maker's choice.
+    short = [label for label in counts if any(counts[label][split] == 0 for split in needed)]
+    if short:
+        label = min(short, key=lambda name: (sum(counts[name].values()), name))
+        lacking = " and ".join(split for split in SPLITS if split in needed and counts[label][split] == 0)
+        more = f" (and {len(short) - 1} more)" if len(short) > 1 else ""
+        raise GraftError(
+            f"{where}: class {label!r}{more} has {sum(counts[label].values())} usable image(s) and none of them is left for {lacking}; "
+            f"each class needs {len(needed)} or more that are no copies of each other: add photos, or take the class out"
+        )
