@@ -28,7 +28,7 @@ from typing import Any
 
 from stages import paths
 from stages.console import GraftError, warn
-from stages.tracking.facts import data_facts, digest, flat_metrics, matches_lock, stage_keys
+from stages.tracking.facts import DataFacts, data_facts, digest, flat_metrics, matches_lock, stage_keys
 
 PROBE_SECONDS = 5  # a server that does not answer /health within this is called unreachable
 LOCK_SECONDS = 120  # longer than the first creation of a database (about 5 s) by a queue of workers
@@ -73,7 +73,7 @@ def connect(params):
     from mlflow.exceptions import MlflowException
 
     try:
-        with _lock():
+        with lock():
             return _open(MlflowClient, uri, params.tracking.experiment)
     except MlflowException as error:
         raise GraftError(f"MLflow at {_shown(uri)}: {_first_line(error)}") from error
@@ -95,8 +95,8 @@ def _open(client_class, uri, experiment):
     return Connection(client, uri, found.experiment_id)
 
 
-def _lock():
-    """One process at a time creates the database, the experiment and the pipeline run.
+def lock(name="mlflow", seconds=LOCK_SECONDS):
+    """One process at a time creates the database, the experiment and the pipeline run; `registry`: registers a version.
 
     Processes that meet a fresh SQLite database together break it (11 of 12 failed without the lock).
     """
@@ -104,7 +104,7 @@ def _lock():
 
     folder = paths.cache()
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS)
+    return FileLock(folder / f"{name}.lock", timeout=seconds)
 
 
 def _probe(uri):
@@ -156,13 +156,13 @@ def _quiet_mlflow():
 
 def search_runs(client, experiment_id, tags, limit=1000):
     """Active runs of an experiment whose tags have these values, newest first."""
-    clauses = [f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items()]
+    clauses = [f"tags.`{key}` = {quoted(value)}" for key, value in tags.items()]
     return list(
         client.search_runs([experiment_id], " and ".join(clauses), max_results=limit, order_by=["attributes.start_time DESC"])
     )
 
 
-def _quoted(value):
+def quoted(value):
     return f'"{value}"' if "'" in value else f"'{value}'"
 
 
@@ -186,11 +186,17 @@ def shown(value):
 
 def run_tags(**tags):
     """Tags that every run has, as MLflow's UI expects them, and `tags` that are not None."""
-    with contextlib.suppress(Exception):  # no user name: a container without a passwd entry
-        tags["mlflow.user"] = getpass.getuser()
+    tags["mlflow.user"] = user()
     tags["mlflow.source.type"] = "LOCAL"
     tags["mlflow.source.git.commit"] = git_commit()
     return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def user():
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a passwd entry
+        return "unknown"
 
 
 @functools.cache
@@ -209,7 +215,7 @@ def pipeline_run(connection, params):
     since MLflow's params cannot change.
     """
     client, name, wanted = connection.client, pipeline_name(params), params_digest(params)
-    with _lock():
+    with lock():
         old = [r for r in connection.search(kind="pipeline", pipeline=name) if "superseded_by" not in r.data.tags]
         same = [r for r in old if r.data.tags.get("params.digest") == wanted]
         if same:
@@ -316,8 +322,6 @@ class StageRun:
 
     def log_dataset(self, *, name, digest, path, counts, context="training"):
         """A data set in the run's Dataset column. `counts`: a dict of numbers, e.g. images per split."""
-        from stages.tracking.facts import DataFacts
-
         facts = DataFacts(name=name, path=str(path), digest=digest, test_digest="", counts=dict(counts))
         self.client.log_inputs(self.run_id, datasets=[dataset_input(facts, context)])
 
@@ -427,6 +431,8 @@ def _note(connection, sources):
 
 def _finish(run, outputs, started):
     client, folder = run.client, paths.STAGES.get(run.stage)
+    if folder and (metrics := folder / "metrics.json").exists() and metrics not in outputs:
+        outputs = [*outputs, metrics]  # what later experiments find this run by when DVC skips the stage
     tags = {f"output.{path.as_posix()}": digest(path) for path in outputs if path.exists()}
     for path in outputs:
         _log_report(run, path, folder)
@@ -451,7 +457,7 @@ def _log_report(run, path, folder):
 
 
 def _update_pipeline(run, facts):
-    """Final metrics of all stages, also of those that DVC skipped, and what the data were.
+    """Final metrics of all stages, also of those that DVC skipped, the runs that made them, and what the data were.
 
     Metrics of stages before this one are valid: DVC has seen to it. Those of later ones only if dvc.lock says that
     everything they were made from is as it is now; else they are about to be made anew.
@@ -459,20 +465,37 @@ def _update_pipeline(run, facts):
     client, seen = run.client, run.client.get_run(run.pipeline_id)
     names = list(paths.STAGES)
     position = names.index(run.stage) if run.stage in names else -1
-    metrics = {}
+    metrics, tags = {}, {f"run.{run.stage}": run.run_id}
     for number, (stage, folder) in enumerate(paths.STAGES.items()):
         file = folder / "metrics.json"
-        if file.exists() and (number <= position or matches_lock(stage)):
-            metrics[stage] = json.loads(file.read_text(encoding="utf-8"))
+        if not file.exists() or (number > position and not matches_lock(stage)):
+            continue
+        metrics[stage] = json.loads(file.read_text(encoding="utf-8"))
+        if f"run.{stage}" not in {**seen.data.tags, **tags}:  # DVC skipped it: an earlier experiment ran it
+            made = _sources(run.connection, {stage: file})
+            tags.update({f"run.{stage}": source.info.run_id for source in made.values()})
     new = [m for m in metric_entities(metrics) if seen.data.metrics.get(m.key) != m.value]
     for start in range(0, len(new), METRICS_PER_BATCH):
         client.log_batch(run.pipeline_id, metrics=new[start : start + METRICS_PER_BATCH])
-    done = set(seen.data.tags.get("stages", "").split(", ")) | {run.stage}
-    order = [s for s in names if s in done] + sorted(done - set(names) - {""})
-    log_tags(client, run.pipeline_id, {"stages": ", ".join(order), **run_tags(), **_data_tags(facts)})
+    executed = set(seen.data.tags.get("stages", "").split(", ")) | {run.stage}
+    tags["stages"] = ", ".join([s for s in names if s in executed] + sorted(executed - set(names) - {""}))
+    tags["mlflow.note.content"] = _overview(run, {**seen.data.tags, **tags}, names)
+    log_tags(client, run.pipeline_id, {**tags, **run_tags(), **_data_tags(facts)})
     if facts is not None and seen.data.tags.get("data.digest") != facts.digest[:12]:
         client.log_inputs(run.pipeline_id, datasets=[dataset_input(facts, "training")])
     client.set_terminated(run.pipeline_id, "FINISHED")
+
+
+def _overview(run, tags, names):
+    """Markdown for the pipeline run's description: which run made each stage's results, and whether it was made here."""
+    executed = tags["stages"].split(", ")
+    parts = [
+        f"[{stage}](#/experiments/{run.connection.experiment_id}/runs/{tags[f'run.{stage}']})"
+        + ("" if stage in executed else " (unchanged, from an earlier experiment)")
+        for stage in names
+        if f"run.{stage}" in tags
+    ]
+    return "Stages: " + ", ".join(parts)
 
 
 def _data_tags(facts):
