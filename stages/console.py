@@ -1,5 +1,6 @@
 """What a person at the console sees: log lines, progress, and one clear line for a mistake of theirs."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -73,6 +74,40 @@ def entry(function):
             sys.exit(130)
 
     return main
+
+
+@contextlib.contextmanager
+def silence():
+    """Hide what converters and runtimes print, from Python's logging to C++ straight to stderr; errors still raise.
+
+    What they wrote is shown after all if the block fails, since it may say why.
+    """
+    import logging
+    import tempfile
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "tf2onnx")]
+    levels = [logger.level for logger in loggers]
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(sink.fileno(), 2)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            sink.seek(0)
+            os.write(kept, sink.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
 
 
 def quiet_tensorflow():

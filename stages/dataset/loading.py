@@ -143,3 +143,29 @@ def iter_batches(root, rows_paths, size, *, batch_size, workers=None):
             stack = []
     if stack:
         yield np.stack(stack)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The pictures of a manifest at one size, to be read again and again, in any order.
+
+    root: the data set's folder. size: side S in pixels. `sha256` and `resize` are what else determines their pixels.
+    """
+
+    manifest: Manifest
+    root: str
+    size: int
+    batch_size: int = 64
+    resize: str = images.RESIZE
+
+    def __len__(self):
+        return len(self.manifest)
+
+    @property
+    def sha256(self):
+        return self.manifest.sha256
+
+    def read(self, indices):
+        """Iterate over batches uint8 (b, S, S, 3) of the pictures at `indices` (positions in the manifest), in that order."""
+        chosen = [self.manifest.paths[i] for i in indices]
+        return iter_batches(self.root, chosen, self.size, batch_size=self.batch_size)
