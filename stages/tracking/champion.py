@@ -333,7 +333,7 @@ def show(params):
 
 
 def set_champion(params, version, *, reason="set by hand"):
-    """Make `version` (a number or an alias) the champion. Returns one line of text. Raises GraftError for an unknown version."""
+    """Make `version` (a number or an alias) the champion. Returns one line of text. Raises GraftError if there is none."""
     client, name = runs.connect(params).client, params.tracking.model
     version = registry.get_version(client, name, version).version
     with runs.lock("champion"):
