@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from stages import paths as places
 from stages.console import GraftError, log, warn
 from stages.tracking import registry, runs
 
@@ -162,31 +163,33 @@ def decide(comparison, *, promote="better", gates=None, metrics=None, champion="
     return Decision(promoted, f"{why}: {facts}" if why else facts, **numbers)
 
 
-def contest(run, *, version, paths, y, probabilities, classes, groups=None, metrics=None, predict=None):
+def contest(run, *, version, image_paths, y, probabilities, classes, groups=None, metrics=None, predict=None):
     """Let `version` of the registry contest the champion on this run's test images, and act on the decision.
 
-    run: StageRun of evaluate. paths: n image paths, as in predictions.csv. y: int (n,). probabilities: float (n, C). classes: C
-    names. groups: None or n labels. metrics: the test metrics that gates may ask for. predict: callable (model version) ->
-    probabilities (n, C) for these images in this order; called when the champion's predictions for them are not at hand.
+    run: StageRun of evaluate, whose predictions.csv is written already. image_paths: n paths, as in that file. y: int (n,).
+    probabilities: float (n, C). classes: C names. groups: None or n labels. metrics: the test metrics that gates may ask for.
+    predict: callable (model version) -> probabilities (n, C) for these images in this order; called when the champion's
+    predictions for them are not at hand.
 
     The alias `champion` moves or stays; the decision goes to tags and artifact champion.json of the run, tags of the version,
     the history and one line on the console. Returns the Decision.
     """
     import numpy as np
 
-    client, name, params = run.client, run.params.tracking.model, run.params
+    client, name = run.client, run.params.tracking.model
     right = np.asarray(probabilities).argmax(axis=1) == np.asarray(y)
-    facts = runs.data_facts(params)
     own = {"classes": json.dumps(list(classes), ensure_ascii=False), "evaluate.run": run.run_id}
-    if facts:
-        own["test.digest"] = facts.test_digest
+    if run.facts:
+        own["test.digest"] = run.facts.test_digest
+    if (saved := places.EVALUATE / "predictions.csv").exists():
+        run.log_artifact(saved)  # before the alias moves: from then on others contest these predictions
     registry.describe(run, version, tags=own)
     while True:
         champion = registry.by_alias(client, name, ALIAS)
         if champion is not None and str(champion.version) == str(version):
             decision = Decision(False, "it is the champion already", version=str(version), champion=str(version))
             break
-        decision = _judge(run, champion, paths, y, right, classes, groups, metrics, predict, facts)
+        decision = _judge(run, champion, image_paths, y, right, classes, groups, metrics, predict)
         decision = replace(decision, version=str(version), champion=champion and str(champion.version))
         if not decision.promoted:
             break
@@ -199,7 +202,7 @@ def contest(run, *, version, paths, y, probabilities, classes, groups=None, metr
     return decision
 
 
-def _judge(run, champion, paths, y, right, classes, groups, metrics, predict, facts):
+def _judge(run, champion, image_paths, y, right, classes, groups, metrics, predict):
     import numpy as np
 
     params = run.params
@@ -215,9 +218,9 @@ def _judge(run, champion, paths, y, right, classes, groups, metrics, predict, fa
             else f"the class lists differ, {_class_change(json.loads(theirs), classes)}"
         )
         return decide(None, champion=title, obstacle=obstacle, **rule)
-    same = facts is not None and champion.tags.get("test.digest") == facts.test_digest
+    same = run.facts is not None and champion.tags.get("test.digest") == run.facts.test_digest
     remark = None
-    known = _saved_predictions(run, champion, paths, [classes[k] for k in y]) if same else None
+    known = _saved_predictions(run, champion, image_paths, [classes[k] for k in y]) if same else None
     if known is not None:
         champion_right = known == np.asarray([classes[k] for k in y])
     elif predict is None:
@@ -245,14 +248,16 @@ def _few(names):
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _saved_predictions(run, champion, paths, labels):
+def _saved_predictions(run, champion, image_paths, labels):
     """The champion's predicted labels (n,) from predictions.csv of its evaluate run; None if they are not for these images."""
     import numpy as np
 
     rows = download_predictions(run.client, champion.tags.get("evaluate.run"))
-    if rows is None or set(rows) != set(paths) or any(rows[p]["label"] != label for p, label in zip(paths, labels)):
+    if rows is None or set(rows) != set(image_paths):
         return None
-    return np.asarray([rows[p]["predicted"] for p in paths])
+    if any(rows[path]["label"] != label for path, label in zip(image_paths, labels)):
+        return None
+    return np.asarray([rows[path]["predicted"] for path in image_paths])
 
 
 def download_predictions(client, run_id):

@@ -104,7 +104,7 @@ def describe(run, version, *, metrics=None, tags=None):
         return
     if texts:
         client.set_logged_model_tags(model_id, texts)
-    now, facts = int(time.time() * 1000), runs.data_facts(run.params)
+    now, facts = int(time.time() * 1000), run.facts
     dataset = {"dataset_name": facts.name, "dataset_digest": facts.digest[:12]} if facts else {}
     items = [
         Metric(key, float(value), now, 0, model_id=model_id, run_id=run.run_id, **dataset) for key, value in numbers.items()
@@ -114,8 +114,7 @@ def describe(run, version, *, metrics=None, tags=None):
 
 
 def _origin(run):
-    facts = runs.data_facts(run.params)
-    tags = {"pipeline": run.pipeline_name, "git.commit": runs.git_commit()}
+    facts, tags = run.facts, {"pipeline": run.pipeline_name, "git.commit": runs.git_commit()}
     return {**tags, **({"data.digest": facts.digest[:12], "data.path": facts.path} if facts else {})}
 
 

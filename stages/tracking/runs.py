@@ -269,11 +269,11 @@ def dataset_input(facts, context):
 class StageRun:
     """The MLflow run of one executed stage; made by `stage_run`.
 
-    `run_id`, `pipeline_id`, `pipeline_name` and `connection` are for the registry; stages only log.
+    `run_id`, `pipeline_id`, `pipeline_name`, `facts` (of the data set) and `connection` are for the registry; stages only log.
     """
 
-    def __init__(self, connection, params, stage, run_id, pipeline_id):
-        self.connection, self.client = connection, connection.client
+    def __init__(self, connection, params, stage, run_id, pipeline_id, facts):
+        self.connection, self.client, self.facts = connection, connection.client, facts
         self.params, self.stage, self.run_id, self.pipeline_id = params, stage, run_id, pipeline_id
         self.pipeline_name = pipeline_name(params)
         self._pending = []  # metrics that the store did not take yet
@@ -405,7 +405,7 @@ def _start(connection, params, stage, inputs):
     client.update_run(pipeline_id, status="RUNNING")
     if facts is not None:
         client.log_inputs(run_id, datasets=[dataset_input(facts, "testing" if stage in ("evaluate", "export") else "training")])
-    return StageRun(connection, params, stage, run_id, pipeline_id)
+    return StageRun(connection, params, stage, run_id, pipeline_id, facts)
 
 
 def _sources(connection, inputs):
@@ -436,7 +436,7 @@ def _finish(run, outputs, started):
     tags = {f"output.{path.as_posix()}": digest(path) for path in outputs if path.exists()}
     for path in outputs:
         _log_report(run, path, folder)
-    facts = data_facts(run.params)
+    run.facts = facts = run.facts or data_facts(run.params)
     tags.update(_data_tags(facts))
     run.set_tags(tags)
     run.log_metrics({"seconds/total": time.monotonic() - started})
