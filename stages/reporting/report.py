@@ -31,8 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.reporting import metrics
-from stages.reporting.plots import ConfusionMatrixDisplay, CurvesDisplay, style
+from stages.reporting import gallery, metrics
+from stages.reporting.card import Card, Facts, render_card
 
 CURVES = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 PREDICTIONS = ("path", "label", "predicted", "confidence")
@@ -55,9 +55,9 @@ def write_training_report(
     plots.mkdir(parents=True, exist_ok=True)
     report = _write_report(folder, y, probabilities, classes, groups=groups, resamples=resamples, seed=seed)
     write_curves(folder / "curves.csv", curves, unfrozen_at=unfrozen_at)
-    if curves:
-        style.png(CurvesDisplay(curves, unfrozen_at=unfrozen_at).plot().figure_, plots / "curves.png")
-    _draw_confusion(plots, report, classes)
+    gallery.draw_training(
+        plots, report=report, classes=classes, curves=curves, unfrozen_at=unfrozen_at, model=model, trainable=trainable
+    )
     return report["summary"]
 
 
@@ -67,7 +67,7 @@ class Evaluation:
 
     metrics: dict
     report: dict
-    card: object = field(repr=False, default=None)
+    card: Card = field(repr=False)
 
 
 def write_evaluation(
@@ -82,48 +82,51 @@ def write_evaluation(
     calibrated          True: `probabilities` were made with it; False: it is only reported what it would do
     head_probabilities  float (n, C) of the head-only model on the same images, or None
     facts               card.Facts, what the card says about model, data and training
+
+    Writes `metrics.json`, `predictions.csv`, `report.json`, `report.txt`, `confusion_matrix.csv`, `card.html` and, in `plots/`,
+    `confusion_matrix`, `confusion_matrix_normalised`, `per_class`, `roc`, `precision_recall`, `reliability`, with what
+    they need also `curves`, `head_against_fine_tuned`, `model_graph`, `prediction_grid`, `worst_mistakes`,
+    `top_confusions`, `grad_cam` (PNG); `per_class`, `roc`, `precision_recall`, `reliability`, `top_confusions`,
+    `worst_mistakes` (CSV).
+
+    Returns an `Evaluation`; `card.render_card(evaluation.card, provenance={...})` gives the page with what changes from
+    run to run. `metrics.json` holds `metrics.summary(...)`; `temperature`, `ece_uncalibrated`, `ece_calibrated`,
+    `loss_uncalibrated`, `loss_calibrated` (both are functions of predictions.csv and the temperature; `ece` and `loss`
+    are those of the shipped probabilities); and, with `head_probabilities`, `head_accuracy`, `head_difference`
+    (fine-tuned minus head) with `_low` and `_high`, `head_p_value`.
     """
     folder = Path(folder)
     plots = folder / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    p = metrics.normalise(probabilities)
+    y, p = np.asarray(y, np.int64), metrics.normalise(probabilities)
     head = None if head_probabilities is None else metrics.normalise(head_probabilities)
+    bare, tempered = gallery.calibrations(p, temperature=temperature, calibrated=calibrated)
     report = _write_report(folder, y, p, classes, groups=groups, resamples=resamples, seed=seed)
-    figures = dict(report["summary"])
-    figures.update(_calibration(y, p, temperature=temperature, calibrated=calibrated))
+    figures = {
+        **report["summary"],
+        "temperature": float(temperature),
+        "ece_uncalibrated": metrics.expected_calibration_error(y, bare),
+        "ece_calibrated": metrics.expected_calibration_error(y, tempered),
+        "loss_uncalibrated": metrics.log_loss(y, bare),
+        "loss_calibrated": metrics.log_loss(y, tempered),
+    }
+    against_head = None
     if head is not None:
-        figures.update(_against_head(y, p, head, groups=groups, resamples=resamples, seed=seed))
+        against_head = metrics.compare(y, head, p, groups=groups, resamples=resamples, seed=seed)
+        figures["head_accuracy"] = against_head.accuracy_a
+        figures["head_difference"] = against_head.difference
+        figures["head_difference_low"] = against_head.difference_low
+        figures["head_difference_high"] = against_head.difference_high
+        figures["head_p_value"] = against_head.p_value
     write_json(folder / "metrics.json", figures)
     write_predictions(folder / "predictions.csv", paths=paths, y=y, probabilities=p, classes=classes, groups=groups, head=head)
-    _draw_confusion(plots, report, classes)
-    if curves:
-        style.png(CurvesDisplay(curves, unfrozen_at=unfrozen_at).plot().figure_, plots / "curves.png")
-    return Evaluation(figures, report)
-
-
-def _calibration(y, p, *, temperature, calibrated):
-    """Calibration without and with the temperature, both from the shipped probabilities: predictions.csv proves them."""
-    before = metrics.apply_temperature(p, 1 / temperature) if calibrated else p
-    after = p if calibrated else metrics.apply_temperature(p, temperature)
-    return {
-        "temperature": float(temperature),
-        "ece_uncalibrated": metrics.expected_calibration_error(y, before),
-        "ece_calibrated": metrics.expected_calibration_error(y, after),
-        "loss_uncalibrated": metrics.log_loss(y, before),
-        "loss_calibrated": metrics.log_loss(y, after),
-    }
-
-
-def _against_head(y, p, head, *, groups, resamples, seed):
-    """`head_accuracy` and what fine-tuning changed: the paired difference with its interval and p-value."""
-    paired = metrics.compare(y, head, p, groups=groups, resamples=resamples, seed=seed)
-    return {
-        "head_accuracy": paired.accuracy_a,
-        "head_difference": paired.difference,
-        "head_difference_low": paired.difference_low,
-        "head_difference_high": paired.difference_high,
-        "head_p_value": paired.p_value,
-    }
+    pictures = gallery.draw_evaluation(
+        plots, report=report, paths=paths, y=y, probabilities=p, classes=classes, image=image, head=head, curves=curves,
+        uncalibrated=bare if calibrated else None, unfrozen_at=unfrozen_at, model=model, trainable=trainable, seed=seed,
+    )  # fmt: skip
+    card = Card(facts or Facts(), figures, report, pictures, calibrated=calibrated, against_head=against_head)
+    (folder / "card.html").write_text(render_card(card), encoding="utf-8", newline="\n")
+    return Evaluation(figures, report, card)
 
 
 def _write_report(folder, y, probabilities, classes, **options):
@@ -135,12 +138,6 @@ def _write_report(folder, y, probabilities, classes, **options):
     rows = ([classes[true], classes[said]] for true, said in zip(y, predicted))
     _write_csv(folder / "confusion_matrix.csv", ["actual", "predicted"], rows)
     return report
-
-
-def _draw_confusion(plots, report, classes):
-    for name, normalise in (("confusion_matrix", False), ("confusion_matrix_normalised", True)):
-        display = ConfusionMatrixDisplay(report["confusion_matrix"], classes, normalise=normalise).plot()
-        style.png(display.figure_, plots / f"{name}.png")
 
 
 # --- files --------------------------------------------------------------------------------------------------------------------

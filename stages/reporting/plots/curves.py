@@ -31,9 +31,9 @@ class CurvesDisplay:
             for axes, figure in zip(ax, ("accuracy", "loss")):
                 self._draw(axes, figure)
             ax[1].set_xlabel("epoch")
-            ax[0].set_title("Training")
-            handles, labels = ax[0].get_legend_handles_labels()
-            ax[0].legend(handles, labels, loc="lower right", ncols=2)
+            ax[0].set_title("Training", pad=18)
+            ax[0].plot([], [], "o", color=style.RIGHT, markersize=5, label="least validation loss")
+            ax[0].legend(loc="lower left", bbox_to_anchor=(0, 0.995), ncols=3, borderaxespad=0, columnspacing=1.2)
         self.ax_, self.figure_ = ax, ax[0].figure
         return self
 

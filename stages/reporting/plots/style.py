@@ -17,7 +17,8 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f
 INK, MUTED, RULE, SOFT, PAPER = "#1c2733", "#66727f", "#dde2e8", "#eef1f4", "#ffffff"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))  # the second sign by which series differ
 DPI = 110
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", SOFT: "soft", PAPER: "paper", RIGHT: "right", WRONG: "wrong"}
+NAMED = {INK: "ink", MUTED: "muted", RULE: "rule", SOFT: "soft", PAPER: "paper", RIGHT: "right", WRONG: "wrong"}
+VARIABLES = {**{colour: f"c{k}" for k, colour in enumerate(SERIES)}, **NAMED}  # what a page may repaint, e.g. in the dark
 
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
@@ -94,6 +95,8 @@ def svg(fig):
     text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', text, count=1)
     text = re.sub(r"font: ?([\d.]+)px[^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"font-family: ?[^;\"]*;?", "", text)
+    used = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)  # one page holds many figures
     return re.sub(r"#[0-9a-f]{6}", lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0], text)
 
 
