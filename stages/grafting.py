@@ -6,13 +6,22 @@ Unfreeze the top layers, take the frozen rest's activations from the memo, train
 from stages import paths
 from stages.console import log
 from stages.dataset import loading
-from stages.network import activations, augmentation, classifier, engines, training
+from stages.network import augmentation, classifier, engines, memo, training
 from stages.reporting import metrics, report
 from stages.serving import pyfunc
 from stages.tracking import facts, registry
 
 MANIFEST = paths.SPLIT / "manifest.csv"
-FILES = ("model.weights.h5", "model.json", "curves.csv", "metrics.json", "report.json", "report.txt", "confusion_matrix.csv", "plots")
+FILES = (
+    "model.weights.h5",
+    "model.json",
+    "curves.csv",
+    "metrics.json",
+    "report.json",
+    "report.txt",
+    "confusion_matrix.csv",
+    "plots",
+)
 
 
 def outputs(stage):
@@ -29,7 +38,10 @@ def graft(model, spec, layers, params, run, *, inputs, peak_lr, lr_key, settings
     manifest = loading.read_manifest()
     train, val = manifest.split("train"), manifest.split("val")
     augment, folder = params.augment, paths.STAGES[run.stage]
-    identity = {"params": facts.stage_keys(run.stage, params), "inputs": {name: facts.digest(path) for name, path in inputs.items()}}
+    identity = {
+        "params": facts.stage_keys(run.stage, params),
+        "inputs": {name: facts.digest(path) for name, path in inputs.items()},
+    }
     checkpoint = training.Checkpoint(run.stage, identity)
     trained = layers > 0 or not earlier
     layers = classifier.unfreeze(model, layers)
@@ -46,10 +58,12 @@ def graft(model, spec, layers, params, run, *, inputs, peak_lr, lr_key, settings
             patience=settings.patience,
             batch_size=params.batch_size,
             seed=params.seed,
-            class_weights=training.balanced(train.labels, len(spec.classes)) if params.head.class_weights == "balanced" else None,
+            class_weights=training.balanced(train.labels, len(spec.classes))
+            if params.head.class_weights == "balanced"
+            else None,
         ),
         engine=engines.choose(params.trunk.engine, spec.backbone),
-        memo=activations.Memo(max_gb=params.cache.max_gb),
+        memo=memo.Memo(max_gb=params.cache.max_gb),
         checkpoint=checkpoint,
         also=also,
         on_epoch=lambda row: run.log_epoch({**row, "epoch": row["epoch"] + len(earlier)}),

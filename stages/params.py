@@ -165,6 +165,7 @@ def _build(kind, tree, *, where, file):
 
 def _value(hint, value, limits, *, key, file):
     """`value` as the type that `hint` names, within `limits`."""
+
     def refuse(wanted):
         raise GraftError(f"{file}: {key} must be {wanted}, not {value!r}")
 
@@ -217,7 +218,9 @@ def _check_together(params, file):
     """What no single key can get wrong."""
     data = params.data
     if data.val_fraction + data.test_fraction >= 1:
-        raise GraftError(f"{file}: data.val_fraction + data.test_fraction must stay below 1, so that images are left to train on")
+        raise GraftError(
+            f"{file}: data.val_fraction + data.test_fraction must stay below 1, so that images are left to train on"
+        )
     if data.group_by is not None:
         try:
             groups = re.compile(data.group_by).groups
@@ -225,7 +228,10 @@ def _check_together(params, file):
             raise GraftError(f"{file}: data.group_by is not a regular expression: {error}") from None
         if groups != 1:
             raise GraftError(f"{file}: data.group_by must have one (group), not {groups}")
-    for key, values, known in (("export.formats", params.export.formats, FORMATS), ("evaluate.gates", params.evaluate.gates, GATES)):
+    for key, values, known in (
+        ("export.formats", params.export.formats, FORMATS),
+        ("evaluate.gates", params.evaluate.gates, GATES),
+    ):
         for value in values:
             if value not in known:
                 raise GraftError(f"{file}: {key} must be made of {', '.join(known)}, not {value!r}")

@@ -93,11 +93,15 @@ def weights_file(name, alpha, weights):
     else:
         path = Path(weights).expanduser()
         if path.suffix not in (".h5", ".keras"):
-            raise GraftError(f"params.yaml: backbone.weights must be bundled, imagenet, none or a path to .h5, .keras or .weights.h5, not {weights!r}")
+            raise GraftError(
+                f"params.yaml: backbone.weights must be bundled, imagenet, none or a path to .h5, .keras or .weights.h5, not {weights!r}"
+            )
     if not path.is_file():
         raise GraftError(f"params.yaml: backbone.weights: no such file: {path}")
     if path.name in SHA256 and sha256(path) != SHA256[path.name]:
-        raise GraftError(f"{path}: damaged or not the file of that name: SHA-256 is not {SHA256[path.name]}; fetch it again (git checkout -- {path})")
+        raise GraftError(
+            f"{path}: damaged or not the file of that name: SHA-256 is not {SHA256[path.name]}; fetch it again (git checkout -- {path})"
+        )
     return path
 
 
@@ -144,7 +148,6 @@ def build(name, alpha, inputs, *, weights="none"):
 
 
 def _build_imagenet(constructor, options, name):
-    import keras
 
     try:
         return constructor(weights="imagenet", **options)

@@ -6,9 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -53,7 +51,9 @@ def start(seed):
         yield strategy
 
 
-def train(model, layers, train, val, *, pool, views, schedule, engine, memo, checkpoint, also=(), on_epoch=None, baseline=False):
+def train(
+    model, layers, train, val, *, pool, views, schedule, engine, memo, checkpoint, also=(), on_epoch=None, baseline=False
+):
     """Unfreeze the top `layers` of the classifier's backbone and train what is above the cut, on remembered activations.
 
     train, val: (images, labels): `activations.Images` and int64 (n,). pool: augmentation.Augmentation, its `views` views per image.
@@ -115,6 +115,7 @@ def fit(tail, train, train_labels, val, val_labels, schedule, *, checkpoint, on_
             validation_data=validation,
             class_weight=dict(enumerate(schedule.class_weights)) if schedule.class_weights else None,
             callbacks=[watch],
+            shuffle=False,
             verbose=0,
         )
     watch.restore_best()
@@ -125,7 +126,8 @@ def predict(tail, activations, n, *, batch_size=64):
     """Probabilities float64 (n, C) of `tail` on view 0 of the n remembered images; rows sum to 1."""
     import tensorflow as tf
 
-    call = tf.function(lambda x: tail(x, training=False), autograph=False, reduce_retracing=True)
+    signature = tf.TensorSpec((None, *activations.shape), tf.uint8 if activations.dtype == np.uint8 else tf.float32)
+    call = tf.function(lambda x: tail(x, training=False), input_signature=[signature], autograph=False)
     batches = [call(_ready(activations.take(np.arange(i, min(i + batch_size, n)), 0))).numpy() for i in range(0, n, batch_size)]
     probabilities = np.concatenate(batches).astype(np.float64)
     return probabilities / probabilities.sum(axis=1, keepdims=True)
@@ -169,6 +171,8 @@ def _dataset(activations, labels, schedule, *, epochs):
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     if kind == tf.float16:
         dataset = dataset.map(lambda x, y: (tf.cast(x, tf.float32), y))
+    if epochs is None:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(n / size)))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.prefetch(4).with_options(options)
@@ -202,7 +206,9 @@ def _watch(schedule, checkpoint, on_epoch, steps):
                    "val_loss": logs["val_loss"], "val_accuracy": logs["val_accuracy"]}  # fmt: skip
             row = {key: value if key == "epoch" else float(value) for key, value in row.items()}
             if not math.isfinite(row["val_loss"]):
-                raise GraftError(f"the validation loss is {row['val_loss']} in epoch {epoch} at lr {self.lr:.3g}; lower {schedule.lr_key} in params.yaml")
+                raise GraftError(
+                    f"the validation loss is {row['val_loss']} in epoch {epoch} at lr {self.lr:.3g}; lower {schedule.lr_key} in params.yaml"
+                )
             self.rows.append(row)
             self.waited = 0 if self.keep_best(row["val_loss"]) else self.waited + 1
             log(f"epoch {epoch + 1}/{schedule.epochs}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
