@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 RESIZE = "squash to size x size, bilinear with antialiasing (Pillow)"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -49,7 +49,10 @@ def sniff(head):
     if head[:2] == b"BM" and len(head) >= 18 and struct.unpack("<I", head[14:18])[0] in (12, 16, 40, 52, 56, 64, 108, 124):
         return "BMP"  # two letters alone would make a picture of any text that begins with BM
     if (
-        (head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"))
+        (
+            head[4:8] == b"ftyp"
+            and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+        )
         or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n"
         or head[:4] in (b"8BPS", b"\0\0\1\0", b"\xff\x4f\xff\x51")
         or head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n"
@@ -99,7 +102,9 @@ def decode(stream, *, at_least=None, max_megapixels=MAX_MEGAPIXELS):
         raise
     except MemoryError:
         raise ImageProblem("too_large", "more memory than there is") from None
-    except Exception as error:  # Pillow's plugins raise whatever the damage leads them to: OSError, SyntaxError, KeyError, struct.error
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise whatever the damage leads them to: OSError, SyntaxError, KeyError, struct.error
         whole = "" if kind is None else _is_cut_off(kind, stream)
         text = " ".join(str(error).split()) or type(error).__name__
         raise ImageProblem("truncated" if whole or "truncated" in text else "undecodable", text) from None
@@ -181,7 +186,7 @@ def _is_cut_off(kind, stream):
     if kind == "WEBP":
         return struct.unpack("<I", head[4:8])[0] + 8 > length
     if kind == "BMP":
-        return 0 < struct.unpack("<I", head[2:6])[0] and struct.unpack("<I", head[2:6])[0] > length
+        return struct.unpack("<I", head[2:6])[0] > 0 and struct.unpack("<I", head[2:6])[0] > length
     if kind == "TIFF":
         return head[2] in (0x2A, 0) and struct.unpack("<I" if head[:1] == b"I" else ">I", head[4:8])[0] >= length
     return False

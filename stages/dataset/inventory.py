@@ -30,8 +30,9 @@ DAMAGED = ("undecodable", "truncated", "empty", "too_small", "too_large", "unsup
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
                  "test": "test", "testing": "test"}  # fmt: skip
 THUMB = 32  # pixels of a side of the grey thumbnail that near-duplicates are compared by
+LEAST_DETAIL = 2.0  # grey levels (of 255): below it a thumbnail holds noise and rounding; photos have 4 to 20
 CHUNK = 32  # files per task: large enough that handing out tasks costs nothing, small enough for a smooth progress bar
-MEMO_VERSION = f"3 Pillow {PIL.__version__}"
+MEMO_VERSION = f"4 Pillow {PIL.__version__}"
 FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not memoised
 
 
@@ -46,16 +47,18 @@ class Picture:
     sha256: str
     width: int
     height: int
-    fingerprint: int
+    fingerprint: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row of problems.csv. `action` begins with "set aside" where the image is not in the manifest, with "kept" where it is."""
+    """One row of problems.csv. `action` begins with "set aside" where the image is not in the manifest, with "kept" where it is.
+    `other`: the image that this one equals or resembles, or ""; for the report."""
 
     path: str
     problem: str
     action: str
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ def scan(root, *, memo, min_side=1, max_megapixels=images.MAX_MEGAPIXELS, on_dam
     folders, no image; and with on_damaged="fail" where any file has one of the problems in DAMAGED."""
     root = Path(root)
     if not root.is_dir():
-        raise GraftError(f"data.path: {root} is {'not a folder' if root.exists() else 'not there'}; name a folder of class folders")
+        raise GraftError(
+            f"data.path: {root} is {'not a folder' if root.exists() else 'not there'}; name a folder of class folders"
+        )
     files, odd, hidden = _walk(root)
     place = _layout(root, files)
     pictures, problems, non_images = [], [], 0
@@ -107,7 +112,9 @@ def scan(root, *, memo, min_side=1, max_megapixels=images.MAX_MEGAPIXELS, on_dam
             elif label is None:
                 problems.append(Problem(file.path, "no_class", "set aside: not in a class folder"))
             else:
-                pictures.append(Picture(file.path, label, given, facts.sha256.hex(), facts.width, facts.height, facts.fingerprint))
+                pictures.append(
+                    Picture(file.path, label, given, facts.sha256.hex(), facts.width, facts.height, facts.fingerprint)
+                )
     problems.sort(key=lambda p: p.path)
     damaged = [p for p in problems if p.problem in DAMAGED]
     if damaged and on_damaged == "fail":
@@ -194,7 +201,9 @@ def _layout(root, files):
         inside = {parts[1] for parts in (file.path.split("/") for file in files) if len(parts) > 2}
         only = next(iter(labels))
         hint = f"; its classes may lie one level down: data.path={root / only}" if len(inside) > 1 and not predefined else ""
-        raise GraftError(f"data.path: {root} holds one class only, {only!r}{hint}; a classifier needs two folders of images or more")
+        raise GraftError(
+            f"data.path: {root} holds one class only, {only!r}{hint}; a classifier needs two folders of images or more"
+        )
     return place
 
 
@@ -211,7 +220,7 @@ class Facts:
     sha256: bytes = b""
     width: int = 0
     height: int = 0
-    fingerprint: int = 0
+    fingerprint: int | None = None
     thumb: bytes = b""
 
 
@@ -231,7 +240,9 @@ def examine(path, *, size=None, max_megapixels=images.MAX_MEGAPIXELS):
             if not head:
                 return Facts("empty", "no bytes in the file") if problem != "non_image" else Facts("non_image")
             if kind is None:
-                detail = f"{suffix} files are not read" if problem == "unsupported" else "no picture in it, whatever its name says"
+                detail = (
+                    f"{suffix} files are not read" if problem == "unsupported" else "no picture in it, whatever its name says"
+                )
                 return Facts(problem, "" if problem == "non_image" else detail)
             size = os.fstat(file.fileno()).st_size if size is None else size
             if size > max_megapixels * 8e6 + 2**26:  # 8 bytes per pixel is the most a format here takes; spare the memory
@@ -244,14 +255,24 @@ def examine(path, *, size=None, max_megapixels=images.MAX_MEGAPIXELS):
         picture, seen = images.decode(io.BytesIO(content), at_least=2 * THUMB, max_megapixels=max_megapixels)
     except images.ImageProblem as error:
         return Facts(error.kind, error.detail)
-    thumb = thumbnail(picture)
-    return Facts("", "", hashlib.sha256(content).digest(), seen["width"], seen["height"], fingerprint(thumb), thumb.tobytes())
+    thumb, digest = thumbnail(picture), hashlib.sha256(content).digest()
+    comparable = min(seen["width"], seen["height"]) >= THUMB and fine_detail(thumb[None]).std() >= LEAST_DETAIL
+    return Facts("", "", digest, seen["width"], seen["height"], fingerprint(thumb) if comparable else None, thumb.tobytes())
 
 
 def thumbnail(picture):
     """RGB image -> uint8 (32, 32): grey, each value the mean of its part of the picture."""
     small = picture.resize((THUMB, THUMB), Image.Resampling.BOX, reducing_gap=2.0)
     return np.asarray(small.convert("L"), dtype=np.uint8)
+
+
+def fine_detail(thumbs):
+    """(n, 32, 32) -> float32 (n, 32, 32): what is left when the mean of the 5 x 5 pixels around each pixel is taken away."""
+    x = np.asarray(thumbs, dtype=np.float32)
+    for axis in (1, 2):
+        x = np.cumsum(np.pad(x, [(0, 0) if a != axis else (3, 2) for a in range(3)], mode="edge"), axis=axis)
+        x = (np.take(x, range(5, THUMB + 5), axis) - np.take(x, range(THUMB), axis)) / 5
+    return thumbs - x
 
 
 def fingerprint(thumb):
@@ -330,7 +351,7 @@ class Memo:
             self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS version (version TEXT)")
         if self._db.execute("SELECT version FROM version").fetchall() != [(MEMO_VERSION,)]:
-            for table in ("files", "thumbs", "version"):
+            for table in ("files", "thumbs", "pairs", "version"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute("CREATE TABLE version (version TEXT)")
             self._db.execute("INSERT INTO version VALUES (?)", (MEMO_VERSION,))
@@ -339,6 +360,7 @@ class Memo:
             " sha256 BLOB, width INTEGER, height INTEGER, fingerprint INTEGER, PRIMARY KEY (root, path)) WITHOUT ROWID"
         )
         self._db.execute("CREATE TABLE IF NOT EXISTS thumbs (sha256 BLOB PRIMARY KEY, thumb BLOB) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE IF NOT EXISTS pairs (a BLOB, b BLOB, alike INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID")
         self._db.commit()
         self._committed = time.monotonic()
 
@@ -358,7 +380,9 @@ class Memo:
                 gone.append((self.root, row[0]))
                 row = next(rows, None)
             if row is not None and row[0] == file.path:
-                known = Facts(*row[3:8], row[8] & 0xFFFFFFFFFFFFFFFF) if row[1:3] == (file.size, file.mtime_ns) else None
+                known = None
+                if row[1:3] == (file.size, file.mtime_ns):
+                    known = Facts(*row[3:8], None if row[8] is None else row[8] % 2**64)
                 row = next(rows, None)
                 yield file, known
             else:
@@ -368,6 +392,7 @@ class Memo:
         if gone:
             self._db.executemany("DELETE FROM files WHERE root = ? AND path = ?", gone)
             self._db.execute("DELETE FROM thumbs WHERE sha256 NOT IN (SELECT sha256 FROM files)")
+            self._db.execute("DELETE FROM pairs WHERE a NOT IN (SELECT sha256 FROM thumbs)")
             self._db.commit()
 
     def remember(self, results):
@@ -377,7 +402,8 @@ class Memo:
             if facts.problem == "too_large" or facts.detail.startswith("cannot be read"):
                 continue  # depends on data.max_megapixels, or may pass
             settled = now - file.mtime_ns > FRESH_SECONDS * 1e9
-            signed = facts.fingerprint - 2**64 if facts.fingerprint >= 2**63 else facts.fingerprint  # SQLite's integers are signed
+            hashed = facts.fingerprint
+            signed = hashed - 2**64 if hashed is not None and hashed >= 2**63 else hashed  # SQLite's integers are signed
             rows.append((self.root, file.path, file.size, file.mtime_ns if settled else -1, facts.problem, facts.detail,
                          facts.sha256, facts.width, facts.height, signed))  # fmt: skip
             if facts.thumb:
@@ -395,3 +421,14 @@ class Memo:
             (blob,) = self._db.execute("SELECT thumb FROM thumbs WHERE sha256 = ?", (bytes.fromhex(digest),)).fetchone()
             out[i] = np.frombuffer(blob, np.uint8).reshape(THUMB, THUMB)
         return out
+
+    def verdicts(self, pairs):
+        """For pairs of SHA-256 (hex): whether they have been found alike (True, False), None where not yet judged."""
+        ask = "SELECT alike FROM pairs WHERE a = ? AND b = ?"
+        rows = (self._db.execute(ask, (bytes.fromhex(a), bytes.fromhex(b))).fetchone() for a, b in pairs)
+        return [None if row is None else bool(row[0]) for row in rows]
+
+    def keep_verdicts(self, judged):
+        rows = [(bytes.fromhex(a), bytes.fromhex(b), int(alike)) for a, b, alike in judged]
+        self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?)", rows)
+        self._db.commit()

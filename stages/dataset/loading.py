@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,6 +85,14 @@ def read_manifest(folder=paths.SPLIT):
     if strays:
         raise GraftError(f"{folder}: classes.json lacks {sorted(strays)[0]!r} of manifest.csv; run `dvc repro split`")
     return Manifest(rows=rows, classes=classes)
+
+
+def manifest(pictures, splits, groups):
+    """The Manifest of the inventory's `pictures`. splits: {path: split} of all; groups: {path: group} of those in one."""
+    rows = [Row(p.path, p.label, splits[p.path], p.sha256, p.width, p.height, groups.get(p.path, "")) for p in pictures]
+    shared = Counter(row.group for row in rows)
+    rows = [row if shared[row.group] > 1 else replace(row, group="") for row in rows]  # the others may have been set aside
+    return Manifest(tuple(sorted(rows, key=lambda row: row.path)), tuple(sorted({row.label for row in rows})))
 
 
 def write_manifest(manifest, folder):

@@ -10,7 +10,8 @@ import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from stages.console import GraftError
+from stages.console import GraftError, warn
+from stages.dataset.inventory import Problem
 from stages.dataset.loading import SPLITS
 
 
@@ -24,6 +25,13 @@ class Item:
     order: str
     group: str = ""
     given: str = ""
+
+
+def items(pictures, grouping):
+    """What `assign` deals out, from the inventory's pictures and their Grouping."""
+    return [
+        Item(p.path, p.label, grouping.orders.get(p.path, p.sha256), grouping.groups.get(p.path, ""), p.given) for p in pictures
+    ]
 
 
 def assign(items, *, val_fraction, test_fraction, seed, where="the data set"):
@@ -41,6 +49,39 @@ def assign(items, *, val_fraction, test_fraction, seed, where="the data set"):
     splits |= _deal([item for item in items if item.path not in splits], wanted, seed)
     _check(items, splits, ("train", *wanted), where)
     return splits
+
+
+def settle_leaks(pictures, groups, copies, *, policy):
+    """(pictures that stay, problems) when given splits share pictures. Test images always stay.
+
+    groups: {path: group}; copies: [(path set aside, path that stays)] of equal files in different given splits.
+    `policy`: "warn" keeps near-duplicates where they are; "drop_from_train" sets aside those of train that have a
+    near-duplicate in val or test, and those of val that have one in test; "fail" raises GraftError, with the list.
+    """
+    rank = {"test": 0, "val": 1, "train": 2}
+    best = {}
+    for picture in pictures:
+        key = groups.get(picture.path)
+        if key and picture.given and rank[picture.given] < best.get(key, (3, ""))[0]:
+            best[key] = (rank[picture.given], picture.path)
+    leaks = {}
+    for picture in pictures:
+        key = groups.get(picture.path)
+        if key and picture.given and rank[picture.given] > best[key][0]:
+            leaks[picture.path] = best[key][1]
+    if not leaks and not copies:
+        return pictures, []
+    listed = "; ".join(f"{a} ~ {b}" for a, b in [*sorted(leaks.items()), *sorted(copies)][:10])
+    total = len(leaks) + len(copies)
+    found = f"{total} image(s) of train or val are also in a later split ({len(copies)} byte for byte): {listed}{'; …' * (total > 10)}"
+    if policy == "fail":
+        raise GraftError(f"{found}; data.leaks is fail: remove them, or set drop_from_train")
+    done = "set aside" if policy == "drop_from_train" else "kept, set data.leaks=drop_from_train to leave them out"
+    warn(f"{found}; equal files set aside, near-duplicates {done}; see problems.csv")
+    drop = policy == "drop_from_train"
+    action = "set aside: same picture as" if drop else "kept: same picture as"
+    problems = [Problem(path, "leak", f"{action} {other}", other) for path, other in leaks.items()]
+    return tuple(p for p in pictures if not (drop and p.path in leaks)), problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +115,11 @@ def _deal(items, wanted, seed):
         return all(held[place[group]][label] > n for label, n in group.labels.items())
 
     for group in groups:  # first fit, never beyond a target
-        fits = (split for split in wanted if all(held[split][label] + n <= target[split][label] for label, n in group.labels.items()))
+        fits = (
+            split
+            for split in wanted
+            if all(held[split][label] + n <= target[split][label] for label, n in group.labels.items())
+        )
         put(group, next(fits, "train"))
 
     for split in wanted:  # groups too large to fit: take one where that comes nearer to the target than leaving it out
