@@ -27,11 +27,14 @@ PAIRS, PHOTOS_PER_PAIR = 6, 4
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the card shows: `svg` {name: element}, `tiles` {name: [Tile, ...]}, `confusions` [(heading, [Tile, ...]), ...]."""
+    """What the card shows: `svg` {name: element}, `tiles` {name: [Tile, ...]}, `confusions` [(heading, [Tile, ...]), ...],
+    `pairs` as `top_confusions` gives them, with class names.
+    """
 
     svg: dict
     tiles: dict
     confusions: list
+    pairs: list
 
 
 def draw_training(folder, *, report, classes, curves, unfrozen_at=None, model=None, trainable=None):
@@ -73,14 +76,14 @@ def draw_evaluation(
     _write_dicts(folder / "reliability.csv", bins)
 
     pairs = top_confusions(report["confusion_matrix"])
-    rows = [[classes[true], classes[said], count, share] for true, said, count, share in pairs]
-    _write_rows(folder / "top_confusions.csv", ["label", "predicted", "images", "share"], rows)
+    named = [[str(classes[true]), str(classes[said]), count, share] for true, said, count, share in pairs]
+    _write_rows(folder / "top_confusions.csv", ["label", "predicted", "images", "share"], named)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     worst = worst_mistakes(y, probabilities)
     rows = [[paths[i], classes[y[i]], classes[predicted[i]], float(confidence[i])] for i in worst]
     _write_rows(folder / "worst_mistakes.csv", ["path", "label", "predicted", "confidence"], rows)
     if image is None:
-        return Gallery(svg, {}, [])
+        return Gallery(svg, {}, [], named)
 
     seen = {}
 
@@ -92,7 +95,7 @@ def draw_evaluation(
     sample = np.sort(np.random.default_rng(seed).choice(len(y), min(SAMPLE, len(y)), replace=False))
     tiles = {"prediction_grid": [tile(i) for i in sample], "worst_mistakes": [tile(i) for i in worst[:WORST]]}
     confusions = [
-        (f"{classes[true]} taken for {classes[said]}: {count}, {style.percent(share)} of its images", [tile(i) for i in chosen])
+        (f"{classes[true]} taken for {classes[said]} · {count} of them, {style.percent(share)}", [tile(i) for i in chosen])
         for true, said, count, share in pairs[:PAIRS]
         if len(chosen := _most_confident(np.flatnonzero((y == true) & (predicted == said)), confidence)[:PHOTOS_PER_PAIR])
     ]
@@ -111,7 +114,7 @@ def draw_evaluation(
         columns = 3 if name == "grad_cam" else 6
         style.png(PhotosDisplay.from_tiles(titles[name], some, columns=columns).plot().figure_, folder / f"{name}.png")
     style.png(PhotosDisplay("Most frequent confusions", confusions).plot().figure_, folder / "top_confusions.png")
-    return Gallery(svg, tiles, confusions)
+    return Gallery(svg, tiles, confusions, named)
 
 
 def top_confusions(matrix):

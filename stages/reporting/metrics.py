@@ -51,8 +51,10 @@ def normalise(probabilities):
     return p / total
 
 
-def _checked(y, probabilities):
+def _checked(y, probabilities, classes=None):
     p = normalise(probabilities)
+    if classes is not None and len(classes) != p.shape[1]:
+        raise ValueError(f"{len(classes)} class names for {p.shape[1]} columns of probabilities")
     y = np.asarray(y, np.int64)
     if y.shape != (len(p),):
         raise ValueError(f"y must have shape ({len(p)},) like the probabilities, not {y.shape}")
@@ -274,13 +276,14 @@ def summary(y, probabilities, classes, *, groups=None, resamples=2000, seed=0):
     classes than that; `loss` (mean negative log-likelihood, nats); `ece` (15 bins); `roc_auc` and `average_precision`
     (one-vs-rest, mean over classes); `min_class_recall`.
     """
+    y, p = _checked(y, probabilities, classes)
+    return _summary(y, p, _one_vs_rest(y, p), _group_ids(groups, len(y)), resamples=resamples, seed=seed)
+
+
+def _summary(y, p, ranking, group, *, resamples, seed):
     from sklearn import metrics as sk
 
-    y, p = _checked(y, probabilities)
     predicted, labels = p.argmax(axis=1), np.arange(p.shape[1])
-    if len(classes) != len(labels):
-        raise ValueError(f"{len(classes)} class names for {len(labels)} columns of probabilities")
-    group = _group_ids(groups, len(y))
     right = predicted == y
     _, low, high = _proportions(np.ones((len(y), 1), bool), right[:, None], group)
     present, occurring = np.unique(y), np.union1d(y, predicted)
@@ -305,7 +308,7 @@ def summary(y, probabilities, classes, *, groups=None, resamples=2000, seed=0):
             figures[f"top_{k}_accuracy"] = float(sk.top_k_accuracy_score(y, p, k=k, labels=labels))
     figures["loss"] = log_loss(y, p)
     figures["ece"] = expected_calibration_error(y, p)
-    for name, values in _one_vs_rest(y, p).items():
+    for name, values in ranking.items():
         defined = [v for v in values if v is not None]
         if defined:
             figures[name] = float(np.mean(defined))
@@ -336,7 +339,7 @@ def classification_report(y, probabilities, classes, *, groups=None, resamples=2
     """
     from sklearn import metrics as sk
 
-    y, p = _checked(y, probabilities)
+    y, p = _checked(y, probabilities, classes)
     predicted, labels = p.argmax(axis=1), np.arange(p.shape[1])
     group = _group_ids(groups, len(y))
     points = sk.precision_recall_fscore_support(y, predicted, labels=labels, average=None, zero_division=0)
@@ -355,7 +358,7 @@ def classification_report(y, probabilities, classes, *, groups=None, resamples=2
             ends = [None if np.isnan(end[c]) else float(end[c]) for end in intervals[figure]]
             row.update({figure: float(points[k][c]), f"{figure}_low": ends[0], f"{figure}_high": ends[1]})
         rows.append({**row, **{figure: values[c] for figure, values in ranking.items()}})
-    figures = summary(y, p, classes, groups=groups, resamples=resamples, seed=seed)
+    figures = _summary(y, p, ranking, group, resamples=resamples, seed=seed)
     return {"classes": rows, "summary": figures, "confusion_matrix": confusion_matrix(y, p).tolist()}
 
 

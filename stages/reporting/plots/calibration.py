@@ -32,7 +32,7 @@ class ReliabilityDisplay:
         """`ax`: two axes, for the diagram and for the counts."""
         with style.applied():
             if ax is None:
-                ax = style.figure(4.8, 4.6).subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+                ax = style.figure(style.WIDTH, 4.6).subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
             main, counts = ax
             main.plot([0, 1], [0, 1], color=style.MUTED, linewidth=0.8, linestyle=style.DASHES[2])
             looks = ((style.RIGHT, "o", "-"), (style.WRONG, "D", style.DASHES[1]))

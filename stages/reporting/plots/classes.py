@@ -7,7 +7,8 @@ from stages.reporting.plots import style
 
 TEXT_UP_TO = 20  # classes whose cells carry numbers
 NAMES_UP_TO = 100
-BARS = 30
+BARS = 24
+WHITE = "#fefefe"  # not the colour of paper, which a dark page repaints
 
 
 class ConfusionMatrixDisplay:
@@ -42,7 +43,7 @@ class ConfusionMatrixDisplay:
                 spine.set_visible(True)
             step = int(np.ceil(count / NAMES_UP_TO))
             size = float(np.clip(90 * side / 11 / count * 8, 4.5, 8))
-            names = [style.short(name, 16 if count <= 20 else 12) for name in self.classes]
+            names = [style.short(name, 16 if count <= 20 else 20) for name in self.classes]
             upright = count > 6 or max(map(len, names)) > 6
             ax.set_xticks(range(0, count, step), names[::step], rotation=90 if upright else 0, fontsize=size)
             ax.set_yticks(range(0, count, step), names[::step], fontsize=size)
@@ -72,12 +73,12 @@ class ConfusionMatrixDisplay:
             if not value:
                 continue
             text = f"{100 * value:.0f}" if self.normalise and value >= 0.005 else "<1" if self.normalise else f"{int(value)}"
-            colour = "white" if shade[row, column] > (0.6 if row == column else 0.8) else style.INK
+            colour = WHITE if shade[row, column] > (0.6 if row == column else 0.8) else style.INK
             ax.text(column, row, text, ha="center", va="center", fontsize=font, color=colour)
 
 
 class PerClassDisplay:
-    """F1 as a bar with its interval, precision and recall as marks beside it; the worst first, at most 30 classes.
+    """F1 as a bar with its interval, precision and recall as marks beside it; the worst first, at most 24 classes.
 
     `rows`: the "classes" of `metrics.classification_report`.
     """
@@ -100,20 +101,20 @@ class PerClassDisplay:
         at = np.arange(len(rows))
         with style.applied():
             if ax is None:
-                ax = style.figure(4.8, 1.3 + 0.27 * len(rows)).subplots()
+                ax = style.figure(style.WIDTH, 1.3 + 0.27 * len(rows)).subplots()
             f1, low, high = (np.array([row[key] for row in rows], float) for key in ("f1", "f1_low", "f1_high"))
             ax.barh(at, f1, height=0.62, color=style.RIGHT, alpha=0.28, label="F1, 95% interval")
             ax.errorbar(f1, at, xerr=[f1 - low, high - f1], fmt="none", ecolor=style.INK, elinewidth=1, capsize=2.5)
             ax.plot([row["precision"] for row in rows], at, "D", markersize=4, color=style.WRONG, label="precision")
             ring = {"markersize": 5, "color": "none", "markeredgecolor": style.INK}
             ax.plot([row["recall"] for row in rows], at, "o", label="recall", **ring)
-            ax.set_yticks(at, [f"{style.short(row['class'], 20)}  ({row['support']})" for row in rows])
+            ax.set_yticks(at, [f"{style.short(row['class'], 15)} ({row['support']})" for row in rows])
             ax.tick_params(axis="y", length=0)
             ax.invert_yaxis()
             ax.set(xlim=(0, 1.005), ylim=(len(rows) - 0.4, -0.6))
             ax.grid(axis="x")
-            ax.set_title("Classes (images)" + (f", the {BARS} with the least F1" if len(rows) == BARS else ""), pad=18)
-            look = {"borderaxespad": 0, "handletextpad": 0.4, "columnspacing": 1.2}
+            ax.set_title(f"The {BARS} with the least F1 (images)" if len(rows) == BARS else "Classes (images)", pad=18)
+            look = {"borderaxespad": 0, "handletextpad": 0.3, "columnspacing": 0.9, "handlelength": 1.4}
             ax.legend(loc="lower left", bbox_to_anchor=(0, 0.995), ncols=3, **look)
         self.ax_, self.figure_ = ax, ax.figure
         return self
@@ -123,7 +124,7 @@ class HeadAgainstTunedDisplay:
     """Recall of each class before and after fine-tuning, joined by a line: blue where it rose, vermilion and dashed where
     it fell.
 
-    The classes that changed most, at most 30. `head`, `tuned` float (C,), NaN for a class without images.
+    The classes that changed most, at most 24. `head`, `tuned` float (C,), NaN for a class without images.
     """
 
     def __init__(self, head, tuned, classes):
@@ -142,23 +143,24 @@ class HeadAgainstTunedDisplay:
         change = self.tuned - self.head
         known = np.flatnonzero(~np.isnan(change))
         shown = known[np.argsort(-np.abs(change[known]), kind="stable")][:BARS]
+        if len(known) > BARS:
+            shown = shown[change[shown] != 0]
         shown = shown[np.argsort(-change[shown], kind="stable")]
         at = np.arange(len(shown))
         with style.applied():
             if ax is None:
-                ax = style.figure(4.8, 1.3 + 0.24 * len(shown)).subplots()
+                ax = style.figure(style.WIDTH, 1.3 + 0.24 * len(shown)).subplots()
             for worse, colour, dash in ((False, style.RIGHT, "-"), (True, style.WRONG, style.DASHES[2])):
                 some = (change[shown] < 0) == worse
                 ax.hlines(at[some], self.head[shown[some]], self.tuned[shown[some]], color=colour, linestyle=dash, linewidth=2)
             ax.plot(self.head[shown], at, "o", markersize=5, color="none", markeredgecolor=style.INK, label="head only")
             ax.plot(self.tuned[shown], at, "o", markersize=5, color=style.INK, label="fine-tuned")
-            ax.set_yticks(at, [style.short(self.classes[c], 20) for c in shown])
+            ax.set_yticks(at, [style.short(self.classes[c], 18) for c in shown])
             ax.tick_params(axis="y", length=0)
             ax.set(ylim=(len(shown) - 0.4, -0.6), xlabel="recall")
             ax.margins(x=0.03)
             ax.grid(axis="x")
-            part = f", the {len(shown)} largest changes" if len(shown) < len(known) else ""
-            ax.set_title("Head against fine-tuned" + part, pad=18)
+            ax.set_title(f"The {len(shown)} largest changes" if len(shown) < len(known) else "Head against fine-tuned", pad=18)
             ax.legend(loc="lower left", bbox_to_anchor=(0, 0.995), ncols=2, borderaxespad=0, handletextpad=0.4)
         self.ax_, self.figure_ = ax, ax.figure
         return self

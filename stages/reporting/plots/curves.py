@@ -26,7 +26,7 @@ class CurvesDisplay:
         """`ax`: two axes, for accuracy and for loss; by default those of a new figure. Returns self."""
         with style.applied():
             if ax is None:
-                fig = style.figure(4.8, 4.3)
+                fig = style.figure(style.WIDTH, 4.2)
                 ax = fig.subplots(2, 1, sharex=True)
             for axes, figure in zip(ax, ("accuracy", "loss")):
                 self._draw(axes, figure)

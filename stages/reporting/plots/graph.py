@@ -12,7 +12,7 @@ from stages.reporting.plots import style
 # expanded_conv_3/add.
 BLOCK = re.compile(r"^(.*?block_?\d+[a-z]?|expanded_conv(?:_\d+)?)[_/]")
 OWN_ROW = ("image", "scaling", "pooling", "hidden", "dropout", "probabilities")
-ROWS_UP_TO = 26
+ROWS_UP_TO = 34
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ def blocks(model, *, trainable=None):
     """The blocks of a Functional keras.Model from input to output.
 
     Found from the graph: the layers between two tensors which everything passes through belong together, and so do
-    neighbours whose names say so. More than 26 blocks are merged where the picture size is the same. `trainable`: names
+    neighbours whose names say so. More than 34 blocks are merged where the picture size is the same. `trainable`: names
     of the trained layers, None: by `layer.trainable`.
     """
-    found = []
+    found, operations = [], {operation.name: operation for operation in model.operations}
     for key, names in _named(_segments(_parents(model))):
-        layers = [model.get_layer(name) for name in names]
+        layers = [operations[name] for name in names]
         joins = [kind for layer in layers if (kind := type(layer).__name__.lower()) in ("add", "concatenate")]
         found.append(
             Block(
                 name=key,
                 layers=len(layers),
                 shape=_shape(layers[-1]),
-                parameters=sum(layer.count_params() for layer in layers),
+                parameters=sum(map(_parameters, layers)),
                 trained=sum(_trained(layer, trainable) for layer in layers),
                 joins=joins[-1] if joins else "",
             )
@@ -53,10 +53,15 @@ def blocks(model, *, trainable=None):
     return found if len(found) <= ROWS_UP_TO else _merged(found)
 
 
+def _parameters(layer):
+    """0 for a bare operation: between the layers of some backbones stands an addition that is no layer."""
+    return layer.count_params() if hasattr(layer, "count_params") else 0
+
+
 def _trained(layer, trainable):
     if trainable is None:
-        return sum(math.prod(weight.shape) for weight in layer.trainable_weights)
-    return layer.count_params() if layer.name in trainable else 0
+        return sum(math.prod(weight.shape) for weight in getattr(layer, "trainable_weights", ()))
+    return _parameters(layer) if layer.name in trainable else 0
 
 
 def _shape(layer):
@@ -131,7 +136,7 @@ def _merged(found):
     """Neighbours with the same picture size as one block, named from the first to the last."""
     runs = []
     for block in found:
-        size = block.shape[:2] if len(block.shape) == 3 else block.name
+        size = (block.shape[:2] if len(block.shape) == 3 else block.name, block.trained > 0)
         if runs and runs[-1][0] == size and block.name not in OWN_ROW and runs[-1][1][0].name not in OWN_ROW:
             runs[-1][1].append(block)
         else:
@@ -163,12 +168,12 @@ class ModelGraphDisplay:
         count = len(self.blocks)
         with style.applied():
             if ax is None:
-                fig = style.figure(4.8, 0.62 + 0.27 * count)
+                height = 0.3 + 0.27 * count
+                fig = style.figure(style.WIDTH, height)
                 fig.set_layout_engine("none")
-                inner = 0.55 / (0.62 + 0.27 * count)
-                ax = fig.add_axes((0.01, 0.01, 0.98, 0.99 - inner))
+                ax = fig.add_axes((0.01, 0, 0.98, 0.27 * count / height))
             total, trained = sum(b.parameters for b in self.blocks), sum(b.trained for b in self.blocks)
-            ax.set_title(f"{self.title}: {total:,} parameters, {trained:,} trained  ●", fontsize=9)
+            ax.set_title(f"{self.title}: {total:,} parameters, {trained:,} trained  ●", fontsize=9, pad=3)
             for row, block in enumerate(self.blocks):
                 fill = style.mix(style.RIGHT, 0.22) if block.trained else style.SOFT if block.parameters else "none"
                 edge = style.RIGHT if block.trained else style.RULE
@@ -184,7 +189,7 @@ class ModelGraphDisplay:
                 elif block.joins:
                     ax.text(0.035, row + 0.48, "∥", ha="center", color=style.MUTED, **text)
             between = np.arange(count - 1)
-            ax.vlines(np.full(count - 1, 0.53), between + 0.84, between + 1.1, color=style.MUTED, linewidth=0.9)
+            ax.vlines(np.full(count - 1, 0.62), between + 0.84, between + 1.1, color=style.MUTED, linewidth=0.9)
             ax.set(xlim=(0, 1), ylim=(count, 0))
             ax.set_axis_off()
         self.ax_, self.figure_ = ax, ax.figure

@@ -37,7 +37,7 @@ class _Curves:
     def plot(self, *, ax=None):
         with style.applied():
             if ax is None:
-                ax = style.figure(4.8, 4.2).subplots()
+                ax = style.figure(style.WIDTH, 4.1).subplots()
             if len(self.curves) <= EACH_UP_TO:
                 drawn = list(self.curves)
             else:

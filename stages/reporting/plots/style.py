@@ -6,6 +6,7 @@ behind.
 """
 
 import contextlib
+import functools
 import io
 import re
 import warnings
@@ -16,12 +17,14 @@ HEAD, TUNED = "#e69f00", "#0072b2"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6a3d9a", "#117733", "#882255")
 INK, MUTED, RULE, SOFT, PAPER = "#1c2733", "#66727f", "#dde2e8", "#eef1f4", "#ffffff"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))  # the second sign by which series differ
-DPI = 110
+DPI = 120
+WIDTH = 4.4  # inches of most figures: on a phone, where they fill the screen, the text then keeps its size
 NAMED = {INK: "ink", MUTED: "muted", RULE: "rule", SOFT: "soft", PAPER: "paper", RIGHT: "right", WRONG: "wrong"}
 VARIABLES = {**{colour: f"c{k}" for k, colour in enumerate(SERIES)}, **NAMED}  # what a page may repaint, e.g. in the dark
 
+FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS")
+
 RC = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
     "font.size": 8.5,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called "$5 and $10"
@@ -60,8 +63,19 @@ def applied():
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
+        matplotlib.rcParams.update(RC | {"font.family": _fonts()})
         yield
+
+
+@functools.cache
+def _fonts():
+    """DejaVu Sans comes with matplotlib, the same on every machine; another font only for class names in scripts that it
+    lacks.
+    """
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
 
 
 def figure(width, height):
@@ -92,7 +106,9 @@ def svg(fig):
         fig.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', text, count=1)
+    wide = 1.45 * 72 * fig.get_figwidth()  # CSS pixels: text then comes out as large as the page's small print
+    head = rf'<svg viewBox="\1" style="max-width: {wide:.0f}px">'
+    text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', head, text, count=1)
     text = re.sub(r"font: ?([\d.]+)px[^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"font-family: ?[^;\"]*;?", "", text)
     used = set(re.findall(r"#([\w.-]+)", text))
