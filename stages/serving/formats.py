@@ -3,13 +3,15 @@
 Every format is self-contained: uint8 RGB pixels in, probabilities out, and class names, image size and resizing rule inside the
 file, where the format has room for them:
 
-    model.keras, *.tflite   members graft.json and labels.txt of the zip archive that the file is (.tflite: that is appended to it)
-    model.h5                data set "graft"
-    saved_model             assets.extra/graft.json and labels.txt
-    model.onnx              metadata_props "graft"
+    model.keras    members graft.json and labels.txt of the archive that it is
+    *.tflite       the same of an archive that is appended to it, as TFLite's own metadata tools do: `unzip model.tflite` works
+    model.h5       data set "graft"
+    saved_model    assets.extra/graft.json and labels.txt
+    model.onnx     metadata_props "graft"
 
-All but Keras' own two formats are made from one frozen graph (variables as constants): MobileNetV2 takes 0.8 s to TFLite that way
-and 5 s by `from_keras_model`, 0.8 s to a SavedModel and 6 s by `model.export`. Such a SavedModel serves and is not trained on.
+All but Keras' own two formats are made from one frozen graph (variables as constants): MobileNetV2 takes 0.8 s to TFLite that
+way and 5 s by `from_keras_model`, 0.3 s to a SavedModel and 6 s by `model.export`. Such a SavedModel serves; it cannot be
+trained on.
 """
 
 import contextlib
@@ -90,9 +92,8 @@ def check_available(formats):
     for format in formats:
         missing = [name for name in NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
         if missing:
-            raise GraftError(
-                f"export.formats: {format} needs {' and '.join(missing)}; install it (pip install 'graft[onnx]') or drop the format"
-            )
+            names = " and ".join(missing)
+            raise GraftError(f"{format} needs {names}; pip install 'graft[onnx]', or drop it from export.formats")
 
 
 def self_contained(model, temperature=1.0):
@@ -273,7 +274,7 @@ def _write_onnx(frozen, metadata, path):
 
 
 def _canonical_names(graph):
-    """Name inputs "image", outputs "probabilities", and the rest by place: tf2onnx numbers constants as its sets happen to be ordered."""
+    """Name the input "image", the output "probabilities", the rest by place: tf2onnx numbers constants as its sets fall."""
     names = {graph.input[0].name: "image", graph.output[0].name: "probabilities"}
     for node in graph.node:
         stem = re.sub(r"__\d+$", "", node.name)
@@ -338,12 +339,10 @@ def load_file(path, format=None):
         raise GraftError(f"{path}: no such model; run `dvc repro export` first")
     check_available([format])
     metadata = read_metadata(path, format)
-    loader = {"keras": _load_keras, "h5": _load_keras, "saved_model": _load_saved_model, "onnx": _load_onnx}.get(format, _load_tflite)
+    loaders = {"keras": _load_keras, "h5": _load_keras, "saved_model": _load_saved_model, "onnx": _load_onnx}
     try:
         with silence():
-            run = loader(path)
-    except GraftError:
-        raise
+            run = loaders.get(format, _load_tflite)(path)
     except Exception as error:  # whatever the four libraries raise on a damaged file
         raise GraftError(f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}") from error
     return Loaded(format, metadata, run, CHUNK_SMALL if format == "onnx" or format.startswith("tflite") else CHUNK)
@@ -354,7 +353,7 @@ def _guess(path):
         return "saved_model"
     by_suffix = {".keras": "keras", ".h5": "h5", ".hdf5": "h5", ".tflite": "tflite", ".onnx": "onnx"}
     if path.suffix not in by_suffix:
-        raise GraftError(f"{path}: not a model that graft exports; it must end in {', '.join(by_suffix)} or be a SavedModel's folder")
+        raise GraftError(f"{path}: not an exported model: neither a SavedModel's folder nor one of {', '.join(by_suffix)}")
     return by_suffix[path.suffix]
 
 
