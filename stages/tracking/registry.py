@@ -1,6 +1,8 @@
 """Versions of the trained models in the MLflow registry, found again by the digest of what they hold."""
 
 import contextlib
+import json
+import re
 import shutil
 import tempfile
 import time
@@ -9,6 +11,8 @@ from pathlib import Path
 from stages.console import GraftError
 from stages.tracking import runs
 
+MODEL_ID = "model_id"  # tag of a version: the logged model behind it, which a database store does not record
+SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")  # columns of the Models tab
 UPLOAD_SECONDS = 1800  # how long a queue worker waits for others to hand their models to a slow server
 
 
@@ -99,7 +103,7 @@ def describe(run, version, *, metrics=None, tags=None):
     texts = {key: str(value) for key, value in (tags or {}).items() if value is not None}
     for key, value in {**texts, **{key: f"{value:.6g}" for key, value in numbers.items()}}.items():
         client.set_model_version_tag(name, str(version), key, value)
-    model_id = client.get_model_version(name, str(version)).model_id
+    model_id = client.get_model_version(name, str(version)).tags.get(MODEL_ID)
     if not model_id:  # registered by other means
         return
     if texts:
@@ -119,13 +123,15 @@ def _origin(run):
 
 
 def _create(run, name, stage, digest, save_model):
+    from mlflow.entities import LoggedModelOutput
+
     client = run.client
     model = client.create_logged_model(
         run.connection.experiment_id,
-        name=stage,
+        name=re.sub(r"[/:.%\"']", "-", f"{stage} of {run.pipeline_name}"),  # what MLflow does not take in a name
         source_run_id=run.run_id,
         tags={"stage": stage, "digest": digest},
-        params={key: runs.shown(value) for key, value in run.params.flat().items()},
+        params={key: runs.shown(value) for key, value in run.params.flat().items() if key in SHOWN},
         model_type="image classifier",
     )
     folder = Path(tempfile.mkdtemp(prefix="graft-model-"))
@@ -141,10 +147,12 @@ def _create(run, name, stage, digest, save_model):
     client.finalize_logged_model(model.model_id, "READY")
     # A database store would look `models:/<id>` up through MLflow's global URI, which may be another one.
     source = model.artifact_location if run.connection.uri.startswith("sqlite:") else f"models:/{model.model_id}"
-    version = client.create_model_version(
-        name, source, run_id=run.run_id, model_id=model.model_id, tags={"stage": stage, "digest": digest}
-    )
-    return version.version
+    tags = {"stage": stage, "digest": digest, MODEL_ID: model.model_id}
+    version = client.create_model_version(name, source, run_id=run.run_id, model_id=model.model_id, tags=tags).version
+    # The links that the UI follows: from the logged model to its version, from the experiment's row to the model.
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])})
+    client.log_outputs(run.pipeline_id, [LoggedModelOutput(model.model_id, step=0)])
+    return version
 
 
 def _complete(folder, logged_model, run_id):

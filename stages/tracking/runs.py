@@ -34,6 +34,10 @@ PROBE_SECONDS = 5  # a server that does not answer /health within this is called
 LOCK_SECONDS = 120  # longer than the first creation of a database (about 5 s) by a queue of workers
 BATCH = 100  # params and tags in one request, MLflow's limit
 METRICS_PER_BATCH = 1000
+ABOUT = (
+    "One row is one experiment (`dvc repro`, `dvc exp run`); unfolded, it shows the stages that ran. "
+    "Columns `evaluate/…` are test results. Only rows of experiments: filter by `tags.kind = 'pipeline'`."
+)
 REPORTS = {".json", ".csv", ".txt", ".png", ".svg", ".html", ".md"}  # outputs that are worth a look in the UI; weights are not
 
 
@@ -88,7 +92,11 @@ def _open(client_class, uri, experiment):
     client = client_class(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        return Connection(client, uri, client.create_experiment(experiment, artifact_location=artifacts))
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.note.content": ABOUT,
+        }  # else the UI opens in GenAI mode
+        return Connection(client, uri, client.create_experiment(experiment, artifact_location=artifacts, tags=tags))
     if found.lifecycle_stage == "deleted":
         warn(f"experiment {experiment} had been deleted in MLflow: restored")
         client.restore_experiment(found.experiment_id)
