@@ -1,4 +1,4 @@
-"""The demo data set: scikit-learn's 1,797 handwritten digits as pictures, one folder per class. Real data, nothing to download."""
+"""The demo data set: scikit-learn's 1,797 handwritten digits as pictures, one folder per class. Nothing to download."""
 
 import shutil
 
@@ -11,7 +11,7 @@ FOLDER = paths.DATA / "raw" / "digits"
 
 
 def digits(folder=FOLDER):
-    """Write `folder`/<0..9>/<NNNN>.png: 8 x 8 pixels, grey, 0..255 (the original's 0..16, scaled); NNNN is the original's index."""
+    """Write `folder`/<0..9>/<NNNN>.png: 8 x 8 pixels, grey, 0..255 (the original's 0..16, scaled); NNNN: index there."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -105,9 +105,9 @@ def decode(stream, *, at_least=None, max_megapixels=MAX_MEGAPIXELS):
     except (
         Exception
     ) as error:  # Pillow's plugins raise whatever the damage leads them to: OSError, SyntaxError, KeyError, struct.error
-        whole = "" if kind is None else _is_cut_off(kind, stream)
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ImageProblem("truncated" if whole or "truncated" in text else "undecodable", text) from None
+        cut_off = "truncated" in text or _is_cut_off(kind, stream)
+        raise ImageProblem("truncated" if cut_off else "undecodable", text) from None
     facts["width"], facts["height"] = (height, width) if facts["orientation"] >= 5 else (width, height)
     return image, facts
 
@@ -170,7 +170,7 @@ def _to_rgb(image):
 
 
 def _is_cut_off(kind, stream):
-    """Whether a damaged file lacks its end: the marker that every whole file of its kind closes with, or the length it states."""
+    """Whether a damaged file lacks its end: the marker that a whole file of its kind closes with, or the length it states."""
     stream.seek(0, io.SEEK_END)
     length = stream.tell()
     stream.seek(max(0, length - 1024))

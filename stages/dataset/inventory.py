@@ -52,7 +52,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row of problems.csv. `action` begins with "set aside" where the image is not in the manifest, with "kept" where it is.
+    """One row of problems.csv. `action` begins with "set aside" where the image is not in the manifest, else with "kept".
     `other`: the image that this one equals or resembles, or ""; for the report."""
 
     path: str
@@ -129,13 +129,13 @@ def scan(root, *, memo, min_side=1, max_megapixels=images.MAX_MEGAPIXELS, on_dam
 
 
 def _walk(root):
-    """(regular files sorted by path, [(path, problem or "non_image", action)] of what cannot be read, number of hidden files)."""
+    """(regular files by path, [(path, problem or "non_image", action)] of what cannot be read, number of hidden files)."""
     files, odd, hidden = [], [], 0
     stack = [("", str(root), False, frozenset())]
     while stack:
         prefix, folder, is_hidden, above = stack.pop()
         try:
-            info = os.stat(folder)
+            info = Path(folder).stat()
             if (info.st_dev, info.st_ino) in above:  # a link to a folder that contains it: its files have been seen
                 continue
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -213,7 +213,7 @@ def _name(folder):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one file is, whatever the params say. `problem`: "", a kind of DAMAGED, or "non_image"; `thumb`: 32 x 32 grey bytes."""
+    """What one file is, whatever the params say. `problem`: "", one of DAMAGED, or "non_image"; `thumb`: 32 x 32 grey bytes."""
 
     problem: str = ""
     detail: str = ""
@@ -228,11 +228,8 @@ def examine(path, *, size=None, max_megapixels=images.MAX_MEGAPIXELS):
     """Facts of the file at `path`, which is read once. Never raises for what the file holds."""
     path = Path(path)
     suffix = path.suffix.lower()
-    named_image = suffix in images.SUFFIXES
-    if suffix in images.UNSUPPORTED_SUFFIXES:
-        problem = "unsupported"
-    else:
-        problem = "undecodable" if named_image else "non_image"
+    problem = "undecodable" if suffix in images.SUFFIXES else "non_image"  # what it is if no picture is found in it
+    problem = "unsupported" if suffix in images.UNSUPPORTED_SUFFIXES else problem
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -249,7 +246,7 @@ def examine(path, *, size=None, max_megapixels=images.MAX_MEGAPIXELS):
                 return Facts("too_large", f"{size / 2**20:.0f} MiB")
             content = head + file.read()
     except OSError as error:
-        return Facts(problem if problem != "non_image" else "non_image", f"cannot be read ({error.strerror})")
+        return Facts(problem, f"cannot be read ({error.strerror})")
     try:
         # Decoding at a reduced scale goes through every byte all the same, so a cut-off file is found, at a third of the cost.
         picture, seen = images.decode(io.BytesIO(content), at_least=2 * THUMB, max_megapixels=max_megapixels)

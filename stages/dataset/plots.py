@@ -27,7 +27,7 @@ RC = {
 
 
 def write(folder, *, root, manifest, problems):
-    """class_balance.png, samples.png, sizes.png and, where there are any duplicates, duplicates.png: the same bytes for the same data."""
+    """class_balance.png, samples.png, sizes.png and, if there are any, duplicates.png: the same bytes for the same data."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     displays = {
@@ -203,7 +203,7 @@ class SizesDisplay:
 
 
 class DuplicatesDisplay:
-    """Groups of pictures that are the same or nearly so. `groups`: [(title, [(caption, uint8 tile)])]; `total`: groups in all."""
+    """Groups of pictures that are the same or nearly so. `groups`: [(title, [(caption, tile)])]; `total`: groups in all."""
 
     SIDE = 96
 
@@ -215,7 +215,7 @@ class DuplicatesDisplay:
 
     @classmethod
     def from_problems(cls, problems, manifest, *, root):
-        """Copies with several labels first, then leaks, near-duplicates, and copies within a class; at most GROUPS groups of 4."""
+        """Copies with several labels first, then leaks, near-duplicates, copies within a class; at most GROUPS groups of 4."""
         split = {row.path: row.split for row in manifest.rows}
         partner = {"duplicate_across_classes": "same bytes, two labels", "leak": "in two given splits",
                    "near_duplicate": "near-duplicates", "duplicate_in_class": "same bytes"}  # fmt: skip
@@ -251,7 +251,7 @@ class DuplicatesDisplay:
                 for j, (caption, tile) in enumerate(tiles):
                     at = left + j * (self.SIDE + gap)
                     sheet[top + 17 : top + 17 + self.SIDE, at : at + self.SIDE] = tile
-                    ax.text(at, top + 19 + self.SIDE, _short(caption, 22), fontsize=5.8, va="top", color=MUTED)
+                    ax.text(at, top + 19 + self.SIDE, _short(caption, 17), fontsize=5.8, va="top", color=MUTED)
             ax.imshow(sheet, interpolation="nearest")
             ax.set_axis_off()
             more = f", the first {len(self)} of {self.total} groups" if self.total > len(self) else ""

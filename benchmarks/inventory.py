@@ -1,0 +1,134 @@
+"""Speed, memory, recall and stability of the inventory and the split.
+
+    python -m benchmarks.inventory speed FOLDER             images/s of a first and a second pass; peak memory
+    python -m benchmarks.inventory make FOLDER N --to OUT    N pictures: random parts of FOLDER's, 96 px, 10 classes
+    python -m benchmarks.inventory recall FOLDER             altered copies of 100 photos: how many are found
+    python -m benchmarks.inventory stability FOLDER          add 10% more photos: how many old ones change their split
+
+The memo goes to a temporary folder; nothing but OUT is written elsewhere.
+"""
+
+import argparse
+import io
+import random
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image, ImageEnhance
+
+from stages.dataset import duplicates, inventory, splitting
+
+MAX_DISTANCE = 12
+
+
+def passes(root, memo_path):
+    with inventory.Memo(memo_path, root) as memo:
+        started = time.monotonic()
+        found = inventory.scan(root, memo=memo)
+        scanned = time.monotonic()
+        pictures, _, _ = duplicates.set_aside_copies(found.pictures)
+        pairs = duplicates.near_duplicates(pictures, memo, max_distance=MAX_DISTANCE)
+        compared = time.monotonic()
+        grouping = duplicates.group(pictures, pairs)
+        splitting.assign(splitting.items(pictures, grouping), val_fraction=0.15, test_fraction=0.15, seed=42)
+        dealt = time.monotonic()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found.files, scanned - started, compared - scanned, dealt - compared, len(pairs), peak
+
+
+def speed(args):
+    with tempfile.TemporaryDirectory() as folder:
+        for which in ("first", "second"):
+            files, scan, near, deal, pairs, peak = passes(args.folder, Path(folder) / "memo.sqlite")
+            print(f"{which}: {files} files, scan {scan:.1f} s ({files / scan:.0f}/s), near-duplicates {near:.1f} s ({pairs} pairs), "
+                  f"split {deal:.1f} s, peak memory {peak:.0f} MiB", flush=True)  # fmt: skip
+
+
+def make(args):
+    sources = sorted(p for p in args.folder.rglob("*") if p.suffix == ".jpg")
+    rng = random.Random(0)
+    for label in range(10):
+        (args.to / f"class {label}").mkdir(parents=True, exist_ok=True)
+    for number in range(args.n):
+        if number % 30 == 0:
+            picture = Image.open(sources[number // 30 % len(sources)]).convert("RGB")
+        side = rng.uniform(0.25, 0.7)
+        left, top = rng.uniform(0, 1 - side), rng.uniform(0, 1 - side)
+        w, h = picture.size
+        box = (left * w, top * h, (left + side) * w, (top + side) * h)
+        part = picture.resize((96, 96), Image.Resampling.BILINEAR, box)
+        part.save(args.to / f"class {number % 10}" / f"{number:06d}.jpg", quality=85)
+
+
+def jpeg(picture, quality=95):
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def cropped(picture, left, top, right, bottom):
+    w, h = picture.size
+    return picture.crop((round(w * left), round(h * top), w - round(w * right), h - round(h * bottom)))
+
+
+ALTERATIONS = {
+    "re-encoded, JPEG quality 60": lambda p: jpeg(p, 60),
+    "resized to 50%": lambda p: jpeg(p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS)),
+    "cropped by 3% (1.5% at each side)": lambda p: jpeg(cropped(p, 0.015, 0.015, 0.015, 0.015)),
+    "cropped by 3% at left and top": lambda p: jpeg(cropped(p, 0.03, 0.03, 0, 0)),
+    "cropped by 3% at each side": lambda p: jpeg(cropped(p, 0.03, 0.03, 0.03, 0.03)),
+    "brightness x 0.7": lambda p: jpeg(ImageEnhance.Brightness(p).enhance(0.7)),
+    "brightness x 1.2": lambda p: jpeg(ImageEnhance.Brightness(p).enhance(1.2)),
+    "brightness x 1.5": lambda p: jpeg(ImageEnhance.Brightness(p).enhance(1.5)),
+}
+
+
+def recall(args):
+    sources = sorted(p for p in args.folder.rglob("*") if p.suffix == ".jpg")
+    picks = random.Random(0).sample(sources, 100)
+    for name, alter in ALTERATIONS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "data"
+            for side in ("a", "b"):
+                (root / side).mkdir(parents=True)
+            for number, path in enumerate(picks):
+                picture = Image.open(path).convert("RGB")
+                (root / "a" / f"{number:03d}.jpg").write_bytes(path.read_bytes())
+                (root / "b" / f"{number:03d}.jpg").write_bytes(alter(picture))
+            with inventory.Memo(None, root) as memo:
+                pictures = inventory.scan(root, memo=memo).pictures
+                pairs = duplicates.near_duplicates(pictures, memo, max_distance=MAX_DISTANCE)
+            group = duplicates.group(pictures, pairs).groups
+            found = sum(group.get(f"a/{k:03d}.jpg", 0) == group.get(f"b/{k:03d}.jpg", 1) for k in range(len(picks)))
+            others = len({group[path] for path in group}) - found
+            print(f"{name}: {found} of {len(picks)} found, {max(0, others)} other groups", flush=True)
+
+
+def stability(args):
+    with inventory.Memo(None, args.folder) as memo:
+        pictures, _, _ = duplicates.set_aside_copies(inventory.scan(args.folder, memo=memo).pictures)
+        grouping = duplicates.group(pictures, duplicates.near_duplicates(pictures, memo, max_distance=MAX_DISTANCE))
+    items = splitting.items(pictures, grouping)
+    moved, old = [], round(len(items) / 1.1)
+    for trial in range(20):
+        some = random.Random(trial).sample(items, old)
+        before, after = (splitting.assign(x, val_fraction=0.15, test_fraction=0.15, seed=trial) for x in (some, items))
+        moved.append(sum(before[item.path] != after[item.path] for item in some) / old)
+    print(f"{old} images + 10%: {100 * sum(moved) / len(moved):.2f}% of the old change split "
+          f"(mean of 20 trials, {100 * min(moved):.2f} to {100 * max(moved):.2f}%)")  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "make", "recall", "stability"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("n", type=int, nargs="?", default=100_000)
+    parser.add_argument("--to", type=Path)
+    args = parser.parse_args()
+    {"speed": speed, "make": make, "recall": recall, "stability": stability}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
