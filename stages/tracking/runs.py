@@ -74,21 +74,21 @@ def connect(params):
     _probe(uri)
     _quiet_mlflow()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     try:
         with lock():
             return _open(MlflowClient, uri, params.tracking.experiment)
-    except MlflowException as error:
+    except _store_errors() as error:
         raise GraftError(f"MLflow at {_shown(uri)}: {_first_line(error)}") from error
 
 
 def _open(client_class, uri, experiment):
     artifacts = None
     if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        artifacts = (folder / "artifacts").as_uri()
+        file = Path(uri.removeprefix("sqlite:///"))
+        if not file.exists():
+            _create_database(client_class, file)
+        artifacts = (file.parent / "artifacts").as_uri()
     client = client_class(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -101,6 +101,23 @@ def _open(client_class, uri, experiment):
         warn(f"experiment {experiment} had been deleted in MLflow: restored")
         client.restore_experiment(found.experiment_id)
     return Connection(client, uri, found.experiment_id)
+
+
+def _create_database(client_class, file):
+    """Make the tables in a file beside `file` and move it into place: a kill midway leaves nothing half done."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.new")
+    draft.unlink(missing_ok=True)
+    client_class(tracking_uri=f"sqlite:///{draft}").get_experiment("0")
+    draft.replace(file)
+
+
+def _store_errors():
+    """What MLflow raises when a store fails: its own exceptions, and those of the database under it."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError
 
 
 def lock(name="mlflow", seconds=LOCK_SECONDS):
@@ -368,8 +385,6 @@ def stage_run(stage, params, *, inputs=None, outputs=()):
     """
     started = time.monotonic()
     connection = connect(params)
-    from mlflow.exceptions import MlflowException
-
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
     try:
         run = _start(connection, params, stage, inputs)
@@ -381,7 +396,7 @@ def stage_run(stage, params, *, inputs=None, outputs=()):
                 with contextlib.suppress(Exception):  # the error itself is what counts
                     _fail(run, error)
                 raise
-    except MlflowException as error:
+    except _store_errors() as error:
         raise GraftError(f"MLflow at {_shown(connection.uri)}: {_first_line(error)}") from error
 
 

@@ -1,0 +1,358 @@
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stages import params as parameters
+from stages import paths
+from stages.console import GraftError
+from stages.tracking import runs
+
+CURVE = [
+    {"epoch": 0, "lr": 1e-5, "train_loss": 0.9, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.4, "seconds": 2.0},
+    {"epoch": 1, "lr": 5e-6, "train_loss": 0.7, "train_accuracy": 0.6, "val_loss": 0.8, "val_accuracy": 0.5, "seconds": 2.0},
+]
+
+
+def pipelines(params, **tags):
+    return runs.connect(params).search(kind="pipeline", **tags)
+
+
+def stage_runs(params, stage):
+    return runs.connect(params).search(kind="stage", stage=stage)
+
+
+def write_metrics(stage, values):
+    paths.STAGES[stage].mkdir(parents=True, exist_ok=True)
+    (paths.STAGES[stage] / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+# Connection
+
+
+def test_first_use_makes_database_and_artifacts_in_the_root(params, clone, monkeypatch):
+    working = clone / ".dvc" / "tmp" / "exps" / "temporary"
+    working.mkdir(parents=True)
+    shutil.copy("params.yaml", working)
+    monkeypatch.setenv("DVC_ROOT", str(clone))
+    monkeypatch.chdir(working)
+    (clone / "mlruns").mkdir()
+    (clone / "mlruns" / "mlflow.db.new").write_bytes(b"left by a process that was killed while it made the tables")
+    with runs.stage_run("split", params) as run:
+        run.log_text("hello", "note.txt")
+    assert sorted(p.name for p in (clone / "mlruns").iterdir()) == ["artifacts", "mlflow.db"]
+    assert (clone / "mlruns" / "artifacts" / run.run_id / "artifacts" / "note.txt").read_text() == "hello"
+    note = Path(run.client.download_artifacts(run.run_id, "note.txt", str(clone)))
+    assert note.read_text() == "hello"
+    assert [p.name for p in working.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (None, "sqlite:///{root}/mlruns/mlflow.db"),
+        ("", "sqlite:///{root}/mlruns/mlflow.db"),
+        ("sqlite:///other/a b.db", "sqlite:///{root}/other/a b.db"),
+        ("sqlite:////absolute/m.db", "sqlite:////absolute/m.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_tracking_uri(clone, monkeypatch, setting, expected):
+    if setting is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", setting)
+    assert runs.tracking_uri() == expected.format(root=clone)
+
+
+def closed_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_unreachable_server_is_refused_before_any_work(params, monkeypatch):
+    uri = f"http://user:secret@127.0.0.1:{closed_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    expected = r"MLflow at http://127\.0\.0\.1:\d+ cannot be reached"
+    with pytest.raises(GraftError, match=expected) as caught, runs.stage_run("split", params):
+        pytest.fail("the stage began to work")
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_silent_server_is_refused(params, monkeypatch):
+    monkeypatch.setattr(runs, "PROBE_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(GraftError, match="cannot be reached"):
+            runs.connect(params)
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "mlruns"])
+def test_file_store_is_refused(params, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(GraftError, match="file store"):
+        runs.connect(params)
+
+
+def test_damaged_database_is_one_line(params, clone):
+    (clone / "mlruns").mkdir()
+    (clone / "mlruns" / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(GraftError, match=r"^MLflow at sqlite:///.*mlflow\.db: .*not a database") as caught:
+        runs.connect(params)
+    assert "\n" not in str(caught.value)
+
+
+def test_deleted_experiment_is_restored(params, store, capsys):
+    connection = runs.connect(params)
+    connection.client.delete_experiment(connection.experiment_id)
+    again = runs.connect(params)
+    assert again.experiment_id == connection.experiment_id
+    assert "restored" in capsys.readouterr().err
+    assert again.client.get_experiment(again.experiment_id).lifecycle_stage == "active"
+
+
+def _worker(barrier, number, name):
+    os.environ["DVC_EXP_NAME"] = name
+    barrier.wait()
+    with runs.stage_run("fine-tune", parameters.load()) as run:
+        run.log_metrics({"number": number})
+
+
+def test_processes_that_meet_an_empty_store_together(params):
+    """Ten queue workers of five experiments, none of which finds a database."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  imported once, here, and not by every fork
+
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(10)
+    workers = [context.Process(target=_worker, args=(barrier, i, f"exp-{i % 5}")) for i in range(10)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 10
+    assert sorted(run.info.run_name for run in pipelines(params)) == [f"exp-{i}" for i in range(5)]
+    assert sorted(run.data.metrics["number"] for run in stage_runs(params, "fine-tune")) == list(range(10))
+
+
+# Pipeline run
+
+
+def test_names(params, with_params, monkeypatch):
+    assert runs.pipeline_name(params) == f"repro-{runs.params_digest(params)[:8]}"
+    assert runs.pipeline_name(with_params(lr=1e-5)) != runs.pipeline_name(params)
+    monkeypatch.setenv("DVC_EXP_NAME", "muddy-tofu")
+    assert runs.pipeline_name(params) == "muddy-tofu"
+
+
+def test_stages_gather_under_one_pipeline_run_with_all_params(with_params, store, manifest, monkeypatch):
+    params = with_params(lr=1e-05)
+    monkeypatch.setenv("DVC_EXP_NAME", "it's-mine")
+    for stage in ("train-head", "fine-tune"):
+        with runs.stage_run(stage, params):
+            write_metrics(stage, {"val_accuracy": 0.9})
+    (pipeline,) = pipelines(params)
+    assert pipeline.info.run_name == "it's-mine" and pipeline.info.status == "FINISHED"
+    assert pipeline.data.params.keys() == params.flat().keys()
+    assert pipeline.data.params["lr"] == "1e-05"
+    assert pipeline.data.params["export.formats"].startswith("[keras, h5, ")
+    assert pipeline.data.params["evaluate.calibrate"] == "true" and pipeline.data.params["data.group_by"] == "null"
+    assert pipeline.data.metrics == {"train-head/val_accuracy": 0.9, "fine-tune/val_accuracy": 0.9}
+    assert pipeline.data.tags["stages"] == "train-head, fine-tune"
+    assert pipeline.data.tags["data.images"] == "9" and pipeline.data.tags["data.test"] == "3"
+    assert [d.dataset.name for d in pipeline.inputs.dataset_inputs] == ["digits"]
+    (run,) = stage_runs(params, "fine-tune")
+    assert run.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+    assert pipeline.data.tags["run.fine-tune"] == run.info.run_id
+    assert run.data.params["lr"] == "1e-05" and "head.lr" not in run.data.params
+    assert run.info.run_name == "fine-tune" and run.data.tags["mlflow.user"]
+
+
+def test_git_commit_is_recorded(params, store, clone):
+    commands = ["init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first"]
+    for command in commands:
+        subprocess.run(["git", *command.split()], check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    runs.git_commit.cache_clear()
+    try:
+        with runs.stage_run("split", params):
+            pass
+    finally:
+        runs.git_commit.cache_clear()
+    assert {run.data.tags["mlflow.source.git.commit"] for run in runs.connect(params).search()} == {commit}
+
+
+def test_same_name_with_other_params_starts_a_new_pipeline_run(params, with_params, store, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "again")
+    for lr in (1e-4, 1e-5, 1e-5):
+        with runs.stage_run("fine-tune", with_params(lr=lr)):
+            pass
+    new, old = pipelines(params)
+    assert (new.data.params["lr"], old.data.params["lr"]) == ("1e-05", "0.0001")
+    assert old.data.tags["superseded_by"] == new.info.run_id and "superseded_by" not in new.data.tags
+
+
+def test_a_stage_that_runs_again_supersedes_itself(params, store):
+    for _ in range(2):
+        with runs.stage_run("fine-tune", params):
+            pass
+    connection = runs.connect(params)
+    killed = connection.client.create_run(
+        connection.experiment_id,
+        tags={"kind": "stage", "stage": "fine-tune", "mlflow.parentRunId": pipelines(params)[0].info.run_id},
+    )  # as a process leaves it that was killed outright
+    with runs.stage_run("fine-tune", params) as last:
+        pass
+    found = {run.info.run_id: run for run in stage_runs(params, "fine-tune")}
+    assert len(found) == 4 and len(pipelines(params)) == 1
+    assert [i for i, run in found.items() if "superseded_by" not in run.data.tags] == [last.run_id]
+    assert found[killed.info.run_id].info.status == "KILLED"
+
+
+def test_metrics_of_skipped_stages(params, store, manifest, monkeypatch):
+    """Earlier stages are valid; of the later ones only those that dvc.lock vouches for."""
+    for stage in paths.STAGES:
+        write_metrics(stage, {"x": 1})
+    monkeypatch.setattr(runs, "matches_lock", lambda stage: stage == "export")
+    with runs.stage_run("fine-tune", params):
+        pass
+    (pipeline,) = pipelines(params)
+    assert pipeline.data.metrics == {"split/x": 1, "train-head/x": 1, "fine-tune/x": 1, "export/x": 1}
+
+
+def test_pipeline_run_names_the_runs_behind_skipped_stages(params, with_params, store, manifest, monkeypatch):
+    with runs.stage_run("train-head", params) as head:
+        write_metrics("train-head", {"val_accuracy": 0.8})
+    monkeypatch.setenv("DVC_EXP_NAME", "muddy-tofu")
+    with runs.stage_run("fine-tune", with_params(lr=1e-5)) as tuned:
+        write_metrics("fine-tune", {"val_accuracy": 0.9})
+    (pipeline,) = pipelines(params, pipeline="muddy-tofu")
+    assert (pipeline.data.tags["run.train-head"], pipeline.data.tags["run.fine-tune"]) == (head.run_id, tuned.run_id)
+    assert pipeline.data.tags["stages"] == "fine-tune"
+    assert f"{head.run_id}) (unchanged, from an earlier experiment)" in pipeline.data.tags["mlflow.note.content"]
+    assert pipeline.data.metrics["train-head/val_accuracy"] == 0.8
+
+
+# Stage run
+
+
+def test_curves_metrics_and_times(params, store):
+    with runs.stage_run("fine-tune", params) as run:
+        run.log_epoch(CURVE[0])
+        run.log_curve(CURVE[1:])
+        run.log_metrics({"val_accuracy": 0.5, "nested": {"loss": 0.8, "skipped": "text"}, "nan": math.nan})
+        with run.timed("trunk"):
+            pass
+    history = {key: [(m.step, m.value) for m in run.client.get_metric_history(run.run_id, key)] for key in ("lr", "val/loss")}
+    assert history == {"lr": [(0, 1e-5), (1, 5e-6)], "val/loss": [(0, 1.0), (1, 0.8)]}
+    metrics = run.client.get_run(run.run_id).data.metrics
+    assert {"train/loss", "train/accuracy", "val/accuracy", "seconds/epoch", "seconds/trunk", "seconds/total"} < set(metrics)
+    assert metrics["nested/loss"] == 0.8 and "nested/skipped" not in metrics and math.isnan(metrics["nan"])
+    assert not any("seconds" in key for key in pipelines(params)[0].data.metrics)
+
+
+def test_an_epoch_that_the_store_refuses_is_sent_again(params, store, monkeypatch, capsys):
+    with runs.stage_run("fine-tune", params) as run:
+        send, calls = run.client.log_batch, []
+
+        def fail_once(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == 1:
+                raise ConnectionError("the server is away")
+            return send(*args, **kwargs)
+
+        monkeypatch.setattr(run.client, "log_batch", fail_once)
+        run.log_epoch(CURVE[0])
+        assert "epoch 0" in capsys.readouterr().err
+        run.log_epoch(CURVE[1])
+        monkeypatch.undo()
+    assert [m.step for m in run.client.get_metric_history(run.run_id, "train/loss")] == [0, 1]
+
+
+def test_reports_become_artifacts_and_weights_do_not(params, store):
+    folder = paths.FINE_TUNE
+    (folder / "plots" / "deep").mkdir(parents=True)
+    (folder / "saved_model").mkdir()
+    for name in ("model.weights.h5", "report.json", "plots/größe 1.png", "plots/deep/x.csv", "saved_model/weights.bin"):
+        (folder / name).write_bytes(b"x")
+    outputs = [folder / n for n in ("model.weights.h5", "report.json", "plots", "saved_model", "not written.txt")]
+    with runs.stage_run("fine-tune", params, outputs=outputs) as run:
+        write_metrics("fine-tune", {"x": 1})
+    listed = {f.path for f in run.client.list_artifacts(run.run_id)} | {
+        f.path for f in run.client.list_artifacts(run.run_id, "plots")
+    }
+    assert listed == {"report.json", "metrics.json", "plots", "plots/größe 1.png", "plots/deep"}
+    tags = run.client.get_run(run.run_id).data.tags
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # sha256 of "x"
+    assert tags["output.data/fine-tune/model.weights.h5"] == digest
+    assert "output.data/fine-tune/saved_model" in tags and "output.data/fine-tune/not written.txt" not in tags
+
+
+def test_inputs_lead_to_the_runs_that_made_them(params, store, manifest):
+    with runs.stage_run("split", params, outputs=[manifest]) as split:
+        pass
+    with runs.stage_run("train-head", params, inputs={"manifest": manifest, "missing": "no/such/file"}) as run:
+        pass
+    tags = run.client.get_run(run.run_id).data.tags
+    assert tags["input.manifest.run"] == split.run_id
+    assert tags["input.manifest"] == split.client.get_run(split.run_id).data.tags[f"output.{manifest}"]
+    assert f"[split of {runs.pipeline_name(params)}](#/experiments/" in tags["mlflow.note.content"]
+    assert "input.missing" not in tags
+    manifest.write_text(manifest.read_text() + "c/9.png,c,train,0,8,8,\n")
+    with runs.stage_run("train-head", params, inputs={"manifest": manifest}) as changed:
+        pass
+    assert "input.manifest.run" not in changed.client.get_run(changed.run_id).data.tags
+
+
+def test_dataset_is_an_input(params, store, manifest):
+    with runs.stage_run("evaluate", params) as run:
+        run.log_dataset(name="extra", digest="0" * 64, path="/elsewhere", counts={"images": 3}, context="testing")
+    found = {d.dataset.name: d for d in run.client.get_run(run.run_id).inputs.dataset_inputs}
+    assert json.loads(found["digits"].dataset.profile) == {"images": 9, "classes": 2, "train": 3, "val": 3, "test": 3}
+    assert json.loads(found["digits"].dataset.source) == {"uri": "data/raw/digits"}
+    assert found["digits"].tags[0].value == "testing" and found["extra"].dataset.digest == "0" * 12
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (GraftError("data/x: no images"), "FAILED", "data/x: no images"),
+        (ZeroDivisionError("by zero"), "FAILED", "ZeroDivisionError: by zero"),
+        (KeyboardInterrupt(), "KILLED", "interrupted"),
+    ],
+)
+def test_a_stage_that_fails(params, store, error, status, text):
+    with pytest.raises(type(error)), runs.stage_run("fine-tune", params) as run:
+        run._send(runs.metric_entities({"last": 1}))
+        raise error
+    found, pipeline = run.client.get_run(run.run_id), run.client.get_run(run.pipeline_id)
+    assert (found.info.status, pipeline.info.status) == (status, status)
+    assert found.data.tags["error"] == text and found.data.metrics["last"] == 1
+    with runs.stage_run("fine-tune", params):
+        pass
+    assert run.client.get_run(run.pipeline_id).info.status == "FINISHED"
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(params, store):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), runs.stage_run("fine-tune", params) as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert run.client.get_run(run.run_id).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_store_that_breaks_at_the_end_is_one_line(params, store, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    def broken(*_, **__):
+        raise MlflowException("disk is full\nwith a long story")
+
+    with pytest.raises(GraftError, match=r"^MLflow at sqlite:.*: disk is full$"), runs.stage_run("fine-tune", params) as run:
+        monkeypatch.setattr(run.client, "log_batch", broken)
