@@ -87,12 +87,15 @@ class Metadata:
             raise GraftError(f"{where}: its {ABOUT} is damaged; export the model again") from None
 
 
+def missing(format):
+    """Names of the packages that `format` needs and that are not installed."""
+    return [name for name in NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
+
+
 def check_available(formats):
     """Raise GraftError, before any work, where a package that one of `formats` needs is not installed."""
     for format in formats:
-        missing = [name for name in NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
-        if missing:
-            names = " and ".join(missing)
+        if names := " and ".join(missing(format)):
             raise GraftError(f"{format} needs {names}; pip install 'graft[onnx]', or drop it from export.formats")
 
 
@@ -400,7 +403,7 @@ def _load_saved_model(path):
 def _load_tflite(path):
     import tensorflow as tf
 
-    interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=_processors())
+    interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=processors())
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     size = 1
@@ -423,7 +426,7 @@ def _onnx_session(path):
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = _processors()
+    options.intra_op_num_threads = processors()
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -432,5 +435,6 @@ def _load_onnx(path):
     return lambda images: session.run(["probabilities"], {"image": images})[0]
 
 
-def _processors():
+def processors():
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

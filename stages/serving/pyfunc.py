@@ -40,8 +40,8 @@ def save_exported(folder, keras_file):
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
 
     about = formats.read_metadata(keras_file)
-    # Any: MLflow has no type for "bytes, base64 or pixels". It pushes what comes under a column's signature through a DataFrame,
-    # which 3-D pixels do not survive; a signature that is marked as made from type hints hands the input over as it is.
+    # Any: MLflow has no type for "bytes, base64 or pixels". Under a column's signature it pushes the input through a DataFrame,
+    # which 3-D pixels do not survive; under a signature that is marked as made from type hints it hands the input over as is.
     signature = ModelSignature(
         inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema([

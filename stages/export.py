@@ -1,0 +1,106 @@
+"""The tuned model for use elsewhere: one self-contained classifier in up to seven formats, each checked on test images."""
+
+import json
+
+from stages import console, paths
+from stages import params as parameters
+
+INPUTS = {
+    "manifest": paths.SPLIT / "manifest.csv",
+    "weights": paths.FINE_TUNE / "model.weights.h5",
+    "model": paths.FINE_TUNE / "model.json",
+    "metrics": paths.EVALUATE / "metrics.json",
+}
+CALIBRATION = 64  # training images that set the ranges of int8; 3 s for MobileNetV2 at 160 px
+
+
+def export(params, run):
+    import numpy as np
+    import tensorflow as tf
+
+    from stages.dataset import loading
+    from stages.network import classifier
+    from stages.serving import checks, formats, pyfunc
+    from stages.tracking import facts, registry
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # a GPU's short cut differs from the CPU formats by 1e-3
+    wanted, folder = params.export.formats, paths.EXPORT
+    formats.check_available(wanted)
+    model, spec = classifier.load(paths.FINE_TUNE)
+    temperature = spec.temperature if params.evaluate.calibrate else 1.0
+    manifest = loading.read_manifest()
+    test, train = manifest.split("test"), manifest.split("train")
+
+    def pictures(part, positions):
+        chosen = [part.paths[i] for i in positions]
+        return np.stack(list(loading.load_images(params.data.path, chosen, spec.image_size)))
+
+    with run.timed("convert"):
+        formats.write(
+            wanted,
+            formats.self_contained(model, temperature),
+            formats.Metadata.of(spec, temperature),
+            folder,
+            calibration=pictures(train, checks.sample(len(train), CALIBRATION)) if "tflite_int8" in wanted else None,
+            wrote=lambda format: console.log(f"export: wrote {folder / formats.FILES[format]}"),
+        )
+
+    positions = checks.sample(len(test))
+    with run.timed("check"):
+        images, y = pictures(test, positions), test.labels[positions]
+        reference = checks.original(model, images, temperature)
+        found = [checks.check(format, folder, images=images, y=y, reference=reference) for format in wanted]
+        console.log(checks.table(found))
+        checks.write(folder / "checks.json", found)
+        run.log_metrics({**checks.as_dict(found), **{f"latency/{k}": v for k, v in checks.latencies(found).items()}})
+        run.log_text(json.dumps(checks.latencies(found), indent=2), "latency.json")
+        for check in found:
+            if problem := checks.problem(check, params.export.min_agreement):
+                raise console.GraftError(problem)
+        accuracy = whole_accuracy(params, test, formats.load("keras", folder), evaluated=INPUTS["metrics"])
+
+    version = registry.register(
+        run,
+        digest=facts.digest(folder / formats.FILES["keras"]),
+        alias="exported",
+        metrics={"accuracy": accuracy},
+        save_model=lambda path: pyfunc.save_exported(path, folder / formats.FILES["keras"]),
+        tags={"formats": ", ".join(wanted)},
+    )
+    console.log(f"export: {len(wanted)} formats agree with the original, test accuracy {accuracy:.4f}, model version {version}")
+
+
+def whole_accuracy(params, test, model, *, evaluated):
+    """Accuracy of the exported model on all test images. Raises GraftError unless it is what evaluate found (`evaluated`)."""
+    from stages.dataset import loading
+    from stages.serving import checks
+
+    right, start = 0, 0
+    for batch in loading.iter_batches(params.data.path, test.paths, model.metadata.image_size, batch_size=32):
+        right += int((model(batch).argmax(axis=1) == test.labels[start : start + len(batch)]).sum())
+        start += len(batch)
+    accuracy = right / len(test)
+    expected = json.loads(evaluated.read_text(encoding="utf-8"))["accuracy"]
+    # Both run the same weights, but evaluate's engine may round otherwise: an image near a boundary may fall on its other side.
+    if abs(accuracy - expected) * len(test) > checks.allowed(len(test), params.export.min_agreement) + 1e-6:
+        raise console.GraftError(
+            f"export: keras: accuracy {accuracy:.4f} on {len(test)} test images, but evaluate found {expected:.4f}; "
+            "run `dvc repro --force evaluate export`"
+        )
+    return accuracy
+
+
+@console.entry
+def main():
+    console.quiet_tensorflow()
+    from stages.serving import formats
+    from stages.tracking import runs
+
+    params = parameters.load()
+    outputs = [paths.EXPORT / name for name in (*formats.FILES.values(), formats.LABELS, "checks.json")]
+    with runs.stage_run("export", params, inputs=INPUTS, outputs=outputs) as run:
+        export(params, run)
+
+
+if __name__ == "__main__":
+    main()
