@@ -87,7 +87,7 @@ def wilson(successes, n):
         middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
     low, high = np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
-    return np.where(p == 0, 0.0, low), np.where(p == 1, 1.0, high)
+    return np.where(p == 0, 0.0, low)[()], np.where(p == 1, 1.0, high)[()]
 
 
 def _proportions(inside, right, group):

@@ -72,7 +72,9 @@ class ConfusionMatrixDisplay:
         for (row, column), value in np.ndenumerate(self.values):
             if not value:
                 continue
-            text = f"{100 * value:.0f}" if self.normalise and value >= 0.005 else "<1" if self.normalise else f"{int(value)}"
+            text = f"{int(value)}"
+            if self.normalise:
+                text = f"{100 * value:.0f}" if value >= 0.01 else "<1"
             colour = WHITE if shade[row, column] > (0.6 if row == column else 0.8) else style.INK
             ax.text(column, row, text, ha="center", va="center", fontsize=font, color=colour)
 

@@ -10,7 +10,7 @@ from stages.reporting.plots import style
 
 # The names that keras.applications give the layers of one block: block_3_expand, conv2_block1_out, block2a_dwconv,
 # expanded_conv_3/add.
-BLOCK = re.compile(r"^(.*?block_?\d+[a-z]?|expanded_conv(?:_\d+)?)[_/]")
+BLOCK = re.compile(r"^(.*?block_?\d+[a-z]?|expanded_conv(?:_\d+)?)[_/]|^conv_(?:pad|dw|pw)_(\d+)")
 OWN_ROW = ("image", "scaling", "pooling", "hidden", "dropout", "probabilities")
 ROWS_UP_TO = 34
 
@@ -37,9 +37,11 @@ def blocks(model, *, trainable=None):
     of the trained layers, None: by `layer.trainable`.
     """
     found, operations = [], {operation.name: operation for operation in model.operations}
-    for key, names in _named(_segments(_parents(model))):
+    parents = _parents(model)
+    for key, names in _named(_segments(parents), lambda name: _parameters(operations[name])):
         layers = [operations[name] for name in names]
-        joins = [kind for layer in layers if (kind := type(layer).__name__.lower()) in ("add", "concatenate")]
+        branched = [layer for layer in layers if len(parents[layer.name]) > 1]
+        joins = [kind for layer in branched if (kind := type(layer).__name__.lower()) in ("add", "concatenate")]
         found.append(
             Block(
                 name=key,
@@ -112,15 +114,18 @@ def _segments(parents):
         reach = max(reach, last_use.get(name, 0))
 
 
-def _named(segments):
-    """[(name, layers)]: segments under the name of their block; what has none belongs to `stem`, `top`, or to its neighbour."""
+def _named(segments, weigh):
+    """[(name, layers)]: segments under the name of their block; what has none belongs to `stem`, `top`, or to its neighbour.
+
+    `weigh`: name of a layer -> its parameters. Names that Keras made up (add_9) count up from model to model: the last resort.
+    """
     rows = []
     for layers in segments:
-        last = layers[-1]
-        match = BLOCK.match(last)
-        key = last if last in OWN_ROW or len(layers) > 1 else None
-        key = match[1] if match else key
-        if rows and rows[-1][0] == key:
+        matches = [match[1] or f"conv_{match[2]}" for match in map(BLOCK.match, layers) if match]
+        key = layers[-1] if layers[-1] in OWN_ROW else matches[-1] if matches else layers[-1] if len(layers) > 1 else None
+        follows = rows and rows[-1][0] not in (None, *OWN_ROW)
+        nameless = not matches and key not in OWN_ROW and not sum(map(weigh, layers))
+        if rows and (rows[-1][0] == key or (follows and nameless)):
             rows[-1][1].extend(layers)
         else:
             rows.append((key, list(layers)))
