@@ -42,7 +42,7 @@ def speed(args):
     with tempfile.TemporaryDirectory() as folder:
         for which in ("first", "second"):
             files, scan, near, deal, pairs, peak = passes(args.folder, Path(folder) / "memo.sqlite")
-            print(f"{which}: {files} files, scan {scan:.1f} s ({files / scan:.0f}/s), near-duplicates {near:.1f} s ({pairs} pairs), "
+            print(f"{which}: {files} files, scan {scan:.1f} s ({files / scan:.0f}/s), near-duplicates {near:.1f} s ({pairs}), "
                   f"split {deal:.1f} s, peak memory {peak:.0f} MiB", flush=True)  # fmt: skip
 
 

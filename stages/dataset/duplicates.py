@@ -1,7 +1,7 @@
 """The same picture twice: byte for byte, or near enough that one copy in train and one in test would be a leak.
 
 Near-duplicates are found in two steps. Fingerprints (64-bit difference hashes) that differ in a few bits make a pair a
-candidate; that alone would be wrong most of the time (of 1,157 pairs of flower photos within 12 bits, 17 show the same picture).
+candidate; that alone would be wrong nearly always (of 1,157 pairs of flower photos within 12 bits, 17 show the same picture).
 So the candidates' grey thumbnails are aligned (a copy may be cropped, darker, of less contrast) and compared in their detail,
 without the smooth shading that very different pictures share.
 """
@@ -51,6 +51,9 @@ def set_aside_copies(pictures):
             problems.append(Problem(copy.path, "duplicate_in_class", action, copies[0].path))
             if copy.given != copies[0].given:
                 leaks.append((copy.path, copies[0].path))
+    lost = sorted({picture.label for picture in pictures} - {picture.label for picture in kept})
+    if lost:
+        raise GraftError(f"data.path: every image of class {lost[0]!r} is also in another class; take one of the two out")
     return tuple(sorted(kept, key=lambda picture: picture.path)), problems, leaks
 
 
@@ -65,9 +68,7 @@ def near_duplicates(pictures, memo, *, max_distance):
         return []
     fingerprints = np.array([pictures[i].fingerprint for i in where], dtype=np.uint64)
     if _all_alike([pictures[i].sha256 for i in where], fingerprints, memo, max_distance):
-        warn(
-            "the pictures of this data set are so alike that near-duplicates cannot be told from others: only exact copies are found"
-        )
+        warn("pictures here are too alike to tell near-duplicates from others: only exact copies are found and set aside")
         return []
     joined, pairs = Groups(len(pictures)), []
     for block in _candidates(fingerprints, max_distance):
@@ -129,9 +130,8 @@ def _captures(pictures, pattern):
         raise GraftError(f"data.group_by: {pattern!r} captures nothing in any path, e.g. in {pictures[0].path!r}")
     if len(found) < len(pictures):
         odd = next(picture.path for picture in pictures if picture.path not in found)
-        warn(
-            f"data.group_by captures nothing in {len(pictures) - len(found)} of {len(pictures)} paths, e.g. in {odd!r}; they stand alone"
-        )
+        some = f"{len(pictures) - len(found)} of {len(pictures)} paths, e.g. in {odd!r}"
+        warn(f"data.group_by captures nothing in {some}; these images stand alone")
     return found
 
 

@@ -270,7 +270,8 @@ def _download(url, work, budget, sha256):
                     total.update(block)
                     out.write(block)
     except urllib.error.URLError as error:
-        raise GraftError(f"{url}: {getattr(error, 'reason', error)}; nothing was imported") from None
+        code = f"HTTP {error.code} " if isinstance(error, urllib.error.HTTPError) else ""
+        raise GraftError(f"{url}: {code}{error.reason}; nothing was imported") from None
     except ValueError as error:
         raise GraftError(f"{url}: {error}; nothing was imported") from None
     if received < length:

@@ -124,7 +124,13 @@ def scan(root, *, memo, min_side=1, max_megapixels=images.MAX_MEGAPIXELS, on_dam
     if not pictures:
         held = f"{len(problems)} set aside, {non_images} not images" if files or odd else "it is empty"
         raise GraftError(f"data.path: no usable image in the class folders of {root} ({held})")
+    labels = {picture.label for picture in pictures}
+    lost = sorted({place(p.path)[0] for p in damaged} - labels - {None})
+    if lost:
+        raise GraftError(f"data.path: class {lost[0]!r} of {root} has no usable image; mend it or take the folder out")
     pictures.sort(key=lambda p: p.path)
+    if len(labels) == 1:
+        raise _one_class(root, pictures)
     return Inventory(root, tuple(pictures), tuple(problems), len(files) + len(odd) + hidden, non_images, hidden)
 
 
@@ -174,19 +180,22 @@ def _printable(path):
 
 def _layout(root, files):
     """A function path -> (class name or None, given split or ""), from the names of the folders at the top."""
-    tops = {file.path.split("/", 1)[0] for file in files if "/" in file.path}
+    pictures = [file.path.split("/") for file in files if _may_be_picture(file.path)]
+    tops = {parts[0] for parts in pictures if len(parts) > 1}
     named = {top: SPLIT_FOLDERS[top.casefold()] for top in tops if top.casefold() in SPLIT_FOLDERS}
-    deep = {file.path.split("/", 1)[0] for file in files if file.path.count("/") >= 2}
-    predefined = "train" in named.values() and set(named) <= deep
+    deep = {parts[0] for parts in pictures if len(parts) > 2}
+    several = len(set(named.values())) > 1
+    # One folder called train among others is a class of trains; train and test together are what they say.
+    predefined = "train" in named.values() and (several or len(named) == len(tops)) and bool(set(named) & deep)
     if predefined and len(named) < len(tops):
-        if len(set(named.values())) == 1:  # one folder called train among others: a class of trains
-            predefined = False
-        else:
-            strange = sorted(tops - set(named))[0]
-            raise GraftError(
-                f"data.path: {root} holds {', '.join(sorted(named))} and beside them {strange!r}; "
-                "keep only train, val and test there (or only class folders)"
-            )
+        raise GraftError(
+            f"data.path: {root} holds {', '.join(sorted(named))} and beside them {sorted(tops - set(named))[0]!r}; "
+            "keep only train, val and test there (or only class folders)"
+        )
+    if several and not predefined and len(named) == len(tops):
+        raise GraftError(
+            f"data.path: {', '.join(sorted(named))} in {root} hold no class folders; each needs one folder per class"
+        )
     if not tops:
         raise GraftError(f"data.path: {root} holds no folders{'' if files else ' and no files'}; it needs one folder per class")
 
@@ -196,15 +205,19 @@ def _layout(root, files):
             return (_name(parts[1]), named[parts[0]]) if len(parts) > 2 else (None, "")
         return (_name(parts[0]), "") if len(parts) > 1 else (None, "")
 
-    labels = {place(file.path)[0] for file in files} - {None}
-    if len(labels) == 1:
-        inside = {parts[1] for parts in (file.path.split("/") for file in files) if len(parts) > 2}
-        only = next(iter(labels))
-        hint = f"; its classes may lie one level down: data.path={root / only}" if len(inside) > 1 and not predefined else ""
-        raise GraftError(
-            f"data.path: {root} holds one class only, {only!r}{hint}; a classifier needs two folders of images or more"
-        )
     return place
+
+
+def _one_class(root, pictures):
+    only = pictures[0].label
+    inside = {parts[1] for parts in (picture.path.split("/") for picture in pictures) if len(parts) > 2}
+    hint = f" (or are its classes one level down, in {root / only}?)" if len(inside) > 1 and not pictures[0].given else ""
+    return GraftError(f"data.path: {root} has images of one class only, {only!r}; a classifier needs two or more{hint}")
+
+
+def _may_be_picture(path):
+    suffix = Path(path).suffix.lower()
+    return not suffix or suffix in images.SUFFIXES or suffix in images.UNSUPPORTED_SUFFIXES
 
 
 def _name(folder):
@@ -329,8 +342,8 @@ class Memo:
     def __enter__(self):
         try:
             self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked for a minute, disk full, folder read-only
+        except (sqlite3.DatabaseError, OSError) as error:
+            if isinstance(error, (sqlite3.OperationalError, OSError)):  # locked for a minute, disk full, folder read-only
                 console.warn(f"{self.path}: {error}; hashes are not kept")
                 self.path = None
             else:

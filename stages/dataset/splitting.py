@@ -2,8 +2,8 @@
 
 The order in which a class is dealt out is that of a hash of seed and content. It depends on nothing else: not on file names,
 not on the order of files, not on the folder's path. The first images in this order are the test set, the next the validation
-set, as many as the fractions ask for, so a new photo shifts the two borders by a little and leaves nearly every old one where it
-was: when 10% are added, 1% of tf_flowers' 2,834 move. (A plain threshold would move none, but its shares would be random.)
+set, as many as the fractions ask for, so a new photo shifts the two borders by a little and leaves nearly every old one where
+it was: when 10% are added, 1% of tf_flowers' 2,834 move. (A plain threshold would move none, but its shares would be random.)
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def assign(items, *, val_fraction, test_fraction, seed, where="the data set"):
 
     Splits that some item has as `given` are taken as they are; the missing ones of val and test are carved from train.
     Where all groups are single images, each class has round(fraction * n) images (at least 1) in val and in test; with
-    groups, the nearest that whole groups give. Raises GraftError for a class that cannot have an image (group) in each of the three.
+    groups, the nearest that whole groups give. Raises GraftError for a class that cannot have a group in each of the three.
     """
     given = {item.given for item in items} - {""}
     wanted = {split: share for split, share in (("test", test_fraction), ("val", val_fraction)) if split not in given}
@@ -153,6 +153,6 @@ def _check(items, splits, needed, where):
         lacking = " and ".join(split for split in SPLITS if split in needed and counts[label][split] == 0)
         more = f" (and {len(short) - 1} more)" if len(short) > 1 else ""
         raise GraftError(
-            f"{where}: class {label!r}{more} has {sum(counts[label].values())} usable image(s), and none is left for {lacking}; "
+            f"{where}: class {label!r}{more} has {sum(counts[label].values())} usable images, and none is left for {lacking}; "
             f"each class needs {len(needed)} or more that are no copies of each other: add photos, or take the class out"
         )

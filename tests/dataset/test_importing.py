@@ -1,0 +1,441 @@
+import datetime
+import functools
+import hashlib
+import http.server
+import io
+import os
+import ssl
+import sys
+import tarfile
+import threading
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from stages.console import GraftError
+from stages.dataset import importing, inventory
+from stages.params import ImportLimits
+
+from .pictures import encoded, folder, scene
+
+LIMITS = ImportLimits(max_files=1000, max_gb=0.1, max_ratio=200)
+PHOTOS = Path(__file__).parents[3] / "shared" / "datasets"
+PICTURE = encoded(scene(0), quality=80)
+
+
+def run(source, tmp_path, **options):
+    return importing.import_dataset(source, into=tmp_path / "raw", **{"limits": LIMITS, **options})
+
+
+def left_behind(tmp_path):
+    return sorted(p.name for p in (tmp_path / "raw").iterdir()) if (tmp_path / "raw").exists() else []
+
+
+def tree(root):
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return path
+
+
+def tarred(path, files, mode="w"):
+    with tarfile.open(path, mode) as file:
+        for name, content in files.items():
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = 0 if isinstance(content, tarfile.TarInfo) else len(content)
+            file.addfile(info, None if isinstance(content, tarfile.TarInfo) else io.BytesIO(content))
+    return path
+
+
+def member(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+CLASSES = {"cat/1.jpg": PICTURE, "cat/sub/2.JPG": PICTURE, "dog/ü 3.jpg": PICTURE}
+
+
+@pytest.mark.parametrize("prefix", ["", "photos/", "a/b c/photos/"])
+@pytest.mark.parametrize("pack, name", [
+    (zipped, "set.zip"), (tarred, "set.tar"), (functools.partial(tarred, mode="w:gz"), "set.tar.gz"),
+    (functools.partial(tarred, mode="w:gz"), "set.tgz"), (functools.partial(tarred, mode="w:gz"), "set.bin"),
+])  # fmt: skip
+def test_archives(tmp_path, pack, name, prefix):
+    extra = {prefix + "README.txt": b"x", "__MACOSX/cat/._1.jpg": b"x", ".hidden/dog/1.jpg": PICTURE}
+    source = pack(tmp_path / name, {prefix + path: content for path, content in CLASSES.items()} | extra)
+    result = run(source, tmp_path)
+    assert result.folder == tmp_path / "raw" / ("set" if name != "set.bin" else "set.bin")
+    assert result.counts == {("", "cat"): 2, ("", "dog"): 1} and result.classes == ["cat", "dog"] and result.images == 3
+    assert {path: content for path, content in tree(result.folder).items() if path in CLASSES} == CLASSES
+    assert left_behind(tmp_path) == [result.folder.name]
+
+
+def test_a_folder_is_copied_and_left_as_it_was(tmp_path, capsys):
+    source = folder(tmp_path / "My photos (2024)" / "wrapped", each=3)
+    (source / ".git").mkdir()
+    (source / ".git" / "config").write_text("x")
+    before = tree(tmp_path / "My photos (2024)")
+    result = run(tmp_path / "My photos (2024)", tmp_path)
+    assert result.folder.name == "My-photos-2024" and len(tree(result.folder)) == 6
+    assert tree(tmp_path / "My photos (2024)") == before
+    told = capsys.readouterr().out
+    assert "6 images in 2 classes" in told and "cat: 3" in told
+    assert f"dvc exp run -S data.path={result.folder.as_posix()}\n" in told and f"dvc add {result.folder.as_posix()} " in told
+
+
+@pytest.mark.parametrize("tops, counts", [
+    (["train", "test"], {("train", "cat"): 1, ("train", "dog"): 1, ("test", "cat"): 1, ("test", "dog"): 1}),
+    (["Train", "valid", "test"], {(s, c): 1 for s in ("train", "val", "test") for c in ("cat", "dog")}),
+    (["train"], {("train", "cat"): 1, ("train", "dog"): 1}),
+])  # fmt: skip
+def test_splits_are_kept(tmp_path, tops, counts):
+    files = {f"deep/set/{top}/{label}/1.jpg": PICTURE for top in tops for label in ("cat", "dog")}
+    result = run(zipped(tmp_path / "set.zip", files), tmp_path)
+    assert result.counts == counts and sorted(p.name for p in result.folder.iterdir()) == sorted(tops)
+
+
+def locked_zip(path):
+    zipped(path, CLASSES)
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = -1
+        while (at := content.find(signature, at + 1)) >= 0:
+            content[at + offset] |= 1
+    path.write_bytes(content)
+    return path
+
+
+def link_in_zip(path):
+    """An entry that is a link out of the folder, and one that would be written through it."""
+    with zipfile.ZipFile(path, "w") as file:
+        info = zipfile.ZipInfo("cat/out")
+        info.create_system, info.external_attr = 3, 0o120777 << 16
+        file.writestr(info, "../../..")
+        file.writestr("cat/out/evil.jpg", PICTURE)
+        file.writestr("dog/1.jpg", PICTURE)
+    return path
+
+
+ATTACKS = {
+    "zip ..": (lambda p: zipped(p, CLASSES | {"../evil.jpg": PICTURE}), "leads out of the folder"),
+    "zip deep ..": (lambda p: zipped(p, CLASSES | {"cat/../../evil.jpg": PICTURE}), "leads out of the folder"),
+    "zip absolute": (lambda p: zipped(p, CLASSES | {"/tmp/evil.jpg": PICTURE}), "leads out of the folder"),
+    "zip backslash": (lambda p: zipped(p, CLASSES | {"..\\evil.jpg": PICTURE}), "leads out of the folder"),
+    "zip drive": (lambda p: zipped(p, CLASSES | {"C:\\evil.jpg": PICTURE}), "leads out of the folder"),
+    "tar ..": (lambda p: tarred(p, CLASSES | {"cat/../../evil.jpg": PICTURE}), "leads out of the folder"),
+    "tar absolute": (lambda p: tarred(p, CLASSES | {"/tmp/evil.jpg": PICTURE}), "leads out of the folder"),
+    "zip bomb": (lambda p: zipped_small(p, {"cat/1.bmp": bytes(90_000_000)}), "unpacks to more than 200 times its size"),
+    "tar bomb": (lambda p: tarred(p, {"cat/1.bmp": bytes(90_000_000)}, "w:gz"), "unpacks to more than 200 times its size"),
+    "too much": (lambda p: zipped_small(p, {"cat/1.bmp": bytes(110_000_000)}), r"more than 0\.1 GB"),
+    "too many": (lambda p: zipped(p, {f"cat/{k}.jpg": b"x" for k in range(1001)}), "more than 1,000 files"),
+    "twice": (lambda p: tarred_twice(p), "holds '1.jpg' twice"),
+    "cut zip": (lambda p: cut(zipped(p, CLASSES)), "neither a zip nor a tar archive|damaged or not readable"),
+    "cut tar": (lambda p: cut(tarred(p, CLASSES)), "damaged or not readable"),
+    "cut tgz": (lambda p: cut(tarred(p, CLASSES, "w:gz")), "damaged or not readable"),
+    "rotten zip": (lambda p: rot(zipped(p, CLASSES)), "damaged or not readable"),
+    "password": (locked_zip, "locked with a password"),
+    "file and folder": (lambda p: zipped(p, {"cat": b"x", "cat/1.jpg": PICTURE}), "nothing was imported"),
+    "no archive": (lambda p: p.write_bytes(b"hello") and p, "neither a zip nor a tar archive"),
+    "empty": (lambda p: zipped(p, {}), "no image in it"),
+    "no images": (lambda p: zipped(p, {"a/1.txt": b"x"}), "no image in it"),
+    "no classes": (lambda p: zipped(p, {"1.jpg": PICTURE}), "must be one folder per class"),
+    "one class": (lambda p: zipped(p, {"set/cat/1.jpg": PICTURE}), "one class only, 'cat'"),
+}
+
+
+def zipped_small(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return path
+
+
+def tarred_twice(path):
+    with tarfile.open(path, "w") as file:
+        for _ in range(2):
+            info = tarfile.TarInfo("cat/1.jpg")
+            info.size = len(PICTURE)
+            file.addfile(info, io.BytesIO(PICTURE))
+    return path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 5])
+    return path
+
+
+def rot(path):
+    content = bytearray(path.read_bytes())
+    content[200:260] = bytes(60)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("make, message", ATTACKS.values(), ids=ATTACKS)
+def test_attacks_and_damage_leave_nothing(tmp_path, make, message):
+    source = make(tmp_path / "set.zip")
+    before = {p for p in tmp_path.parent.rglob("*evil*")}
+    with pytest.raises(GraftError, match=message) as caught:
+        run(source, tmp_path)
+    assert left_behind(tmp_path) == [] and "\n" not in str(caught.value)
+    assert {p for p in tmp_path.parent.rglob("*evil*")} == before and not Path("/tmp/evil.jpg").exists()
+
+
+def test_links_in_archives_are_never_made(tmp_path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(PICTURE)
+    files = CLASSES | {
+        "cat/abs.jpg": member("cat/abs.jpg", tarfile.SYMTYPE, str(secret)),
+        "cat/up.jpg": member("cat/up.jpg", tarfile.SYMTYPE, "../../../secret.jpg"),
+        "cat/hard.jpg": member("cat/hard.jpg", tarfile.LNKTYPE, str(secret)),
+        "cat/self.jpg": member("cat/self.jpg", tarfile.SYMTYPE, "self.jpg"),
+        "out": member("out", tarfile.SYMTYPE, str(tmp_path)),
+        "cat/dev": member("cat/dev", tarfile.CHRTYPE),
+        "cat/fifo": member("cat/fifo", tarfile.FIFOTYPE),
+        "cat/inside.jpg": member("cat/inside.jpg", tarfile.LNKTYPE, "cat/1.jpg"),  # a copy within the archive
+    }
+    result = run(tarred(tmp_path / "set.tar", files), tmp_path)
+    assert tree(result.folder) == CLASSES | {"cat/inside.jpg": PICTURE} and result.left_out == 7
+    assert not any(p.is_symlink() for p in result.folder.rglob("*"))
+
+
+def test_links_in_a_zip_are_never_made(tmp_path):
+    result = run(link_in_zip(tmp_path / "set.zip"), tmp_path)
+    assert tree(result.folder) == {"cat/out/evil.jpg": PICTURE, "dog/1.jpg": PICTURE}
+    assert not any(p.is_symlink() for p in result.folder.rglob("*")) and result.left_out == 1
+
+
+def test_links_out_of_a_folder_are_not_followed(tmp_path):
+    source = folder(tmp_path / "set", each=2)
+    (tmp_path / "secret.jpg").write_bytes(PICTURE)
+    os.symlink(tmp_path / "secret.jpg", source / "cat" / "secret.jpg")
+    os.symlink(tmp_path, source / "dog" / "everything")
+    os.symlink("000.jpg", source / "dog" / "inside.jpg")
+    result = run(source, tmp_path)
+    assert result.counts == {("", "cat"): 2, ("", "dog"): 3} and result.left_out == 2
+
+
+def test_an_interrupted_import_leaves_nothing(tmp_path, monkeypatch):
+    write, done = importing._Budget.write, []
+
+    def interrupted(self, source, path):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(path)
+        write(self, source, path)
+
+    monkeypatch.setattr(importing._Budget, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder(tmp_path / "set"), tmp_path)
+    assert len(done) == 2 and left_behind(tmp_path) == []
+
+
+def test_what_a_kill_left_behind_looks_incomplete_and_is_swept_away(tmp_path):
+    old = tmp_path / "raw" / f"{importing.STAGING}set-x"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    run(folder(tmp_path / "set", each=1), tmp_path)
+    assert left_behind(tmp_path) == ["set"]
+    assert old.name.startswith(".")  # which the inventory passes over
+
+
+@pytest.mark.parametrize("options, source, message", [
+    ({}, "none.zip", "no such file or folder"),
+    ({"name": "../up"}, "set", "--name must be made of"),
+    ({"name": ".hidden"}, "set", "--name must be made of"),
+    ({"name": "taken"}, "set", "taken is there already"),
+    ({"sha256": "12"}, "set", "64 hexadecimal digits"),
+    ({"sha256": "0" * 64}, "set", "--sha256 is for archives"),
+    ({}, "http://example.org/set.zip", "only https is fetched"),
+    ({}, "ftp://example.org/set.zip", "only https is fetched"),
+])  # fmt: skip
+def test_refused(tmp_path, monkeypatch, options, source, message):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "set", each=1)
+    (tmp_path / "raw" / "taken").mkdir(parents=True)
+    with pytest.raises(GraftError, match=message):
+        run(source, tmp_path, **options)
+    assert left_behind(tmp_path) == ["taken"]
+
+
+def test_a_folder_is_not_copied_into_itself(tmp_path):
+    folder(tmp_path / "set", each=1)
+    with pytest.raises(GraftError, match="where it would be copied to"):
+        importing.import_dataset(tmp_path / "set", into=tmp_path / "set" / "raw", limits=LIMITS)
+
+
+def test_sha256_of_an_archive(tmp_path):
+    source = zipped(tmp_path / "set.zip", CLASSES)
+    with pytest.raises(GraftError, match=f"SHA-256 is {hashlib.sha256(source.read_bytes()).hexdigest()}, not 0000"):
+        run(source, tmp_path, sha256="0" * 64)
+    assert run(source, tmp_path, sha256=hashlib.sha256(source.read_bytes()).hexdigest().upper()).images == 3
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An https server on 127.0.0.1 that serves tmp_path/www, and breaks off or sends on where the name says so."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem = tmp_path / "server.pem"
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "www").mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path / "www"))
+
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            if "plain" in self.path:
+                self.send_response(302)
+                self.send_header("Location", "http://localhost/set.zip")
+                self.end_headers()
+            elif "broken" in self.path:
+                self.send_response(200)
+                self.send_header("Content-Length", "100000")
+                self.end_headers()
+                self.wfile.write(b"PK")
+            else:
+                super().do_GET()
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    monkeypatch.setenv("no_proxy", "localhost")
+    yield f"https://localhost:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_https(tmp_path, server):
+    source = zipped(tmp_path / "www" / "my set.zip", CLASSES)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    result = run(f"{server}/my%20set.zip?raw=1", tmp_path, sha256=digest)
+    assert result.folder.name == "my-set" and tree(result.folder) == CLASSES
+    for path, options, message in [
+        ("my%20set.zip", {"sha256": "0" * 64}, "the file is damaged or another one"),
+        ("none.zip", {}, "HTTP 404"),
+        ("plain.zip", {}, "which is not https"),
+        ("broken.zip", {}, "the connection broke after"),
+        ("my%20set.zip", {"limits": ImportLimits(max_files=9, max_gb=1e-7, max_ratio=9)}, "max_gb"),
+    ]:
+        with pytest.raises(GraftError, match=message):
+            run(f"{server}/{path}", tmp_path, name="other", **options)
+    assert left_behind(tmp_path) == ["my-set"]
+
+
+def test_a_certificate_that_cannot_be_trusted(tmp_path, server, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(GraftError, match="(?i)certificate"):
+        run(f"{server}/x.zip", tmp_path)
+
+
+class FakeImage: ...
+
+
+class FakeClassLabel:
+    def __init__(self, names):
+        self.names = names
+
+
+def fake_tfds(splits, *, names=("cat", "a/b"), features=None, supervised=("image", "label")):
+    """What importing uses of tensorflow_datasets 4.9, over {split: [(bytes, label)]}."""
+    features = features if features is not None else {"image": FakeImage(), "label": FakeClassLabel(list(names))}
+    asked = []
+
+    class Builder:
+        info = types.SimpleNamespace(
+            features=features, supervised_keys=supervised,
+            splits={name: types.SimpleNamespace(num_examples=len(rows)) for name, rows in splits.items()},
+        )  # fmt: skip
+
+        def download_and_prepare(self):
+            asked.append("prepared")
+
+        def as_dataset(self, *, split, shuffle_files, decoders, read_config):
+            assert (shuffle_files, decoders, read_config) == (False, {"image": "skip"}, {"interleave_cycle_length": 1})
+            return [{"image": content, "label": label} for content, label in splits[split]]
+
+    def builder(name, *, data_dir):
+        asked.append((name, data_dir))
+        if name.startswith("unknown"):
+            raise LookupError("Dataset unknown not found.\nDid you mean")
+        return Builder()
+
+    return asked, types.SimpleNamespace(
+        builder=builder, as_numpy=iter, features=types.SimpleNamespace(Image=FakeImage, ClassLabel=FakeClassLabel),
+        decode=types.SimpleNamespace(SkipDecoding=lambda: "skip"), ReadConfig=lambda **options: options,
+    )  # fmt: skip
+
+
+PNG = encoded(scene(3), "PNG")
+
+
+@pytest.mark.parametrize("source, asked", [
+    ("tfds:tf_flowers", ("tf_flowers", None)), ("tfds:cifar10:3.0.2", ("cifar10:3.0.2", None)), ("tfds:a/b:1.0.0@/my data", ("a/b:1.0.0", "/my data")),
+])  # fmt: skip
+def test_tfds(tmp_path, monkeypatch, source, asked):
+    log, module = fake_tfds({"train": [(PICTURE, 0), (PNG, 1)], "test": [(PICTURE, 1), (PICTURE, -1)], "extra": [(PICTURE, 0)]})
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    result = run(source, tmp_path)
+    assert log == [asked, "prepared"]
+    assert tree(result.folder) == {"train/cat/000000.jpg": PICTURE, "train/a_b/000001.png": PNG, "test/a_b/000000.jpg": PICTURE}
+    assert result.counts == {("train", "cat"): 1, ("train", "a_b"): 1, ("test", "a_b"): 1} and result.left_out == 1
+    assert result.folder.name == ("a-b" if "a/b" in source else source.split(":")[1])
+
+
+def test_tfds_of_one_split_has_no_split_folders(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake_tfds({"train": [(PICTURE, 0), (PICTURE, 1)]})[1])
+    assert sorted(tree(run("tfds:tf_flowers", tmp_path).folder)) == ["a_b/000001.jpg", "cat/000000.jpg"]
+
+
+@pytest.mark.parametrize("name, module, message", [
+    ("unknown", fake_tfds({})[1], "Dataset unknown not found"),
+    ("coco", fake_tfds({"train": []}, features={"image": FakeImage(), "boxes": 1}, supervised=None)[1], "has no label"),
+    ("odd", fake_tfds({"everything": []})[1], "none of its splits"),
+    ("twins", fake_tfds({"train": []}, names=("a/b", "a_b"))[1], "same name on disk"),
+    ("none", None, r"pip install 'graft\[tfds\]'"),
+])  # fmt: skip
+def test_tfds_refused(tmp_path, monkeypatch, name, module, message):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    with pytest.raises(GraftError, match=message) as caught:
+        run(f"tfds:{name}", tmp_path)
+    assert left_behind(tmp_path) == [] and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, images, classes, splits", [
+    ("alpaca.tar", 327, 2, {""}), ("cifar10_12k.zip", 12000, 10, {"train", "test"}), ("tf_flowers_224.tar", 3119, 5, {""}),
+])  # fmt: skip
+def test_the_course_data_sets(tmp_path, name, images, classes, splits):
+    if not (PHOTOS / name).exists():
+        pytest.skip(f"no {name} in ../shared/datasets")
+    result = importing.import_dataset(
+        PHOTOS / name, into=tmp_path, limits=ImportLimits(max_files=20_000, max_gb=1, max_ratio=200)
+    )
+    assert (result.images, len(result.classes), {split for split, _ in result.counts}) == (images, classes, splits)
+    if name == "alpaca.tar":
+        with inventory.Memo(None, result.folder) as memo:
+            assert len(inventory.scan(result.folder, memo=memo).pictures) == images
