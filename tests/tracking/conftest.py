@@ -89,12 +89,25 @@ def _write_manifest(root, *, n=9, labels="ab"):
 
 @pytest.fixture
 def write_model():
-    """The save_model that `registry.register` calls."""
+    """A save_model for `registry.register`: a model that can be loaded."""
     return _write_model
 
 
+@pytest.fixture
+def write_stub():
+    """A save_model for `registry.register`: the least that MLflow takes for a model, quickly written."""
+
+    def write(folder):
+        from mlflow.models import Model
+
+        folder.mkdir()
+        Model().save(str(folder / "MLmodel"))
+
+    return write
+
+
 def _write_model(folder):
-    """An MLflow model that counts its inputs, as save_model of `registry.register` would write it."""
+    """An MLflow model that counts its inputs."""
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature
@@ -105,7 +118,7 @@ def _write_model(folder):
         "from mlflow.models import set_model\n"
         "from mlflow.pyfunc import PythonModel\n"
         "class Counting(PythonModel):\n"
-        "    def predict(self, context, model_input: list[str], params=None):\n"
+        "    def predict(self, context, model_input, params=None):\n"
         "        return [len(model_input)]\n"
         "set_model(Counting())\n"
     )
