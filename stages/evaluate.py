@@ -63,7 +63,7 @@ def evaluate(params, run):
     from stages.network import classifier, engines, inference, training
     from stages.reporting import card, metrics, report
     from stages.serving import pyfunc
-    from stages.tracking import champion, facts, registry
+    from stages.tracking import champion, facts, registry, runs
 
     manifest = loading.read_manifest()
     test = manifest.split("test")
@@ -122,9 +122,10 @@ def evaluate(params, run):
         metrics={**found.metrics, "min_class_recall": min(recalls)},
         predict=lambda old: pyfunc.predict_version(run.connection.uri, old, [Path(params.data.path) / p for p in test.paths]),
     )
+    provenance = {"git commit": runs.git_commit() or "none", "pipeline run": run.pipeline_name, "MLflow run": run.run_id}
     settings = {key: str(value) for key, value in params.flat().items()}
     page = dataclasses.replace(found.card, facts=dataclasses.replace(found.card.facts, params=settings))
-    run.log_text(card.render_card(page, provenance=run.provenance()), "card.html")
+    run.log_text(card.render_card(page, provenance=provenance), "card.html")
     console.log(f"evaluate: test accuracy {found.metrics['accuracy']:.4f} ({found.metrics['accuracy_low']:.4f} to "
                 f"{found.metrics['accuracy_high']:.4f}, n = {len(test)}), head alone {found.metrics['head_accuracy']:.4f}")  # fmt: skip
 

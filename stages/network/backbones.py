@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,13 +175,20 @@ def _load(model, path, name):
                 if layer.weights:
                     layer.set_weights(named[layer.name].get_weights())
         else:
-            model.load_weights(str(path))
+            load_weights(model, path)
     except Exception as error:
         raise GraftError(
             f"backbone.weights: {path} does not fit {name} (check backbone.name and backbone.alpha): {' '.join(str(error).split())[:200]}"
         ) from None
     if any(not _finite(w) for w in model.get_weights()):
         warn(f"{path} holds values that are not finite")
+
+
+def load_weights(model, path):
+    """`model.load_weights`, without Keras 3.15's hundred warnings that name containers which hold no weights of their own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Skipping nested container")
+        model.load_weights(str(path))
 
 
 def _finite(array):

@@ -5,6 +5,7 @@ Flat, because a backbone nested as one layer hides its layers from `trainable`, 
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from stages.console import GraftError
 from stages.network import backbones
 
 WEIGHTS, DESCRIPTION = "model.weights.h5", "model.json"
+NEAR = 6  # layers; an inverted residual block has 8 or 9
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def find_cut(model, layers):
     """The deepest tensor that everything trained, with the top `layers` of the backbone unfrozen, depends on alone.
 
     Below it nothing is trained and nothing is random: its value for an image never changes during training, so it can be
-    remembered. Returns a Keras tensor: an output of a backbone layer or of "pooling", or the model's input where the
+    remembered. One retreat is allowed: inside a block MobileNetV2 widens its tensor six times with a cheap 1 x 1 convolution, and
+    to remember the wide one would cost more than to widen again; so a tensor of at most half the size, up to NEAR layers further
+    down, is taken instead. Returns a Keras tensor: an output of a backbone layer or of "pooling", or the model's input where the
     unfreezing reaches down so far that only scaling is left to remember.
     """
     order = {layer.name: i for i, layer in enumerate(model.layers)}
@@ -103,12 +107,17 @@ def find_cut(model, layers):
     )
     # One pass upwards: `reach` is the furthest layer that anything seen so far feeds. Where nothing below i feeds past i,
     # layer i's output is all that the layers above it see.
-    reach, cut = 0, 0
+    reach, cuts = 0, []
     consumers = _consumers(model, order)
     for i, _ in enumerate(model.layers[:boundary]):
         if reach <= i:
-            cut = i
+            cuts.append(i)
         reach = max([reach, *consumers[i]])
+    sizes = {i: math.prod(model.layers[i].output.shape[1:]) for i in cuts}
+    deepest = cuts[-1]
+    cut = min((i for i in cuts if i >= deepest - NEAR), key=lambda i: (sizes[i], -i))
+    if sizes[cut] > sizes[deepest] / 2 or deepest == order["pooling"]:
+        cut = deepest
     return model.input if cut <= order["scaling"] else model.layers[cut].output
 
 
@@ -129,12 +138,12 @@ def _consumers(model, order):
     return consumers
 
 
-def split_at(model, cut):
+def split_at(model, cut, *, name="tail"):
     """(trunk, tail) of `model` at the tensor `cut`; both share its layers. The trunk is None where the cut is the input."""
     import keras
 
     trunk = None if cut is model.input else keras.Model(model.input, cut, name="trunk")
-    return trunk, keras.Model(cut, model.output, name="tail")
+    return trunk, keras.Model(cut, model.output, name=name)
 
 
 def save(model, spec, folder):
@@ -161,7 +170,7 @@ def load(folder):
     """(model, spec) that `save` wrote, its layers unfrozen as they were trained."""
     spec = load_spec(folder)
     model = build(spec)
-    model.load_weights(Path(folder) / WEIGHTS)
+    backbones.load_weights(model, Path(folder) / WEIGHTS)
     unfreeze(model, spec.trainable_layers)
     return model, spec
 

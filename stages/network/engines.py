@@ -51,7 +51,7 @@ def start(model, outputs, engine):
     if not computed:
         return lambda images: [images for _ in outputs]
     frozen = _freeze(keras.Model(model.input, computed))
-    compute = {"tensorflow": _tensorflow, "litert": _litert, "onnx": _onnx}[engine](frozen)
+    compute = ENGINES[engine](frozen)
 
     def run(images):
         values = iter(compute(np.ascontiguousarray(images)))
@@ -130,3 +130,6 @@ def _chunked(call):
         return [np.concatenate(values) for values in zip(*parts)]
 
     return compute
+
+
+ENGINES = {"tensorflow": _tensorflow, "litert": _litert, "onnx": _onnx}

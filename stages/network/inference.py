@@ -18,7 +18,7 @@ def together(model, other, layers, images, *, engine):
     trunk, tail = split_at(model, cut)
     same = other.input if trunk is None else other.get_layer(cut._keras_history.operation.name).output
     shared = model.input if trunk is None else trunk.output
-    outputs = [tail(shared), split_at(other, same)[1](shared)]
+    outputs = [tail(shared), split_at(other, same, name="other")[1](shared)]
     run = engines.start(keras.Model(model.input, outputs), outputs, engine)
     parts = []
     with Progress("predicting", len(images)) as progress:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -294,7 +295,7 @@ class Checkpoint:
                     if "/" in name:
                         group, i = name.split("/")
                         groups.setdefault(group, {})[int(i)] = held[name]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         return state, {group: [members[i] for i in range(len(members))] for group, members in groups.items()}
 
