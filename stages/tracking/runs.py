@@ -15,12 +15,14 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import ssl
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +102,8 @@ def _open(client_class, uri, experiment):
     if found.lifecycle_stage == "deleted":
         warn(f"experiment {experiment} had been deleted in MLflow: restored")
         client.restore_experiment(found.experiment_id)
+    if artifacts and found.artifact_location != artifacts:
+        _follow_a_move(file, found.artifact_location, artifacts)
     return Connection(client, uri, found.experiment_id)
 
 
@@ -110,6 +114,29 @@ def _create_database(client_class, file):
     draft.unlink(missing_ok=True)
     client_class(tracking_uri=f"sqlite:///{draft}").get_experiment("0")
     draft.replace(file)
+
+
+def _follow_a_move(database, old, new):
+    """Point the database at its artifacts again after the clone was moved or renamed.
+
+    MLflow records absolute paths: left alone, new artifacts would go to the old place, and old models would not load.
+    """
+    if not old.startswith("file:") or local_path(old).exists() or not local_path(new).exists():
+        return
+    places = {"experiments": ["artifact_location"], "runs": ["artifact_uri"], "logged_models": ["artifact_location"],
+              "model_versions": ["source", "storage_location"]}  # fmt: skip
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        for table, columns in places.items():
+            for column in columns:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, len(old), old),
+                )
+    warn(f"the clone was moved: MLflow looks for artifacts in {local_path(new)} now")
+
+
+def local_path(uri):
+    return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path))
 
 
 def _store_errors():

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,24 @@ def test_register_describe_and_load_in_a_fresh_process(params, store, manifest, 
         [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert out.stdout.split("\n")[0] == f"[3] {model.model_id} {run.run_id}"
+
+
+def test_a_clone_that_was_moved(params, store, write_stub, clone, monkeypatch, capsys):
+    with runs.stage_run("fine-tune", params) as before:
+        registry.register(before, digest=DIGEST, save_model=write_stub, alias="champion")
+        before.log_text("old", "note.txt")
+    moved = clone.with_name("moved ü #2")
+    clone.rename(moved)
+    monkeypatch.chdir(moved)
+    with runs.stage_run("fine-tune", params) as run:
+        run.log_text("new", "note.txt")
+    assert "moved" in capsys.readouterr().err and not clone.exists()
+    for run_id, text in ((before.run_id, "old"), (run.run_id, "new")):
+        assert Path(run.client.download_artifacts(run_id, "note.txt")).read_text() == text
+    uri = run.client.get_model_version_download_uri("graft", "1")
+    assert runs.local_path(uri).is_relative_to(moved) and (runs.local_path(uri) / "MLmodel").exists()
+    runs.connect(params)
+    assert capsys.readouterr().err == ""
 
 
 def test_same_stage_and_digest_is_the_same_version(params, store, write_stub):
