@@ -6,6 +6,7 @@ So the candidates' grey thumbnails are aligned (a copy may be cropped, darker, o
 without the smooth shading that very different pictures share.
 """
 
+import hashlib
 import re
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ PROMISING = (
 )
 CROWD = 0.05  # share of all images in one group of near-duplicates that calls for a warning
 CROWDED = 0.01  # share of candidates among all pairs from which on their verification is put to the test
+HOPELESS = 0.75  # plain correlation below which a pair is given up after two steps of alignment
 LARGEST_SHIFT = 2.6  # thumbnail pixels: 8% of a side
 PRIORITY = {"test": 0, "val": 1, "train": 2, "": 3}  # which of two equal files stays: a given test set keeps its images
 
@@ -66,15 +68,25 @@ def near_duplicates(pictures, memo, *, max_distance):
     where = np.array([i for i, picture in enumerate(pictures) if picture.fingerprint is not None], dtype=np.int64)
     if max_distance < 0 or len(where) < 2:
         return []
-    fingerprints = np.array([pictures[i].fingerprint for i in where], dtype=np.uint64)
-    if _all_alike([pictures[i].sha256 for i in where], fingerprints, memo, max_distance):
+    digests = [pictures[i].sha256 for i in where]
+    key = hashlib.sha256(f"{max_distance} {ALIKE} {' '.join(digests)}".encode()).hexdigest()
+    known = memo.pairs(key)
+    if known is not None:
+        return [(int(where[i]), int(where[j])) for i, j in known]
+    pairs = _pairs(digests, np.array([pictures[i].fingerprint for i in where], dtype=np.uint64), memo, max_distance)
+    memo.keep_pairs(key, pairs)
+    return [(int(where[i]), int(where[j])) for i, j in pairs]
+
+
+def _pairs(digests, fingerprints, memo, max_distance):
+    """`near_duplicates` of pictures that all have a fingerprint."""
+    if _all_alike(digests, fingerprints, memo, max_distance):
         warn("pictures here are too alike to tell near-duplicates from others: only exact copies are found and set aside")
         return []
-    joined, pairs = Groups(len(pictures)), []
+    joined, pairs = Groups(len(digests)), []
     for block in _candidates(fingerprints, max_distance):
-        block = where[block]
         block = block[[joined.find(i) != joined.find(j) for i, j in block]]  # a burst of 1,000 frames has 500,000 pairs
-        for i, j in block[_alike([(pictures[i].sha256, pictures[j].sha256) for i, j in block], memo)].tolist():
+        for i, j in block[_alike([(digests[i], digests[j]) for i, j in block], memo)].tolist():
             if joined.join(i, j):
                 pairs.append((i, j))
     return sorted(pairs)
@@ -166,7 +178,7 @@ def _candidates(fingerprints, max_distance):
     All pairs are looked at, 5e9 of them for 100,000 images, in about 10 s on 2 processors.
     """
     n = len(fingerprints)
-    rows = max(1, 2**18 // n)  # blocks that stay in the processor's cache
+    rows = max(1, 2**16 // n)  # blocks that stay in the processor's cache
 
     def block(start):
         stop = min(start + rows, n)
@@ -206,13 +218,16 @@ def _alike(digests, memo):
     """bool (n,): whether each pair of images (by SHA-256) shows the same picture; from the memo where it has been judged."""
     verdicts = memo.verdicts(digests)
     open_ = [k for k, verdict in enumerate(verdicts) if verdict is None]
-    for start in range(0, len(open_), 1024):
-        part = open_[start : start + 1024]
+    for start in range(0, len(open_), 2048):
+        part = open_[start : start + 2048]
         similarity = np.zeros(len(part))
         a = memo.thumbs([digests[k][0] for k in part])
         b = memo.thumbs([digests[k][1] for k in part])
         promising = np.nonzero(_correlation(_smooth(a), _smooth(b)) >= PROMISING)[0]
-        similarity[promising] = aligned_similarity(a[promising], b[promising])
+        chunks = np.array_split(promising, len(promising) // 64 + 1)  # small ones: they stay in the processor's cache
+        with ThreadPoolExecutor(workers_here()) as pool:
+            for chunk, found in zip(chunks, pool.map(aligned_similarity, [a[c] for c in chunks], [b[c] for c in chunks])):
+                similarity[chunk] = found
         judged = [bool(s >= ALIKE) for s in similarity]
         for k, verdict in zip(part, judged):
             verdicts[k] = verdict
@@ -224,11 +239,10 @@ def aligned_similarity(a, b, *, steps=6):
     """float32 (n,) in -1..1: correlation of the detail of pairs of thumbnails, uint8 (n, 32, 32) each, once b is aligned to a.
 
     b may be shifted and stretched by up to 8% along each axis, and differ in brightness and contrast: six unknowns, found by
-    Gauss-Newton steps on the difference of the smoothed pictures (Lucas & Kanade 1981).
+    Gauss-Newton steps on the difference of the smoothed pictures (Lucas & Kanade 1981). 0 for pairs that do not come near.
     """
-    if len(a) == 0:
-        return np.zeros(0, np.float32)
-    a, b = _smooth(a), _smooth(b)
+    result = np.zeros(len(a), np.float32)
+    a, b, going = _smooth(a), _smooth(b), np.arange(len(a))
     n, best = len(a), np.full(len(a), -1, np.float32)
     shift, best_shift = np.zeros((n, 4), np.float32), np.zeros((n, 4), np.float32)  # stretch x, shift x, stretch y, shift y
     span = (np.arange(THUMB, dtype=np.float32) - (THUMB - 1) / 2) / ((THUMB - 1) / 2)
@@ -238,6 +252,12 @@ def aligned_similarity(a, b, *, steps=6):
         now = _correlation(a, warped, inside)
         better = now > best
         best[better], best_shift[better] = now[better], shift[better]
+        if step == 2 and (best < HOPELESS).any():  # spare the rest of the work on pairs that do not come together
+            keep = best >= HOPELESS
+            a, b, going, best, shift, best_shift = (x[keep] for x in (a, b, going, best, shift, best_shift))
+            warped, inside, n = warped[keep], inside[keep], int(keep.sum())
+        if n == 0:
+            return result
         if step < steps:
             slope_y, slope_x = np.gradient(warped, axis=(1, 2))
             columns = np.stack([slope_x * right, slope_x, slope_y * down, slope_y, warped, np.ones_like(warped)], axis=-1)
@@ -252,7 +272,8 @@ def aligned_similarity(a, b, *, steps=6):
             gain = np.where(np.abs(solution[:, 4]) < 0.2, 1, solution[:, 4])
             shift = np.clip(shift + solution[:, :4] / gain[:, None], -LARGEST_SHIFT, LARGEST_SHIFT).astype(np.float32)
     warped, inside = _warp(b, best_shift, down, right)
-    return _correlation(fine_detail(a), fine_detail(warped), inside)
+    result[going] = _correlation(fine_detail(a), fine_detail(warped), inside)
+    return result
 
 
 def _smooth(thumbs):

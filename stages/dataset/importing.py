@@ -306,7 +306,7 @@ def _from_tfds(source, folder, budget):
         builder = tfds.builder(given, data_dir=data_dir or None)
         builder.download_and_prepare()
     except Exception as error:  # whatever a data set's own code, the network or the disk raise
-        raise GraftError(f"{source}: {' '.join(str(error).split())[:300]}") from None
+        raise GraftError(f"{source}: {' '.join(str(error).split('Available')[0].split())[:300]}") from None
     image, label = _tfds_keys(builder.info, tfds, source)
     names = [_folder_name(name) for name in builder.info.features[label].names]
     if len(set(names)) < len(names):

@@ -6,6 +6,7 @@ second pass over an unchanged folder reads no picture at all.
 
 import hashlib
 import io
+import json
 import os
 import sqlite3
 import stat
@@ -32,7 +33,7 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "
 THUMB = 32  # pixels of a side of the grey thumbnail that near-duplicates are compared by
 LEAST_DETAIL = 2.0  # grey levels (of 255): below it a thumbnail holds noise and rounding; photos have 4 to 20
 CHUNK = 32  # files per task: large enough that handing out tasks costs nothing, small enough for a smooth progress bar
-MEMO_VERSION = f"4 Pillow {PIL.__version__}"
+MEMO_VERSION = f"5 Pillow {PIL.__version__}"
 FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not memoised
 
 
@@ -361,7 +362,7 @@ class Memo:
             self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS version (version TEXT)")
         if self._db.execute("SELECT version FROM version").fetchall() != [(MEMO_VERSION,)]:
-            for table in ("files", "thumbs", "pairs", "version"):
+            for table in ("files", "thumbs", "pairs", "results", "version"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute("CREATE TABLE version (version TEXT)")
             self._db.execute("INSERT INTO version VALUES (?)", (MEMO_VERSION,))
@@ -371,6 +372,7 @@ class Memo:
         )
         self._db.execute("CREATE TABLE IF NOT EXISTS thumbs (sha256 BLOB PRIMARY KEY, thumb BLOB) WITHOUT ROWID")
         self._db.execute("CREATE TABLE IF NOT EXISTS pairs (a BLOB, b BLOB, alike INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE IF NOT EXISTS results (root TEXT, key TEXT, pairs TEXT, PRIMARY KEY (root, key))")
         self._db.commit()
         self._committed = time.monotonic()
 
@@ -431,6 +433,16 @@ class Memo:
             (blob,) = self._db.execute("SELECT thumb FROM thumbs WHERE sha256 = ?", (bytes.fromhex(digest),)).fetchone()
             out[i] = np.frombuffer(blob, np.uint8).reshape(THUMB, THUMB)
         return out
+
+    def pairs(self, key):
+        """The near-duplicates that were found in a set of images with this key: [[i, j], …], or None."""
+        row = self._db.execute("SELECT pairs FROM results WHERE root = ? AND key = ?", (self.root, key)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def keep_pairs(self, key, pairs):
+        self._db.execute("DELETE FROM results WHERE root = ?", (self.root,))  # one set per folder: the last
+        self._db.execute("INSERT INTO results VALUES (?,?,?)", (self.root, key, json.dumps(pairs)))
+        self._db.commit()
 
     def verdicts(self, pairs):
         """For pairs of SHA-256 (hex): whether they have been found alike (True, False), None where not yet judged."""

@@ -3,6 +3,7 @@ import struct
 import sys
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,15 +124,14 @@ def hostile(tmp_path_factory):
     for name, (content, _) in FILES.items():
         write(root / name, content)
     expected = {name: kind for name, (_, kind) in FILES.items()}
-    os.symlink("nowhere.jpg", root / "cat" / "dangling.jpg")
-    os.symlink(root, root / "dog" / "loop")
-    os.symlink(root / "dog" / "photo.bmp", root / "dog" / "link.bmp")
+    (root / "cat" / "dangling.jpg").symlink_to("nowhere.jpg")
+    (root / "dog" / "loop").symlink_to(root)
+    (root / "dog" / "link.bmp").symlink_to(root / "dog" / "photo.bmp")
     expected |= {"cat/dangling.jpg": "undecodable", "dog/link.bmp": "duplicate_in_class"}
     if hasattr(os, "mkfifo"):
         os.mkfifo(root / "dog" / "pipe.jpg")
         expected["dog/pipe.jpg"] = "non_image"
-    with open(os.fsencode(root) + b"/dog/latin\xe9.jpg", "wb") as file:
-        file.write(encoded(scene(540)))
+    write(Path(os.fsdecode(os.fsencode(root) + b"/dog/latin\xe9.jpg")), encoded(scene(540)))
     expected["dog/latin\\udce9.jpg"] = "unsupported"
     return root, expected
 
@@ -206,7 +206,7 @@ def test_folders_that_cannot_be_learnt_from(tmp_path, names, message):
 
 def test_a_class_of_nothing_but_damage_is_named(tmp_path):
     write(folder(tmp_path) / "broken" / "1.jpg", b"")
-    with pytest.raises(GraftError, match="class 'broken' .* has no usable image"):
+    with pytest.raises(GraftError, match=r"class 'broken' .* has no usable image"):
         scan(tmp_path)
 
 

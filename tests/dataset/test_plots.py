@@ -65,11 +65,17 @@ def test_linked(pairs, expected):
 
 def test_duplicates(tmp_path):
     manifest = data(tmp_path, 2, 4)
-    problems = [Problem("class 0/1.jpg", "near_duplicate", "kept", "class 0/2.jpg"), Problem("class 0/2.jpg", "near_duplicate", "kept", "class 0/1.jpg"),
-                Problem("class 1/9.jpg", "duplicate_across_classes", "set aside", "class 0/3.jpg"), Problem("class 1/0.jpg", "empty", "set aside")]  # fmt: skip
+    problems = [
+        Problem("class 0/1.jpg", "near_duplicate", "kept", "class 0/2.jpg"),
+        Problem("class 0/2.jpg", "near_duplicate", "kept", "class 0/1.jpg"),
+        Problem("class 1/9.jpg", "duplicate_across_classes", "set aside", "class 0/3.jpg"),
+        Problem("class 1/0.jpg", "empty", "set aside"),
+    ]
     display = plots.DuplicatesDisplay.from_problems(problems, manifest, root=tmp_path)
     assert [(title, [caption for caption, _ in tiles]) for title, tiles in display.groups] == [
-        ("same bytes, two labels", ["class 0 · train", "class 1 · set aside"]), ("near-duplicates", ["class 0 · val", "class 0 · train"])]  # fmt: skip
+        ("same bytes, two labels", ["class 0 · train", "class 1 · set aside"]),
+        ("near-duplicates", ["class 0 · val", "class 0 · train"]),
+    ]
     texts = [text.get_text() for text in display.plot().ax_.texts]
     assert texts[0] == "same bytes, two labels" and len(texts) == 6
 

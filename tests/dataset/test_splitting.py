@@ -151,7 +151,9 @@ def test_leaks_warn(capsys):
     kept, problems = splitting.settle_leaks(LEAKY, GROUPS, [("train/a/9", "test/a/2")], policy="warn")
     assert kept == LEAKY
     assert [(p.path, p.problem, p.action) for p in problems] == [
-        ("train/a/1", "leak", "kept: same picture as test/a/1"), ("val/a/1", "leak", "kept: same picture as test/a/1")]  # fmt: skip
+        ("train/a/1", "leak", "kept: same picture as test/a/1"),
+        ("val/a/1", "leak", "kept: same picture as test/a/1"),
+    ]
     said = capsys.readouterr().err
     assert "3 image(s) of train or val" in said and "1 byte for byte" in said and "train/a/1 ~ test/a/1" in said
 
@@ -165,7 +167,7 @@ def test_leaks_drop_from_train():
 
 @pytest.mark.parametrize("groups, copies", [(GROUPS, []), ({}, [("train/a/9", "test/a/2")])])
 def test_leaks_fail(groups, copies):
-    with pytest.raises(GraftError, match="data.leaks is fail"):
+    with pytest.raises(GraftError, match=r"data\.leaks is fail"):
         splitting.settle_leaks(LEAKY, groups, copies, policy="fail")
 
 
