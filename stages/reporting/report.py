@@ -122,7 +122,8 @@ def write_evaluation(
     write_predictions(folder / "predictions.csv", paths=paths, y=y, probabilities=p, classes=classes, groups=groups, head=head)
     pictures = gallery.draw_evaluation(
         plots, report=report, paths=paths, y=y, probabilities=p, classes=classes, image=image, head=head, curves=curves,
-        uncalibrated=bare if calibrated else None, unfrozen_at=unfrozen_at, model=model, trainable=trainable, seed=seed,
+        uncalibrated=bare if calibrated and temperature != 1 else None, unfrozen_at=unfrozen_at, model=model,
+        trainable=trainable, seed=seed,
     )  # fmt: skip
     card = Card(facts or Facts(), figures, report, pictures, calibrated=calibrated, against_head=against_head)
     (folder / "card.html").write_text(render_card(card), encoding="utf-8", newline="\n")

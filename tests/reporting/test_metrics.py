@@ -230,13 +230,24 @@ def test_temperature_is_found_again(truth):
 
 
 def test_temperature_of_hard_cases():
-    sure = np.log(one_hot([0, 1, 0], 2, confidence=0.9))
+    sure, labels = np.log(one_hot([0, 1, 0] * 50, 2, confidence=0.9)), [0, 1, 0] * 50
     assert metrics.fit_temperature(np.zeros((0, 3)), []) == 1.0
-    assert 0.2 < metrics.fit_temperature(sure, [0, 1, 0]) < 1  # all right: sharper, yet not without end
+    assert metrics.fit_temperature(sure[:3], labels[:3]) == 1.0  # too few to tell
+    assert 0.2 < metrics.fit_temperature(sure, labels) < 0.6  # all right: sharper, yet not without end
     with np.errstate(divide="ignore"):
         certain = np.log(np.eye(2)[[0, 1, 1]])
     assert 1 < metrics.fit_temperature(certain, [0, 1, 0]) <= 20  # certain and once wrong
-    assert metrics.fit_temperature(sure + 5, [0, 1, 0]) == pytest.approx(metrics.fit_temperature(sure, [0, 1, 0]))
+    assert metrics.fit_temperature(sure + 5, labels) == pytest.approx(metrics.fit_temperature(sure, labels))
+
+
+def test_temperature_stays_where_the_images_do_not_call_for_another():
+    changed = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        log_p = log_softmax(rng.normal(scale=2, size=(120, 4)), axis=1)
+        y = (np.exp(log_p).cumsum(axis=1) > rng.random((120, 1))).argmax(axis=1)
+        changed += metrics.fit_temperature(log_p, y) != 1.0
+    assert changed <= 12  # a test at 5%, 100 times
 
 
 def test_apply_temperature():
