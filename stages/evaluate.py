@@ -110,7 +110,6 @@ def evaluate(params, run):
         metrics=found.metrics,
         save_model=lambda path: pyfunc.save(path, model, spec),
     )
-    recalls = [row["recall"] for row in found.report["classes"] if row["support"]]
     champion.contest(
         run,
         version=version,
@@ -119,7 +118,7 @@ def evaluate(params, run):
         probabilities=probabilities,
         classes=spec.classes,
         groups=test.groups,
-        metrics={**found.metrics, "min_class_recall": min(recalls)},
+        metrics=found.metrics,
         predict=lambda old: pyfunc.predict_version(run.connection.uri, old, [Path(params.data.path) / p for p in test.paths]),
     )
     provenance = {"git commit": runs.git_commit() or "none", "pipeline run": run.pipeline_name, "MLflow run": run.run_id}

@@ -80,7 +80,6 @@ def graft(model, spec, layers, params, run, *, inputs, peak_lr, lr_key, settings
         unfrozen_at=len(earlier) if earlier and curves else None,
         groups=val.groups,
         model=model,
-        resamples=params.evaluate.bootstrap,
         seed=params.seed,
     )
     report.write_json(folder / "metrics.json", {**summary, "epochs": len(curves), "temperature": spec.temperature})

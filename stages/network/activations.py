@@ -37,10 +37,20 @@ class Images(Protocol):
 
 
 class Activations:
-    """What training reads: `take(indices, view)` gives the activations (b, …) of those images, float16 (uint8 at a cut at the input)."""
+    """What training reads: activations (n, *shape) in `views` views, float16, or uint8 at a cut at the input."""
 
-    def __init__(self, views, shape, dtype, take):
-        self.views, self.shape, self.dtype, self.take = views, tuple(shape), np.dtype(dtype), take
+    def __init__(self, views, shape, dtype, read):
+        self.views, self.shape, self.dtype, self._read = views, tuple(shape), np.dtype(dtype), read
+
+    def take(self, indices, view=0):
+        """Activations (b, *shape) of the images at `indices`, int (b,), in `view`: one number, or one per image, int (b,)."""
+        indices = np.asarray(indices)
+        view = np.broadcast_to(view, indices.shape)
+        taken = np.empty((len(indices), *self.shape), self.dtype)
+        for v in np.unique(view):
+            chosen = view == v
+            taken[chosen] = self._read(indices[chosen], int(v))
+        return taken
 
 
 def recall(model, cuts, images, *, augmentation, views, engine, memo, label):
@@ -90,8 +100,7 @@ def _remembered(arrays):
 def _streamed(model, cut, images, source, views, engine):
     run = engines.start(model, [cut], engine)
 
-    def take(indices, view):
-        indices = np.asarray(indices)
+    def read(indices, view):
         rows, done = [], 0
         for batch in images.read(indices):
             these = indices[done : done + len(batch)]
@@ -99,7 +108,7 @@ def _streamed(model, cut, images, source, views, engine):
             done += len(batch)
         return np.concatenate(rows)
 
-    return Activations(views, cut.shape[1:], _dtype(cut), take)
+    return Activations(views, cut.shape[1:], _dtype(cut), read)
 
 
 def _compute(model, cuts, images, source, missing, keys, engine, memo, label):

@@ -1,6 +1,6 @@
 """Augmentation as a fixed pool: view v of an image is one random flip, rotation, zoom and contrast, drawn once from the seed.
 
-A pool that never changes can be computed once and remembered; epochs take its views in turn. View 0 is the image itself.
+A pool that never changes can be computed once and remembered; training takes an image's views in turn. View 0 is the image itself.
 
 The three geometric changes are one affine map and one bilinear interpolation, with the ranges, the conventions (a fraction of a
 full turn; a fraction of the picture; pixels beyond the edge reflected) of Keras' RandomFlip, RandomRotation, RandomZoom and

@@ -83,7 +83,7 @@ def fit(tail, train, train_labels, val, val_labels, schedule, *, checkpoint, on_
     """Train `tail` in place and leave in it the weights of the epoch with the smallest validation loss.
 
     tail: Keras model from activations (b, …) to probabilities (b, C), its layers frozen or not as they are to be.
-    train, val: `activations.Activations`; epoch e takes view e mod views of train, and view 0 of val. Labels: int (n,).
+    train, val: `activations.Activations`; epoch e takes view (i + e) mod views of training image i, and view 0 of val. Labels: int (n,).
     checkpoint: a Checkpoint; what it holds of this very training is continued, and ends with the same bits as if never interrupted.
     on_epoch: called with each epoch's row. baseline: whether the weights before training count as a candidate for the best.
     Returns the rows: [{epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy}], epochs from 0.
@@ -159,9 +159,11 @@ def _dataset(activations, labels, schedule, *, epochs):
         epoch = epochs
         while True:
             order = np.arange(n) if epoch is None else np.random.default_rng([schedule.seed, epoch]).permutation(n)
-            view = 0 if epoch is None else epoch % activations.views
             for start in range(0, n, size):
                 indices = order[start : start + size]
+                # Each image goes through its views in turn, but not all in step: an epoch of unaugmented images alone, every
+                # few epochs, makes the validation loss swing with that period.
+                view = 0 if epoch is None else (indices + epoch) % activations.views
                 yield activations.take(indices, view), labels[indices]
             if epoch is None:
                 return

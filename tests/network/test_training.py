@@ -13,7 +13,7 @@ LABELS = np.arange(24) % 3
 
 
 def schedule(**changes):
-    return Schedule(**{"lr": 1e-3, "epochs": 3, "patience": 9, "batch_size": 8, "seed": 3, "class_weights": None, "lr_key": "lr", **changes})
+    return Schedule(**{"lr": 1e-3, "epochs": 3, "patience": 99, "batch_size": 8, "seed": 3, "class_weights": None, "lr_key": "lr", **changes})
 
 
 def run(model, pixels, folder, *, layers=0, plan=None, checkpoint=None, **options):

@@ -1,0 +1,131 @@
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages import params as parameters
+from stages.console import GraftError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(**changes):
+        """params.yaml of the project with changes by dotted key, `None` in a tuple deletes: write(**{"data.path": "x"})."""
+        yaml = YAML()
+        tree = yaml.load(ROOT / "params.yaml")
+        for key, value in changes.items():
+            *blocks, last = key.split(".")
+            block = tree
+            for name in blocks:
+                block = block[name]
+            if value is KeyError:
+                del block[last]
+            else:
+                block[last] = value
+        path = tmp_path / "params.yaml"
+        yaml.dump(tree, path)
+        return path
+
+    return make
+
+
+def test_the_projects_own_file_loads_with_the_types_that_it_declares():
+    given = parameters.load(ROOT / "params.yaml")
+    assert isinstance(given.lr, float)
+    assert isinstance(given.seed, int)
+    assert given.data.path == "data/raw/digits"
+    assert given.export.formats == parameters.FORMATS
+    assert given.flat()["fine_tune.layers"] == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-05", 1e-5), ("1e-5", 1e-5), ("1.0e-4", 1e-4), ("1", 1.0), ("0.00001", 1e-5)]
+)
+def test_a_rate_is_a_number_however_it_is_written(tmp_path, text, value):
+    """`dvc exp run -S lr=1e-5` writes 1e-05, which YAML 1.1 takes for a word."""
+    path = tmp_path / "params.yaml"
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    path.write_text("\n".join(f"lr: {text}" if line.startswith("lr:") else line for line in lines))
+    assert parameters.load(path).lr == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("learning_rate", 1, "unknown key learning_rate"),
+        ("head.epoch", 3, "unknown key head.epoch; did you mean head.epochs?"),
+        ("lr", "fast", "lr must be a number, not 'fast'"),
+        ("lr", 0, "lr must be above 0, not 0"),
+        ("lr", -1e-3, "lr must be above 0, not -0.001"),
+        ("lr", float("nan"), "lr must be a number, not nan"),
+        ("lr", True, "lr must be a number, not True"),
+        ("lr", None, "lr must be a number, not None"),
+        ("seed", 1.5, "seed must be a whole number, not 1.5"),
+        ("seed", -1, "seed must be at least 0"),
+        ("image_size", "big", "image_size must be a whole number or auto, not 'big'"),
+        ("image_size", 8, "image_size must be at least 16 and at most 4096, not 8"),
+        ("batch_size", 0, "batch_size must be at least 1, not 0"),
+        ("data", "photos", "data must be a block of keys, not 'photos'"),
+        ("data.path", "", "data.path must be a word"),
+        ("data.val_fraction", 1.0, "data.val_fraction must be above 0 and below 1, not 1.0"),
+        ("data.test_fraction", 0.9, "data.val_fraction + data.test_fraction must stay below 1"),
+        ("data.on_damaged", "ignore", "data.on_damaged must be one of quarantine, fail, not 'ignore'"),
+        ("data.group_by", "(", "data.group_by is not a regular expression"),
+        ("data.group_by", "abc", r"data.group_by must have one \(group\), not 0"),
+        ("augment.flip", True, "augment.flip must be one of none, horizontal, vertical, both, not True"),
+        ("augment.views", -1, "augment.views must be at least 0"),
+        ("head.dropout", 1, "head.dropout must be at least 0 and below 1, not 1"),
+        ("evaluate.calibrate", "yes", "evaluate.calibrate must be true or false, not 'yes'"),
+        ("evaluate.gates", {"speed": 1}, "evaluate.gates must be made of accuracy"),
+        ("evaluate.gates", {"accuracy": "high"}, "evaluate.gates must be a block of numbers"),
+        ("export.formats", ["keras", "pdf"], "export.formats must be made of .*, not 'pdf'"),
+        ("export.formats", ["onnx"], "export.formats must hold keras"),
+        ("export.formats", "keras", "export.formats must be a list of words"),
+        ("trunk.engine", "gpu", "trunk.engine must be one of"),
+        ("tracking.promote", "maybe", "tracking.promote must be one of better, significant, always, never"),
+        ("fine_tune.layers", KeyError, "missing key fine_tune.layers"),
+        ("cache", KeyError, "missing key cache"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_that_names_the_key(write, key, value, words):
+    with pytest.raises(GraftError, match=words) as error:
+        parameters.load(write(**{key: value}))
+    assert "\n" not in str(error.value)
+    assert "params.yaml" in str(error.value)
+
+
+def test_a_whole_number_written_with_a_point_is_one(write):
+    assert parameters.load(write(**{"head.epochs": 20.0})).head.epochs == 20
+
+
+@pytest.mark.parametrize(("text", "words"), [("lr: [", "not valid YAML"), ("", "must be a block"), ("- 1", "must be a block")])
+def test_a_file_that_is_no_block_of_keys(tmp_path, text, words):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(GraftError, match=words) as error:
+        parameters.load(tmp_path / "params.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(GraftError, match="no such file; run from the root of the project"):
+        parameters.load(tmp_path / "params.yaml")
+
+
+def test_dvc_yaml_declares_only_keys_that_exist_and_readme_documents_all():
+    flat = parameters.load(ROOT / "params.yaml").flat()
+    blocks = {key.split(".")[0] for key in flat}
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    for name, stage in stages.items():
+        for key in stage.get("params", []):
+            assert key in flat or key in blocks, (name, key)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [key for key in flat if f"`{key}`" not in readme] == []
+
+
+def test_every_field_says_its_type():
+    for field in dataclasses.fields(parameters.Params):
+        assert typing.get_type_hints(parameters.Params)[field.name]

@@ -1,0 +1,267 @@
+"""The whole pipeline as its users run it: DVC in a clone of the project, a few tiny images, one epoch, MLflow as the witness."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ("blue bird", "grün")
+CHANGES = {
+    "data": {"path": "data/raw/tiny", "val_fraction": 0.25, "test_fraction": 0.25},
+    "image_size": 32,
+    "batch_size": 8,
+    "augment": {"views": 2},
+    "head": {"epochs": 2},
+    "fine_tune": {"layers": 20, "epochs": 1},
+    "evaluate": {"bootstrap": 100},
+    "export": {"formats": ["keras", "h5", "saved_model", "tflite"]},
+}
+
+
+def pictures(folder):
+    """12 pictures of each class, bluish and greenish, and a damaged one."""
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 120, (6, 6, 3), dtype=np.uint8)
+            pixels[..., 2 - k] += 120
+            Image.fromarray(pixels).resize((40, 36), Image.Resampling.BILINEAR).save(folder / name / f"{i} ä.png")
+    (folder / CLASSES[0] / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+
+
+def merge(tree, changes):
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+class Clone:
+    """A clone with commands run in it; `out` holds what the last one printed."""
+
+    def __init__(self, folder, home):
+        self.folder = folder
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+        self.env = kept | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(home),
+            "PYTHONPATH": "",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+
+    def run(self, *command, check=True):
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=600)
+        self.out = done.stdout + done.stderr
+        assert done.returncode == 0 or not check, f"{command} failed:\n{self.out}"
+        return done
+
+    def dvc(self, *arguments, **options):
+        return self.run(sys.executable, "-m", "dvc", *arguments, **options)
+
+    def executed(self):
+        """The stages that the last command ran, by the lines that DVC prints."""
+        return [line.split("'")[1] for line in self.out.splitlines() if line.startswith("Running stage")]
+
+    def path(self, name):
+        return self.folder / name
+
+    def json(self, name):
+        return json.loads(self.path(name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    base = tmp_path_factory.mktemp("pipeline")
+    folder = base / "a clone ä"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    pictures(folder / "data" / "raw" / "tiny")
+    yaml = YAML()
+    tree = yaml.load(folder / "params.yaml")
+    merge(tree, CHANGES)
+    yaml.dump(tree, folder / "params.yaml")
+    made = Clone(folder, base)
+    made.run("git", "init", "-q")
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-q", "-m", "start")
+    made.dvc("repro")
+    made.first = made.executed()
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-q", "-m", "first")
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(clone):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{clone.path('mlruns/mlflow.db')}")
+
+
+def runs(client, **tags):
+    (experiment,) = (e for e in client.search_experiments() if e.name == "graft")
+    clauses = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    return client.search_runs([experiment.experiment_id], clauses)
+
+
+def test_repro_runs_every_stage_and_leaves_every_file(clone):
+    assert clone.first == ["digits", "split", "train-head", "fine-tune", "evaluate", "export"]
+    for stage, files in {
+        "split": "manifest.csv classes.json problems.csv metrics.json plots",
+        "train-head": "model.weights.h5 model.json curves.csv metrics.json report.json report.txt confusion_matrix.csv plots",
+        "fine-tune": "model.weights.h5 model.json curves.csv metrics.json report.json report.txt confusion_matrix.csv plots",
+        "evaluate": "metrics.json predictions.csv report.json report.txt confusion_matrix.csv plots card.html",
+        "export": "model.keras model.h5 saved_model model.tflite labels.txt checks.json",
+    }.items():
+        for name in files.split():
+            assert clone.path(f"data/{stage}/{name}").exists(), (stage, name)
+    assert clone.json("data/split/metrics.json")["images"] == 24
+    assert "broken.jpg" in clone.path("data/split/problems.csv").read_text(encoding="utf-8")
+    metrics = clone.json("data/evaluate/metrics.json")
+    assert metrics["n"] == 6
+    assert {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "head_accuracy"} <= set(metrics)
+    assert clone.path("data/export/labels.txt").read_text(encoding="utf-8").split("\n")[:2] == list(CLASSES)
+
+
+def test_a_second_repro_does_nothing_and_git_is_clean(clone):
+    clone.dvc("repro")
+    assert clone.executed() == []
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_the_same_inputs_give_the_same_bytes(clone):
+    """All over again without the memo: every output but saved_model/ comes out as dvc.lock has it."""
+    before = clone.path("dvc.lock").read_text()
+    shutil.rmtree(clone.path(".cache"))
+    clone.dvc("repro", "--force")
+    assert len(clone.executed()) == 6
+    assert clone.path("dvc.lock").read_text() == before
+
+
+def test_mlflow_has_one_pipeline_run_with_nested_stage_runs(clone, client):
+    (pipeline,) = runs(client, kind="pipeline")
+    assert pipeline.info.run_name.startswith("repro-")
+    assert pipeline.info.status == "FINISHED"
+    params = pipeline.data.params
+    assert params["lr"] == "0.0003"
+    assert params["data.path"] == "data/raw/tiny"
+    assert len(params) > 40
+    expected = clone.json("data/evaluate/metrics.json")["accuracy"]
+    assert pipeline.data.metrics["evaluate/accuracy"] == pytest.approx(expected)
+    assert pipeline.data.tags["mlflow.source.git.commit"]
+    stages = [r for r in runs(client, **{"mlflow.parentRunId": pipeline.info.run_id}) if "superseded_by" not in r.data.tags]
+    assert {r.info.run_name for r in stages} == {"split", "train-head", "fine-tune", "evaluate", "export"}
+    assert {r.info.status for r in stages} == {"FINISHED"}
+    by_name = {r.info.run_name: r for r in stages}
+    for name, epochs in (("train-head", 2), ("fine-tune", 1)):
+        run = by_name[name]
+        for metric in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"):
+            assert len(client.get_metric_history(run.info.run_id, metric)) == epochs, (name, metric)
+    steps = [m.step for m in client.get_metric_history(by_name["fine-tune"].info.run_id, "val/loss")]
+    assert steps == [2]  # the head's two epochs came before
+    for name, wanted in (
+        ("fine-tune", {"curves.csv", "report.txt", "confusion_matrix.csv", "plots"}),
+        ("evaluate", {"report.json", "predictions.csv", "card.html", "plots"}),
+    ):
+        found = {item.path for item in client.list_artifacts(by_name[name].info.run_id)}
+        assert wanted <= found, (name, found)
+    trained = by_name["train-head"].data.tags
+    used = by_name["fine-tune"].data.tags
+    assert used["input.head.weights"] == trained["output.data/train-head/model.weights.h5"]
+    assert used["input.head.weights.run"] == by_name["train-head"].info.run_id
+
+
+def test_the_registry_has_a_version_of_each_kind_and_the_champion_predicts_in_a_fresh_process(clone, client, tmp_path):
+    aliases = client.get_registered_model("graft").aliases
+    assert set(aliases) == {"head", "fine-tuned", "exported", "champion"}
+    assert aliases["champion"] == aliases["fine-tuned"]
+    assert len({aliases["head"], aliases["fine-tuned"], aliases["exported"]}) == 3
+    picture = next((clone.path("data/raw/tiny") / CLASSES[1]).glob("*.png"))
+    code = (
+        "import mlflow, json, sys; model = mlflow.pyfunc.load_model('models:/graft@champion');"
+        "row = model.predict([open(sys.argv[1], 'rb').read()]).iloc[0];"
+        "print(json.dumps([row['label'], row['confidence'], row['probabilities']]))"
+    )
+    env = clone.env | {"MLFLOW_TRACKING_URI": f"sqlite:///{clone.path('mlruns/mlflow.db')}"}
+    done = subprocess.run([sys.executable, "-c", code, picture], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    label, confidence, probabilities = json.loads(done.stdout.splitlines()[-1])
+    assert list(probabilities) == list(CLASSES)
+    assert confidence == max(probabilities.values()) == probabilities[label]
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_another_lr_reruns_fine_tune_evaluate_export_and_nothing_else_in_place_and_in_temp(clone, client):
+    commit = clone.run("git", "rev-parse", "HEAD").stdout
+    for name, lr, shown, where in (("in-place", "1e-5", "1e-05", ()), ("in-temp", "2e-5", "2e-05", ("--temp",))):
+        clone.dvc("exp", "run", "-n", name, "-S", f"lr={lr}", *where)
+        assert [s for s in clone.executed() if s != "digits"] == ["fine-tune", "evaluate", "export"], clone.out
+        assert "activations of 12 images x 2 views reused" in clone.out  # principle 2: nothing frozen was computed again
+        (pipeline,) = runs(client, kind="pipeline", pipeline=name)
+        assert pipeline.info.run_name == name
+        assert pipeline.data.params["lr"] == shown
+        assert float(pipeline.data.params["lr"]) == float(lr)
+        # The metrics of the stages that DVC skipped are there too: two rows compare completely.
+        assert {"split/images", "train-head/accuracy", "fine-tune/accuracy", "evaluate/accuracy"} <= set(pipeline.data.metrics)
+    assert clone.run("git", "rev-parse", "HEAD").stdout == commit
+    shown = json.loads(clone.dvc("exp", "show", "--json").stdout)
+    names = {e["name"] for branch in shown for e in (branch["experiments"] or [])}
+    assert {"in-place", "in-temp"} <= names
+    difference = json.loads(clone.dvc("metrics", "diff", "--json", "HEAD").stdout)
+    assert set(difference) <= {"diff", "errors"} or difference == {}
+
+
+def test_queue_workers_land_in_the_one_store(clone, client):
+    clone.dvc("exp", "run", "--queue", "-S", "lr=3e-5,4e-5")
+    clone.dvc("exp", "run", "--run-all", "-j", "2")
+    found = {r.data.params["lr"]: r for r in runs(client, kind="pipeline")}
+    for lr in ("3e-05", "4e-05"):
+        assert found[lr].info.status == "FINISHED"
+        assert "evaluate/accuracy" in found[lr].data.metrics
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("lr: fast", "lr must be a number"), ("lrr: 1", "unknown key lrr"), ("seed: -1", "seed must be at least 0")]
+)
+def test_bad_params_stop_the_stage_with_one_line_that_names_the_key(clone, line, words):
+    path = clone.path("params.yaml")
+    kept = path.read_bytes()
+    key = line.split(":")[0]
+    lines = [row for row in kept.decode().splitlines() if not row.startswith(f"{key}:")]
+    path.write_text("\n".join([line, *lines]) + "\n", encoding="utf-8")
+    try:
+        for module in ("stages.split", "stages.train_head", "stages.fine_tune", "stages.evaluate", "stages.export"):
+            done = clone.run(sys.executable, "-m", module, check=False)
+            assert done.returncode == 1
+            assert done.stderr.startswith("error: params.yaml: ")
+            assert words in done.stderr
+            assert done.stderr.count("\n") == 1
+    finally:
+        path.write_bytes(kept)
+
+
+def test_an_unreachable_server_is_refused_before_any_work(clone):
+    clone.env["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    try:
+        before = clone.path("data/split/manifest.csv").stat().st_mtime_ns
+        done = clone.run(sys.executable, "-m", "stages.split", check=False)
+        assert done.returncode == 1
+        assert "http://127.0.0.1:9 cannot be reached" in done.stderr
+        assert clone.path("data/split/manifest.csv").stat().st_mtime_ns == before
+    finally:
+        del clone.env["MLFLOW_TRACKING_URI"]
