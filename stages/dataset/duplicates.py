@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.console import GraftError, warn
+from stages.console import GraftError, Progress, warn
 from stages.dataset.inventory import THUMB, Problem, fine_detail
 from stages.dataset.loading import workers_here
 
@@ -26,6 +26,7 @@ PROMISING = (
 CROWD = 0.05  # share of all images in one group of near-duplicates that calls for a warning
 CROWDED = 0.01  # share of candidates among all pairs from which on their verification is put to the test
 HOPELESS = 0.75  # plain correlation below which a pair is given up after two steps of alignment
+BATCH = 4096  # candidates that are verified together
 LARGEST_SHIFT = 2.6  # thumbnail pixels: 8% of a side
 PRIORITY = {"test": 0, "val": 1, "train": 2, "": 3}  # which of two equal files stays: a given test set keeps its images
 
@@ -83,12 +84,16 @@ def _pairs(digests, fingerprints, memo, max_distance):
     if _all_alike(digests, fingerprints, memo, max_distance):
         warn("pictures here are too alike to tell near-duplicates from others: only exact copies are found and set aside")
         return []
-    joined, pairs = Groups(len(digests)), []
-    for block in _candidates(fingerprints, max_distance):
-        block = block[[joined.find(i) != joined.find(j) for i, j in block]]  # a burst of 1,000 frames has 500,000 pairs
-        for i, j in block[_alike([(digests[i], digests[j]) for i, j in block], memo)].tolist():
-            if joined.join(i, j):
-                pairs.append((i, j))
+    group_of, pairs = np.arange(len(digests)), []
+    with Progress("near-duplicates", len(digests)) as progress:
+        for block in _candidates(fingerprints, max_distance, advance=progress.advance):
+            for start in range(0, len(block), BATCH):
+                part = block[start : start + BATCH]
+                part = part[group_of[part[:, 0]] != group_of[part[:, 1]]]  # 1,000 frames of one film have 500,000 pairs
+                for i, j in part[_alike([(digests[i], digests[j]) for i, j in part], memo)].tolist():
+                    if group_of[i] != group_of[j]:
+                        group_of[group_of == group_of[j]] = group_of[i]
+                        pairs.append((i, j))
     return sorted(pairs)
 
 
@@ -172,13 +177,13 @@ class Groups:
         return [group for group in sets.values() if len(group) > 1]
 
 
-def _candidates(fingerprints, max_distance):
+def _candidates(fingerprints, max_distance, *, advance=lambda images: None):
     """Yield int64 (k, 2): pairs of positions whose fingerprints differ in at most `max_distance` bits.
 
     All pairs are looked at, 5e9 of them for 100,000 images, in about 10 s on 2 processors.
     """
     n = len(fingerprints)
-    rows = max(1, 2**16 // n)  # blocks that stay in the processor's cache
+    rows = min(n, max(1, 2**16 // n))  # blocks that stay in the processor's cache
 
     def block(start):
         stop = min(start + rows, n)
@@ -192,7 +197,8 @@ def _candidates(fingerprints, max_distance):
             for found in pool.map(block, range(first, min(first + rows * 256, n), rows)):
                 waiting.append(found)
                 many += len(found)
-                if many > 4096:
+                advance(rows)
+                if many > BATCH:
                     yield np.concatenate(waiting)
                     waiting, many = [], 0
         if many:

@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "sha256", "width", "height", "group")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One usable image. `path`: POSIX, relative to the data set's folder; `width`, `height`: pixels, upright;
     `group`: what it shares with its near-duplicates or with others of its `data.group_by` key, empty if it stands alone."""

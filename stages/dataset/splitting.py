@@ -15,7 +15,7 @@ from stages.dataset.inventory import Problem
 from stages.dataset.loading import SPLITS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """An image to be dealt. `group`: images that share a non-empty one stay together; `order`: what its place in the order is
     hashed from (its SHA-256, or what data.group_by captured); `given`: the split that its folder fixes, or ""."""
@@ -85,11 +85,11 @@ def settle_leaks(pictures, groups, copies, *, policy):
     return tuple(p for p in pictures if not (drop and p.path in leaks)), problems
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Group:
     paths: tuple
-    labels: Counter
-    order: str
+    labels: tuple  # (label, images) of each of its classes
+    order: bytes
 
 
 def _deal(items, wanted, seed):
@@ -97,7 +97,11 @@ def _deal(items, wanted, seed):
     for item in items:
         members[(item.group, "") if item.group else ("", item.path)].append(item)
     groups = [
-        _Group(tuple(sorted(i.path for i in group)), Counter(i.label for i in group), min(_order(i, seed) for i in group))
+        _Group(
+            tuple(sorted(i.path for i in group)),
+            tuple(Counter(i.label for i in group).items()),
+            min(_order(i, seed) for i in group),
+        )
         for group in members.values()
     ]
     groups.sort(key=lambda group: (group.order, group.paths))
@@ -108,38 +112,34 @@ def _deal(items, wanted, seed):
 
     def put(group, split):
         if group in place:
-            held[place[group]].subtract(group.labels)
+            held[place[group]].subtract(dict(group.labels))
         place[group] = split
-        held[split].update(group.labels)
+        held[split].update(dict(group.labels))
 
     def spare(group):  # its split keeps an image of each class without it
-        return all(held[place[group]][label] > n for label, n in group.labels.items())
+        return all(held[place[group]][label] > n for label, n in group.labels)
 
     for group in groups:  # first fit, never beyond a target
-        fits = (
-            split
-            for split in wanted
-            if all(held[split][label] + n <= target[split][label] for label, n in group.labels.items())
-        )
+        fits = (split for split in wanted if all(held[split][label] + n <= target[split][label] for label, n in group.labels))
         put(group, next(fits, "train"))
 
     for split in wanted:  # groups too large to fit: take one where that comes nearer to the target than leaving it out
         for group in groups:
             if place[group] == "train" and spare(group):
-                missing = {label: target[split][label] - held[split][label] for label in group.labels}
-                if sum(abs(missing[label] - n) for label, n in group.labels.items()) < sum(map(abs, missing.values())):
+                missing = {label: target[split][label] - held[split][label] for label, _ in group.labels}
+                if sum(abs(missing[label] - n) for label, n in group.labels) < sum(map(abs, missing.values())):
                     put(group, split)
 
     for split in (*wanted, "train"):  # no class may lack a split: it gets the smallest group that another can do without
         for label in sorted(sizes):
-            donors = [g for g in groups if label in g.labels and spare(g)] if held[split][label] == 0 else ()
+            donors = [g for g in groups if label in dict(g.labels) and spare(g)] if held[split][label] == 0 else ()
             if donors:
-                put(min(donors, key=lambda group: (sum(group.labels.values()), group.order)), split)
+                put(min(donors, key=lambda group: (sum(dict(group.labels).values()), group.order)), split)
     return {path: split for group, split in place.items() for path in group.paths}
 
 
 def _order(item, seed):
-    return hashlib.sha256(f"{seed}:{item.order}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}:{item.order}".encode()).digest()
 
 
 def _check(items, splits, needed, where):

@@ -189,3 +189,16 @@ def test_flowers(tmp_path):
     groups = near(root)
     assert len(groups) == 17 and all(len(group) == 2 for group in groups)
     assert ["dandelion/17161833794_e1d92259d2_m.jpg", "dandelion/18304194360_2a4a0be631_m.jpg"] in groups
+
+
+def test_a_film_of_many_frames_is_one_group(tmp_path, monkeypatch):
+    """Frames that differ by an insect's width: a full set of pairs, of which few need to be judged."""
+    judged, alike = [], duplicates._alike
+    monkeypatch.setattr(duplicates, "_alike", lambda pairs, memo: (judged.append(len(pairs)), alike(pairs, memo))[1])
+    monkeypatch.setattr(duplicates, "BATCH", 64)
+    for k in range(60):
+        frame = scene(1, 96, 96)
+        frame.paste((0, 0, 0), (k, 50, k + 2, 52))
+        write(tmp_path / "ab"[k % 2] / f"{k:02d}.png", encoded(frame, "PNG"))
+    (group,) = near(tmp_path)
+    assert len(group) == 60 and sum(judged) < 1000  # of 1,770 pairs, 443 of them to see whether candidates mean anything
