@@ -349,7 +349,7 @@ def set_champion(params, version, *, reason="set by hand"):
     return f"version {version} is the champion of {name} now"
 
 
-def roll_back(params):
+def rollback(params):
     """Give the title back to the version that had it before. Returns one line of text. Raises GraftError when none had it."""
     client, name = runs.connect(params).client, params.tracking.model
     with runs.lock("champion"):

@@ -13,6 +13,7 @@ from stages.tracking import runs
 
 MODEL_ID = "model_id"  # tag of a version: the logged model behind it, which a database store does not record
 SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")  # columns of the Models tab
+TAGGED = ("n", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "macro_f1", "loss", "ece")
 UPLOAD_SECONDS = 1800  # how long a queue worker waits for others to hand their models to a slow server
 
 
@@ -93,15 +94,15 @@ def set_alias(client, name, alias, version):
 def describe(run, version, *, metrics=None, tags=None):
     """Add test metrics and tags to a version that is there: evaluate knows what the training stages did not.
 
-    The metrics become tags of the version (`accuracy: 0.9712`) and metrics of the logged model behind it, which the Models tab
-    shows and can sort by.
+    The metrics become metrics of the logged model behind it, which the Models tab shows and can sort by; the main ones (TAGGED)
+    also tags of the version: `accuracy: 0.9712`.
     """
     from mlflow.entities import Metric
 
     client, name = run.client, run.params.tracking.model
     numbers = runs.flat_metrics(metrics or {})
     texts = {key: str(value) for key, value in (tags or {}).items() if value is not None}
-    for key, value in {**texts, **{key: f"{value:.6g}" for key, value in numbers.items()}}.items():
+    for key, value in {**texts, **{key: f"{numbers[key]:.6g}" for key in TAGGED if key in numbers}}.items():
         client.set_model_version_tag(name, str(version), key, value)
     model_id = client.get_model_version(name, str(version)).tags.get(MODEL_ID)
     if not model_id:  # registered by other means

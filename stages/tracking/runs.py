@@ -329,6 +329,7 @@ class StageRun:
         self.params, self.stage, self.run_id, self.pipeline_id = params, stage, run_id, pipeline_id
         self.pipeline_name = pipeline_name(params)
         self._pending = []  # metrics that the store did not take yet
+        self._logged = set()  # artifacts that the stage logged itself: its word counts, and nothing is sent twice
 
     def log_params(self, values):
         """Params beside those that dvc.yaml declares for the stage, e.g. what `auto` came out as."""
@@ -361,6 +362,7 @@ class StageRun:
     def log_artifact(self, path, folder=None):
         """One file, into `folder` of the run's artifacts."""
         self.client.log_artifact(self.run_id, str(path), folder)
+        self._logged.add(f"{folder}/{Path(path).name}" if folder else Path(path).name)
 
     def log_artifacts(self, path, folder=None):
         """A folder's content, into `folder` of the run's artifacts."""
@@ -368,6 +370,7 @@ class StageRun:
 
     def log_text(self, text, name):
         self.client.log_text(self.run_id, text, name)
+        self._logged.add(name)
 
     def set_tags(self, tags):
         log_tags(self.client, self.run_id, tags)
@@ -405,7 +408,7 @@ def stage_run(stage, params, *, inputs=None, outputs=()):
 
     inputs: {name: path} of the files (or small folders) that the stage reads; their digests lead to the runs that made them.
     outputs: paths that the stage writes; at a clean end they are digested, and those that are reports (tables, texts, pictures,
-    folders of them) become artifacts, laid out as in the stage's folder.
+    folders of them) become artifacts, laid out as in the stage's folder, unless the stage logged one of that name itself.
 
     Connects before any work. Ends FINISHED; FAILED with the message as tag `error` when the block raises; KILLED on Ctrl-C
     and SIGTERM. Raises GraftError when the store cannot be reached.
@@ -502,7 +505,7 @@ def _log_report(run, path, folder):
     if path.is_dir():
         if any(p.suffix in REPORTS for p in path.iterdir()):
             run.log_artifacts(path, inside.as_posix())
-    elif path.suffix in REPORTS and path.exists():
+    elif path.suffix in REPORTS and path.exists() and inside.as_posix() not in run._logged:
         run.log_artifact(path, inside.parent.as_posix() if inside.parent != Path() else None)
 
 

@@ -1,5 +1,6 @@
 """A small clone in a folder with a space and Unicode in its name, with MLflow in a SQLite database of its own."""
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -16,8 +17,9 @@ def clone(tmp_path, monkeypatch):
     """The root of an empty clone, which is also the working folder."""
     root = tmp_path / "my clöne #1 50%"
     root.mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPOSITORY / name, root)
+    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    defaults = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(re.sub(r"^lr: \S+", "lr: 1.0e-4", defaults, flags=re.MULTILINE), encoding="utf-8")
     for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.chdir(root)

@@ -252,15 +252,15 @@ def test_a_champion_that_changes_meanwhile_is_contested_anew(arena, params, monk
     assert seen == ["1", "2"] and not decision.promoted and decision.champion == "2" and current(params) == "2"
 
 
-def test_history_set_and_roll_back(arena, params):
+def test_history_set_and_rollback(arena, params):
     assert champion.show(params) == "model graft has no champion yet: evaluate names one"
     for name, wrong in (("one", 8), ("two", 4), ("three", 0)):
         arena(name, wrong)
     assert champion.set_champion(params, 1) == "version 1 is the champion of graft now"
     assert champion.set_champion(params, "champion") == "version 1 is the champion of graft already"
-    assert [champion.roll_back(params) for _ in range(3)] == [f"version {v} is the champion of graft again" for v in (3, 2, 1)]
+    assert [champion.rollback(params) for _ in range(3)] == [f"version {v} is the champion of graft again" for v in (3, 2, 1)]
     with pytest.raises(GraftError, match="no former champion"):
-        champion.roll_back(params)
+        champion.rollback(params)
     with pytest.raises(GraftError, match="no version 9"):
         champion.set_champion(params, "9")
     entries = champion.history(runs.connect(params).client, "graft")

@@ -58,9 +58,12 @@ def test_flat_metrics():
 
 
 def test_stage_keys_are_those_of_dvc_yaml(params, clone):
+    (clone / "dvc.yaml").write_text(
+        "stages:\n  split: {cmd: x, params: [seed, data]}\n  fine-tune: {cmd: x, params: [lr, head.class_weights, trunk]}\n"
+    )
     assert set(facts.stage_keys("split", params)) == {"seed", *(k for k in params.flat() if k.startswith("data."))}
-    keys = facts.stage_keys("fine-tune", params)
-    assert "head.class_weights" in keys and "head.lr" not in keys and keys["lr"] == 1e-4
+    tuned = facts.stage_keys("fine-tune", params)
+    assert tuned == {"lr": 1e-4, "head.class_weights": "balanced", "trunk.engine": "auto"}
     assert facts.stage_keys("no such stage", params) == params.flat()
 
 

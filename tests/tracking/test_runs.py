@@ -295,6 +295,14 @@ def test_reports_become_artifacts_and_weights_do_not(params, store):
     assert "output.data/fine-tune/saved_model" in tags and "output.data/fine-tune/not written.txt" not in tags
 
 
+def test_what_the_stage_logged_itself_is_not_overwritten(params, store):
+    paths.EVALUATE.mkdir(parents=True)
+    with runs.stage_run("evaluate", params, outputs=[paths.EVALUATE / "card.html"]) as run:
+        (paths.EVALUATE / "card.html").write_text("the same on every run")
+        run.log_text("with the run's id", "card.html")
+    assert Path(run.client.download_artifacts(run.run_id, "card.html")).read_text() == "with the run's id"
+
+
 def test_inputs_lead_to_the_runs_that_made_them(params, store, manifest):
     with runs.stage_run("split", params, outputs=[manifest]) as split:
         pass
