@@ -41,8 +41,9 @@ def export(params, run):
             formats.self_contained(model, temperature),
             formats.Metadata.of(spec, temperature),
             folder,
+            min_agreement=params.export.min_agreement,
             calibration=pictures(train, checks.sample(len(train), CALIBRATION)) if "tflite_int8" in wanted else None,
-            wrote=lambda format: console.log(f"export: wrote {folder / formats.FILES[format]}"),
+            wrote=lambda format, how: console.log(f"export: {folder / formats.FILES[format]} {how}".rstrip()),
         )
 
     positions = checks.sample(len(test))

@@ -14,7 +14,6 @@ way and 5 s by `from_keras_model`, 0.3 s to a SavedModel and 6 s by `model.expor
 trained on.
 """
 
-import contextlib
 import importlib.util
 import io
 import json
@@ -119,11 +118,12 @@ def self_contained(model, temperature=1.0):
     return result
 
 
-def write(formats, model, metadata, folder, *, calibration=None, wrote=lambda format: None):
+def write(formats, model, metadata, folder, *, calibration=None, min_agreement=0.98, wrote=lambda format, how: None):
     """Write `model` (see `self_contained`) into `folder` in each of `formats`, under its name in FILES, and labels.txt.
 
     calibration: uint8 (n, S, S, 3), training images that set the ranges of tflite_int8; no other format needs it.
-    wrote: called with each format as it is done.
+    min_agreement: share of them on which tflite_int8 with 8-bit activations must agree with the model, see `_int8`.
+    wrote: called with each format as it is done, and a few words on how it came out, mostly none.
     The same model gives the same bytes, in every format.
     """
     folder = Path(folder)
@@ -135,7 +135,7 @@ def write(formats, model, metadata, folder, *, calibration=None, wrote=lambda fo
         raise ValueError("tflite_int8 needs calibration images")
     frozen = None if set(formats) <= {"keras", "h5"} else freeze(model)
     for format in formats:
-        path = folder / FILES[format]
+        path, how = folder / FILES[format], ""
         with silence():
             if format == "keras":
                 write_keras(model, metadata, path)
@@ -146,10 +146,14 @@ def write(formats, model, metadata, folder, *, calibration=None, wrote=lambda fo
             elif format == "onnx":
                 _write_onnx(frozen, metadata, path)
             else:
-                path.write_bytes(_tflite(frozen, format, calibration))
+                if format == "tflite_int8":
+                    blob, how = _int8(frozen, calibration, min_agreement)
+                else:
+                    blob = _tflite(frozen, format)
+                path.write_bytes(blob)
                 with zipfile.ZipFile(path, "a") as archive:
                     _add_about(archive, metadata)
-        wrote(format)
+        wrote(format, how)
 
 
 def _remove(path):
@@ -247,18 +251,53 @@ def _write_saved_model(frozen, metadata, path):
     (extra / LABELS).write_text(metadata.labels(), encoding="utf-8", newline="\n")
 
 
-def _tflite(frozen, format, calibration):
+def _converter(frozen, *, optimize):
     import tensorflow as tf
 
     # No second argument: with a Keras model beside the function the converter loses the weights, and every value is NaN.
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
-    if format != "tflite":
+    if optimize:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return converter
+
+
+def _tflite(frozen, format):
+    import tensorflow as tf
+
+    converter = _converter(frozen, optimize=format != "tflite")
     if format == "tflite_fp16":
         converter.target_spec.supported_types = [tf.float16]
-    if format == "tflite_int8":
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
     return converter.convert()
+
+
+# What stays float32 in tflite_int8, beside the first convolution: 2% of the weights of MobileNetV2. Agreement with the original
+# on test and validation images, all in 8 bits against this: digits (alpha 0.35) 0.935 and 0.970, flowers (1.0) 0.961 and 0.974.
+FLOAT_IN_INT8 = ["DEPTHWISE_CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED", "SOFTMAX"]
+
+
+def _int8(frozen, images, min_agreement):
+    """(TFLite bytes, how) with 8-bit weights: activations in 8 bits too, their ranges from `images`, if that is good enough.
+
+    Good enough: the top class is the original's on at least `min_agreement` of `images`. Otherwise activations stay float32
+    (agreement 0.998 on the digits, 0.971 on the flowers, in 10 times the time: XNNPACK does not take such layers).
+    """
+    import tensorflow as tf
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    converter = _converter(frozen, optimize=True)
+    converter.representative_dataset = lambda: ([image[None]] for image in images)
+    converter._experimental_calibrate_only = True
+    calibrated = converter.convert()
+    interpreter = tf.lite.Interpreter(model_content=calibrated)
+    names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
+    first = next((names[op["outputs"][0]] for op in interpreter._get_ops_details() if op["op_name"] == "CONV_2D"), None)
+    blob = mlir_quantize(calibrated, denylisted_ops=FLOAT_IN_INT8, denylisted_nodes=[first] if first else None)
+    run, batches = _tflite_runner(model_content=blob), [images[i : i + CHUNK_SMALL] for i in range(0, len(images), CHUNK_SMALL)]
+    same = sum(int((run(b).argmax(1) == frozen(tf.constant(b))[0].numpy().argmax(1)).sum()) for b in batches)
+    if same >= min_agreement * len(images):
+        return blob, "(8-bit weights and activations)"
+    how = f"(8-bit weights only: with 8-bit activations it agreed on {same} of {len(images)} training images)"
+    return _converter(frozen, optimize=True).convert(), how
 
 
 def _write_onnx(frozen, metadata, path):
@@ -364,8 +403,7 @@ def read_metadata(path, format=None):
     """The Metadata inside an exported model. Raises GraftError where there is none."""
     path = Path(path)
     format = format or _guess(path)
-    text = None
-    with contextlib.suppress(OSError, KeyError, zipfile.BadZipFile):
+    try:
         if format == "saved_model":
             text = (path / "assets.extra" / ABOUT).read_text(encoding="utf-8")
         elif format == "h5":
@@ -378,8 +416,8 @@ def read_metadata(path, format=None):
         else:
             with zipfile.ZipFile(path) as archive:
                 text = archive.read(ABOUT).decode()
-    if text is None:
-        raise GraftError(f"{path}: not a model that graft exported, or damaged: it does not say what its classes are")
+    except Exception:  # four libraries, each with its own errors for a damaged file
+        raise GraftError(f"{path}: not a model that graft exported, or damaged: it does not say what its classes are") from None
     return Metadata.parse(text, path)
 
 
@@ -401,20 +439,24 @@ def _load_saved_model(path):
 
 
 def _load_tflite(path):
+    return _tflite_runner(model_path=str(path))
+
+
+def _tflite_runner(**source):
     import tensorflow as tf
 
-    interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=processors())
+    interpreter = tf.lite.Interpreter(**source, num_threads=processors())
     interpreter.allocate_tensors()
-    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    pixels, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     size = 1
 
     def run(images):
         nonlocal size
         if len(images) != size:
-            interpreter.resize_tensor_input(source, images.shape)
+            interpreter.resize_tensor_input(pixels, images.shape)
             interpreter.allocate_tensors()
             size = len(images)
-        interpreter.set_tensor(source, images)
+        interpreter.set_tensor(pixels, images)
         interpreter.invoke()
         return interpreter.get_tensor(target)
 
