@@ -16,45 +16,6 @@ INPUTS = {
     "curves": paths.FINE_TUNE / "curves.csv",
 }
 FILES = ("metrics.json", "predictions.csv", "report.json", "report.txt", "confusion_matrix.csv", "plots")
-LOAD = """import keras, numpy as np
-model = keras.models.load_model("data/export/model.keras")
-probabilities = model.predict(pixels)  # uint8 RGB (n, {size}, {size}, 3)"""
-
-
-def card_facts(spec, manifest, problems, curves, unfrozen_at, digests):
-    from stages.dataset import loading
-    from stages.reporting.card import Facts
-
-    counts = {name: dict.fromkeys(manifest.classes, 0) for name in loading.SPLITS}
-    for row in manifest.rows:
-        counts[row.split][row.label] += 1
-    head_epochs = len(curves) if unfrozen_at is None else unfrozen_at
-    return Facts(
-        name=f"{spec.backbone} for {len(spec.classes)} classes",
-        purpose=f"Says which of {len(spec.classes)} classes a photo shows: a new head grafted onto a pretrained {spec.backbone}.",
-        model={
-            "backbone": spec.backbone,
-            "width (alpha)": spec.alpha,
-            "input": f"{spec.image_size} x {spec.image_size} RGB, uint8",
-            "resizing": spec.resize,
-            "dense layer": spec.hidden_units or "none",
-            "dropout": spec.dropout,
-            "unfrozen layers": spec.trainable_layers,
-            "temperature": round(spec.temperature, 4),
-        },
-        data={"images": len(manifest), "classes": len(manifest.classes)},
-        counts=counts,
-        problems=problems,
-        training={
-            "epochs, head": head_epochs,
-            "epochs, fine-tuning": len(curves) - head_epochs,
-            "peak lr, head": f"{curves[0]['lr']:.2g}",
-            **({"peak lr, fine-tuning": f"{curves[unfrozen_at]['lr']:.2g}"} if unfrozen_at is not None else {}),
-        },
-        digests=digests,
-        load=LOAD.format(size=spec.image_size),
-    )
-
 
 def evaluate(params, run):
     import csv
@@ -97,7 +58,9 @@ def evaluate(params, run):
         curves=curves,
         unfrozen_at=unfrozen_at,
         model=model,
-        facts=card_facts(spec, manifest, problems, curves, unfrozen_at, digests),
+        facts=card.facts_of(
+            spec, counts=loading.counts(manifest), problems=problems, curves=curves, unfrozen_at=unfrozen_at, digests=digests
+        ),
         resamples=params.evaluate.bootstrap,
         seed=params.seed,
     )
@@ -131,11 +94,11 @@ def evaluate(params, run):
 
 @console.entry
 def main():
-    console.quiet_tensorflow()
     from stages.tracking import runs
 
     params = parameters.load()
     with runs.stage_run("evaluate", params, inputs=INPUTS, outputs=[paths.EVALUATE / name for name in FILES]) as run:
+        console.quiet_tensorflow()
         evaluate(params, run)
 
 

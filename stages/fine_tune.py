@@ -29,7 +29,6 @@ def fine_tune(params, run, inputs):
 
 @console.entry
 def main():
-    console.quiet_tensorflow()
     from stages.grafting import MANIFEST, outputs
     from stages.tracking import runs
 
@@ -41,6 +40,7 @@ def main():
         "head.curves": paths.TRAIN_HEAD / "curves.csv",
     }
     with runs.stage_run("fine-tune", params, inputs=inputs, outputs=outputs("fine-tune")) as run:
+        console.quiet_tensorflow()
         fine_tune(params, run, inputs)
 
 

@@ -38,7 +38,6 @@ def train_head(params, run, inputs):
 
 @console.entry
 def main():
-    console.quiet_tensorflow()
     from stages.grafting import MANIFEST, outputs
     from stages.network import backbones
     from stages.tracking import runs
@@ -47,6 +46,7 @@ def main():
     backbones.check(params)
     inputs = {"manifest": MANIFEST, "backbones": paths.BACKBONES}
     with runs.stage_run("train-head", params, inputs=inputs, outputs=outputs("train-head")) as run:
+        console.quiet_tensorflow()
         train_head(params, run, inputs)
 
 

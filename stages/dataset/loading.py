@@ -95,6 +95,14 @@ def manifest(pictures, splits, groups):
     return Manifest(tuple(sorted(rows, key=lambda row: row.path)), tuple(sorted({row.label for row in rows})))
 
 
+def counts(manifest):
+    """{split: {class: images}} with every split and every class, zeros too."""
+    table = {name: dict.fromkeys(manifest.classes, 0) for name in SPLITS}
+    for row in manifest.rows:
+        table[row.split][row.label] += 1
+    return table
+
+
 def write_manifest(manifest, folder):
     """Write `manifest.csv` and `classes.json`: the same bytes for the same manifest, on any system."""
     folder = Path(folder)

@@ -36,6 +36,41 @@ class Facts:
     load: str = ""
 
 
+LOAD = """import keras, numpy as np
+model = keras.models.load_model("data/export/model.keras")
+probabilities = model.predict(pixels)  # uint8 RGB (n, {size}, {size}, 3)"""
+
+
+def facts_of(spec, *, counts, problems, curves, unfrozen_at, digests):
+    """Facts of a classifier: `spec` is its description (`model.json`); the rest as in Facts and in `report.write_evaluation`."""
+    head_epochs = len(curves) if unfrozen_at is None else unfrozen_at
+    return Facts(
+        name=f"{spec.backbone} for {len(spec.classes)} classes",
+        purpose=f"Says which of {len(spec.classes)} classes a photo shows: a new head grafted onto a pretrained {spec.backbone}.",
+        model={
+            "backbone": spec.backbone,
+            "width (alpha)": spec.alpha,
+            "input": f"{spec.image_size} x {spec.image_size} RGB, uint8",
+            "resizing": spec.resize,
+            "dense layer": spec.hidden_units or "none",
+            "dropout": spec.dropout,
+            "unfrozen layers": spec.trainable_layers,
+            "temperature": round(spec.temperature, 4),
+        },
+        data={"images": sum(sum(split.values()) for split in counts.values()), "classes": len(spec.classes)},
+        counts=counts,
+        problems=problems,
+        training={
+            "epochs, head": head_epochs,
+            "epochs, fine-tuning": len(curves) - head_epochs,
+            "peak lr, head": f"{curves[0]['lr']:.2g}",
+            **({"peak lr, fine-tuning": f"{curves[unfrozen_at]['lr']:.2g}"} if unfrozen_at is not None else {}),
+        },
+        digests=digests,
+        load=LOAD.format(size=spec.image_size),
+    )
+
+
 @dataclass(frozen=True)
 class Card:
     """Facts, figures and pictures: all that `render_card` needs. `against_head`: a metrics.Comparison or None."""
