@@ -1,5 +1,6 @@
 """A small clone in a folder with a space and Unicode in its name, with MLflow in a SQLite database of its own."""
 
+import multiprocessing
 import re
 import shutil
 import warnings
@@ -50,6 +51,14 @@ def store(clone, empty_database):
     (clone / "mlruns").mkdir()
     shutil.copy(empty_database, clone / "mlruns" / "mlflow.db")
     return clone / "mlruns" / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Multiprocessing context whose workers have MLflow imported already, and none of the threads of this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"])
+    return context
 
 
 @pytest.fixture

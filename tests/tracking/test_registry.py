@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -7,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stages import params as parameters
 from stages.console import GraftError
 from stages.tracking import registry, runs
 
@@ -103,20 +103,25 @@ def test_unknown_version(params, store, write_stub, missing):
             registry.get_version(run.client, "graft", missing)
 
 
-def _register(params, write_stub, barrier, digest):
-    os.environ["DVC_EXP_NAME"] = f"exp-{os.getpid()}"
-    with runs.stage_run("fine-tune", params) as run:
+def _write_stub(folder):
+    from mlflow.models import Model
+
+    folder.mkdir()
+    Model().save(str(folder / "MLmodel"))
+
+
+def _register(root, barrier, number):
+    os.chdir(root)
+    os.environ["DVC_EXP_NAME"] = f"exp-{number}"
+    with runs.stage_run("fine-tune", parameters.load()) as run:
         barrier.wait()
-        registry.register(run, digest=digest, save_model=write_stub, alias="fine-tuned")
+        registry.register(run, digest=str(number % 3), save_model=_write_stub, alias="fine-tuned")
 
 
-def test_processes_that_register_together(params, store, write_stub):
+def test_processes_that_register_together(params, store, clone, processes):
     """Six workers with three models: three versions, and the alias on one of them."""
-    import mlflow.pyfunc  # noqa: F401  imported once, here, and not by every fork
-
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(6)
-    workers = [context.Process(target=_register, args=(params, write_stub, barrier, str(i % 3))) for i in range(6)]
+    barrier = processes.Barrier(6)
+    workers = [processes.Process(target=_register, args=(clone, barrier, i)) for i in range(6)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -1,6 +1,5 @@
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -119,20 +118,18 @@ def test_deleted_experiment_is_restored(params, store, capsys):
     assert again.client.get_experiment(again.experiment_id).lifecycle_stage == "active"
 
 
-def _worker(barrier, number, name):
+def _worker(root, barrier, number, name):
+    os.chdir(root)
     os.environ["DVC_EXP_NAME"] = name
     barrier.wait()
     with runs.stage_run("fine-tune", parameters.load()) as run:
         run.log_metrics({"number": number})
 
 
-def test_processes_that_meet_an_empty_store_together(params):
+def test_processes_that_meet_an_empty_store_together(params, clone, processes):
     """Ten queue workers of five experiments, none of which finds a database."""
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  imported once, here, and not by every fork
-
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(10)
-    workers = [context.Process(target=_worker, args=(barrier, i, f"exp-{i % 5}")) for i in range(10)]
+    barrier = processes.Barrier(10)
+    workers = [processes.Process(target=_worker, args=(clone, barrier, i, f"exp-{i % 5}")) for i in range(10)]
     for worker in workers:
         worker.start()
     for worker in workers:
