@@ -428,11 +428,16 @@ class Memo:
 
     def thumbs(self, digests):
         """uint8 (n, 32, 32): the thumbnails of the images with these SHA-256 (hex)."""
-        out = np.zeros((len(digests), THUMB, THUMB), np.uint8)
-        for i, digest in enumerate(digests):
-            (blob,) = self._db.execute("SELECT thumb FROM thumbs WHERE sha256 = ?", (bytes.fromhex(digest),)).fetchone()
-            out[i] = np.frombuffer(blob, np.uint8).reshape(THUMB, THUMB)
-        return out
+        blobs = dict(self._among("SELECT sha256, thumb FROM thumbs WHERE sha256 IN", digests))
+        flat = b"".join(blobs[bytes.fromhex(digest)] for digest in digests)
+        return np.frombuffer(flat, np.uint8).reshape(len(digests), THUMB, THUMB)
+
+    def _among(self, query, digests):
+        """Rows of a query that ends in IN, for many digests at once: one query each would take four times as long."""
+        wanted = [bytes.fromhex(digest) for digest in sorted(set(digests))]
+        for start in range(0, len(wanted), 500):
+            part = wanted[start : start + 500]
+            yield from self._db.execute(f"{query} ({','.join('?' * len(part))})", part)
 
     def pairs(self, key):
         """The near-duplicates that were found in a set of images with this key: [[i, j], …], or None."""
@@ -446,9 +451,11 @@ class Memo:
 
     def verdicts(self, pairs):
         """For pairs of SHA-256 (hex): whether they have been found alike (True, False), None where not yet judged."""
-        ask = "SELECT alike FROM pairs WHERE a = ? AND b = ?"
-        rows = (self._db.execute(ask, (bytes.fromhex(a), bytes.fromhex(b))).fetchone() for a, b in pairs)
-        return [None if row is None else bool(row[0]) for row in rows]
+        known = {
+            (a, b): bool(alike)
+            for a, b, alike in self._among("SELECT a, b, alike FROM pairs WHERE a IN", [a for a, _ in pairs])
+        }
+        return [known.get((bytes.fromhex(a), bytes.fromhex(b))) for a, b in pairs]
 
     def keep_verdicts(self, judged):
         rows = [(bytes.fromhex(a), bytes.fromhex(b), int(alike)) for a, b, alike in judged]
