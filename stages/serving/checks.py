@@ -16,8 +16,8 @@ SAMPLE = 200  # test images that the formats are compared on; 7 formats of Mobil
 TOLERANCE = {
     "keras": 1e-4, "h5": 1e-4, "saved_model": 1e-4, "tflite": 1e-4, "tflite_fp16": 0.05, "tflite_int8": math.inf, "onnx": 1e-4,
 }  # fmt: skip
-# Where the original's two likeliest classes are this close, it has no clear opinion itself, and rounding to 8 bits settles which
-# one comes first: of 800 flowers, int8 gives 2.6% another top class than the original, and 1.0% clearly another.
+# Where the original's two likeliest classes are this close, it has no clear opinion itself, and rounding to 8 bits settles
+# which comes first: of 800 flowers, int8 gives 2.6% another top class than the original, and 1.0% clearly another.
 TIE = 0.1
 LATENCY_RUNS, LATENCY_SECONDS = 30, 0.5  # per format, whichever ends first
 
@@ -112,8 +112,8 @@ def problem(check, min_agreement):
         return f"export: {check.format}: {figure} (at most {TOLERANCE[check.format]:.2g} on {check.n} test images)"
     if check.clear_disagreements > allowed(check.n, min_agreement):
         return (
-            f"export: {check.format}: clearly another class than the original's on {check.clear_disagreements} of {check.n} test "
-            f"images (agreement {check.agreement:.4f}); lower export.min_agreement ({min_agreement}) or drop the format"
+            f"export: {check.format}: clearly another class than the original's on {check.clear_disagreements} of {check.n} "
+            f"test images (agreement {check.agreement:.4f}); lower export.min_agreement ({min_agreement}) or drop the format"
         )
     return None
 

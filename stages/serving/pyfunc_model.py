@@ -62,11 +62,13 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
                 rows.append(self.network(batch).numpy())
         probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
         best = probabilities.argmax(axis=1)
-        return pd.DataFrame({
-            "label": pd.Series([self.classes[k] for k in best], dtype=object),
-            "confidence": probabilities[np.arange(len(best)), best].astype(float),
-            "probabilities": [dict(zip(self.classes, map(float, row))) for row in probabilities],
-        })
+        return pd.DataFrame(
+            {
+                "label": pd.Series([self.classes[k] for k in best], dtype=object),
+                "confidence": probabilities[np.arange(len(best)), best].astype(float),
+                "probabilities": [dict(zip(self.classes, map(float, row))) for row in probabilities],
+            }
+        )
 
     def _pixels(self, position, image):
         """One image as uint8 (S, S, 3)."""

@@ -69,7 +69,6 @@ def exported(trained, tmp_path_factory):
 
     model, spec = trained
     folder = tmp_path_factory.mktemp("export")
-    formats.write(
-        formats.FILES, formats.self_contained(model, 2.0), formats.Metadata.of(spec, 2.0), folder, calibration=make_pictures(16, 5)
-    )
+    about = formats.Metadata.of(spec, 2.0)
+    formats.write(formats.FILES, formats.self_contained(model, 2.0), about, folder, calibration=make_pictures(16, 5))
     return folder

@@ -48,7 +48,8 @@ def test_temperature_is_exact_and_leaves_the_model_alone(hidden):
 
 def test_bytes_are_the_same_in_another_process(exported, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from tests.serving import conftest as c; from stages.serving import formats as f\n"
+        "import sys; from pathlib import Path\n"
+        "from tests.serving import conftest as c; from stages.serving import formats as f\n"
         "model, spec = c.make_classifier()\n"
         "f.write(f.FILES, f.self_contained(model, 2.0), f.Metadata.of(spec, 2.0), Path(sys.argv[1]), "
         "calibration=c.make_pictures(16, 5))"
