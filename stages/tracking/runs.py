@@ -33,7 +33,7 @@ from stages.console import GraftError, warn
 from stages.tracking.facts import DataFacts, data_facts, digest, flat_metrics, matches_lock, stage_keys
 
 PROBE_SECONDS = 5  # a server that does not answer /health within this is called unreachable
-LOCK_SECONDS = 120  # longer than the first creation of a database (about 5 s) by a queue of workers
+LOCK_SECONDS = 300  # longer than a queue of workers needs, the first of which makes the database (3 s; 25 s where many compete)
 BATCH = 100  # params and tags in one request, MLflow's limit
 METRICS_PER_BATCH = 1000
 ABOUT = (
@@ -147,16 +147,26 @@ def _store_errors():
     return MlflowException, SQLAlchemyError
 
 
+@contextlib.contextmanager
 def lock(name="mlflow", seconds=LOCK_SECONDS):
     """One process at a time creates the database, the experiment and the pipeline run; `registry`: registers a version.
 
     Processes that meet a fresh SQLite database together break it (11 of 12 failed without the lock).
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     folder = paths.cache()
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{name}.lock", timeout=seconds)
+    file = folder / f"{name}.lock"
+    held = FileLock(file, timeout=seconds)
+    try:
+        held.acquire()
+    except Timeout:
+        raise GraftError(f"{file}: another process has held this lock for {seconds} s; end it, then try again") from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _probe(uri):

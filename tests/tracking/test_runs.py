@@ -139,6 +139,13 @@ def test_processes_that_meet_an_empty_store_together(params, clone, processes):
     assert sorted(run.data.metrics["number"] for run in stage_runs(params, "fine-tune")) == list(range(10))
 
 
+def test_a_lock_that_is_not_given_back(clone):
+    with runs.lock("held"), pytest.raises(GraftError, match=r"held\.lock: another process"), runs.lock("held", seconds=0.05):
+        pytest.fail("two at once")
+    with runs.lock("held", seconds=0.05):
+        pass
+
+
 # Pipeline run
 
 
