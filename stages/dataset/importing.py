@@ -296,7 +296,7 @@ def _check_sum(found, wanted, shown):
 
 def _from_tfds(source, folder, budget):
     """Write the images of a TensorFlow Datasets set as they are encoded there, one folder per class, below one per split."""
-    console.quiet_tensorflow()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it imports TensorFlow, whose start-up chatter nobody needs
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -13,9 +13,9 @@ from .pictures import encoded, folder, scene, write
 PHOTOS = Path(__file__).parents[3] / "shared" / "datasets"
 
 
-def near(root, max_distance=12):
+def near(root, max_distance=12, memo_path=None):
     """Groups of paths that are found to be near-duplicates."""
-    with inventory.Memo(None, root) as memo:
+    with inventory.Memo(memo_path, root) as memo:
         pictures, _, _ = duplicates.set_aside_copies(inventory.scan(root, memo=memo).pictures)
         pairs = duplicates.near_duplicates(pictures, memo, max_distance=max_distance)
     groups = {}
@@ -177,8 +177,8 @@ def test_alpacas(tmp_path):
 
 def test_flowers(tmp_path):
     """The 17 pairs were looked at one by one: each shows one photo, or two of one moment."""
-    root = unpacked("tf_flowers_224.tar", tmp_path)
-    with inventory.Memo(None, root) as memo:
+    root, kept = unpacked("tf_flowers_224.tar", tmp_path), tmp_path / "memo.sqlite"
+    with inventory.Memo(kept, root) as memo:
         found = inventory.scan(root, memo=memo)
     _, copies, _ = duplicates.set_aside_copies(found.pictures)
     assert (found.files, len(found.pictures), found.problems) == (3119, 3119, ())
@@ -186,7 +186,7 @@ def test_flowers(tmp_path):
         ("sunflowers/15066430311_fb57fa92b0_m.jpg", "sunflowers/14889392928_9742aed45b_m.jpg"),
         ("sunflowers/15072973261_73e2912ef2_n.jpg", "sunflowers/15069459615_7e0fd61914_n.jpg"),
     }
-    groups = near(root)
+    groups = near(root, memo_path=kept)
     assert len(groups) == 17 and all(len(group) == 2 for group in groups)
     assert ["dandelion/17161833794_e1d92259d2_m.jpg", "dandelion/18304194360_2a4a0be631_m.jpg"] in groups
 

@@ -429,7 +429,7 @@ def test_tfds_refused(tmp_path, monkeypatch, name, module, message):
 
 
 @pytest.mark.parametrize("name, images, classes, splits", [
-    ("alpaca.tar", 327, 2, {""}), ("cifar10_12k.zip", 12000, 10, {"train", "test"}), ("tf_flowers_224.tar", 3119, 5, {""}),
+    ("alpaca.tar", 327, 2, {""}), ("cifar10_12k.zip", 12000, 10, {"train", "test"}),
 ])  # fmt: skip
 def test_the_course_data_sets(tmp_path, name, images, classes, splits):
     if not (PHOTOS / name).exists():
