@@ -93,13 +93,13 @@ def whole_accuracy(params, test, model, *, evaluated):
 
 @console.entry
 def main():
-    console.quiet_tensorflow()
     from stages.serving import formats
     from stages.tracking import runs
 
     params = parameters.load()
     outputs = [paths.EXPORT / name for name in (*formats.FILES.values(), formats.LABELS, "checks.json")]
     with runs.stage_run("export", params, inputs=INPUTS, outputs=outputs) as run:
+        console.quiet_tensorflow()
         export(params, run)
 
 

@@ -195,12 +195,15 @@ def open_model(model, *, tracking_uri=None):
 
 
 def _open_registered(uri, tracking_uri):
+    if tracking_uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        tracking_uri = f"sqlite:///{(paths.root() / 'mlruns' / 'mlflow.db').resolve()}"
+    database = Path((tracking_uri or "").removeprefix("sqlite:///"))
+    if (tracking_uri or "").startswith("sqlite:///") and not database.exists():  # MLflow would make an empty one
+        raise GraftError(f"{uri}: no MLflow store at {database}; run `dvc repro` first")
     from mlflow.exceptions import MlflowException
 
     from stages.serving import pyfunc
 
-    if tracking_uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
-        tracking_uri = f"sqlite:///{(paths.root() / 'mlruns' / 'mlflow.db').resolve()}"
     try:
         model = pyfunc.load(uri, tracking_uri=tracking_uri)
     except MlflowException as error:

@@ -35,7 +35,11 @@ def test_allowed_disagreements(n, min_agreement, expected):
         ({"n": 3, "agreement": 1 / 3, "clear_disagreements": 2}, 0.98, "clearly another class than the original's on 2 of 3"),
         ({"agreement": 0.97, "clear_disagreements": 3}, 0.98, "on 3 of 100 test images (agreement 0.9700)"),
         ({"agreement": 0.99, "clear_disagreements": 1}, 1.0, "lower export.min_agreement (1.0) or drop the format"),
-        ({"max_difference": 2e-4}, 0.98, "a probability differs from the original's by 0.0002 (at most 0.0001 on 100 test images)"),
+        (
+            {"max_difference": 2e-4},
+            0.98,
+            "a probability differs from the original's by 0.0002 (at most 0.0001 on 100 test images)",
+        ),
         ({"max_difference": math.nan}, 0.98, "by nan"),
         ({"format": "tflite_fp16", "max_difference": 0.04}, 0.98, None),
         ({"format": "tflite_fp16", "max_difference": 0.06}, 0.98, "export: tflite_fp16: a probability differs"),

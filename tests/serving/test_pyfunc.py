@@ -116,7 +116,10 @@ def test_other_sizes_are_resized_as_in_training(loaded):
         (lambda p: [encode(p[0]), encode(p[1])[:100]], "image 1: truncated: "),
         (lambda p: [b""], "image 0: empty: "),
         (lambda p: [b"no picture"], "image 0: undecodable: "),
-        (lambda p: "/etc/hostname", "image 0: a str must hold the bytes of an image file in base64; give a path as pathlib.Path"),
+        (
+            lambda p: "/etc/hostname",
+            "image 0: a str must hold the bytes of an image file in base64; give a path as pathlib.Path",
+        ),
         (lambda p: [Path("/nowhere/x.png")], "image 0: .*No such file"),
         (lambda p: p[:1] / 255, "image 0: pixels must be whole numbers 0..255, not scaled"),
         (lambda p: p[:1].astype(int) - 300, "image 0: pixels must be whole numbers 0..255"),
