@@ -180,7 +180,7 @@ class Groups:
 def _candidates(fingerprints, max_distance, *, advance=lambda images: None):
     """Yield int64 (k, 2): pairs of positions whose fingerprints differ in at most `max_distance` bits.
 
-    All pairs are looked at, 5e9 of them for 100,000 images, in about 10 s on 2 processors.
+    All pairs are looked at: 4.5e8 of them for 30,000 images, in 1.2 s on 2 processors.
     """
     n = len(fingerprints)
     rows = min(n, max(1, 2**16 // n))  # blocks that stay in the processor's cache
