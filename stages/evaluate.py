@@ -17,6 +17,7 @@ INPUTS = {
 }
 FILES = ("metrics.json", "predictions.csv", "report.json", "report.txt", "confusion_matrix.csv", "plots")
 
+
 def evaluate(params, run):
     import csv
 
@@ -88,8 +89,10 @@ def evaluate(params, run):
     settings = {key: str(value) for key, value in params.flat().items()}
     page = dataclasses.replace(found.card, facts=dataclasses.replace(found.card.facts, params=settings))
     run.log_text(card.render_card(page, provenance=provenance), "card.html")
-    console.log(f"evaluate: test accuracy {found.metrics['accuracy']:.4f} ({found.metrics['accuracy_low']:.4f} to "
-                f"{found.metrics['accuracy_high']:.4f}, n = {len(test)}), head alone {found.metrics['head_accuracy']:.4f}")  # fmt: skip
+    console.log(
+        f"evaluate: test accuracy {found.metrics['accuracy']:.4f} ({found.metrics['accuracy_low']:.4f} to "
+        f"{found.metrics['accuracy_high']:.4f}, n = {len(test)}), head alone {found.metrics['head_accuracy']:.4f}"
+    )
 
 
 @console.entry

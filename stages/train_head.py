@@ -31,7 +31,7 @@ def train_head(params, run, inputs):
             lr_key="head.lr",
             settings=params.head,
             alias="head",
-            # The next stage's activations come out of the same pass over the images; they change no byte of this stage's outputs.
+            # The next stage's activations come out of the same pass over the images and change no byte of this stage's outputs.
             also=[params.fine_tune.layers],
         )
 

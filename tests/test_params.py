@@ -42,9 +42,7 @@ def test_the_projects_own_file_loads_with_the_types_that_it_declares():
     assert given.flat()["fine_tune.layers"] == 50
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("1e-05", 1e-5), ("1e-5", 1e-5), ("1.0e-4", 1e-4), ("1", 1.0), ("0.00001", 1e-5)]
-)
+@pytest.mark.parametrize(("text", "value"), [("1e-05", 1e-5), ("1e-5", 1e-5), ("1.0e-4", 1e-4), ("1", 1.0), ("0.00001", 1e-5)])
 def test_a_rate_is_a_number_however_it_is_written(tmp_path, text, value):
     """`dvc exp run -S lr=1e-5` writes 1e-05, which YAML 1.1 takes for a word."""
     path = tmp_path / "params.yaml"

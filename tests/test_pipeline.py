@@ -1,4 +1,4 @@
-"""The whole pipeline as its users run it: DVC in a clone of the project, a few tiny images, one epoch, MLflow as the witness."""
+"""The whole pipeline as its users run it: DVC in a clone of the project, few tiny images, one epoch, MLflow as the witness."""
 
 import json
 import os
@@ -236,7 +236,8 @@ def test_queue_workers_land_in_the_one_store(clone, client):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"), [("lr: fast", "lr must be a number"), ("lrr: 1", "unknown key lrr"), ("seed: -1", "seed must be at least 0")]
+    ("line", "words"),
+    [("lr: fast", "lr must be a number"), ("lrr: 1", "unknown key lrr"), ("seed: -1", "seed must be at least 0")],
 )
 def test_bad_params_stop_the_stage_with_one_line_that_names_the_key(clone, line, words):
     path = clone.path("params.yaml")

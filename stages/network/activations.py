@@ -56,9 +56,11 @@ class Activations:
 def recall(model, cuts, images, *, augmentation, views, engine, memo, label):
     """Activations of `images` at each of `cuts`, out of the memo where it has them, computed in one pass where not.
 
-    images: see Images. model: the classifier; cuts: Keras tensors of it (see `classifier.find_cut`). views: how many views of each image, at least 1.
+    images: see Images. model: the classifier; cuts: Keras tensors of it (see `classifier.find_cut`).
+    views: how many views of each image, at least 1.
     engine: name of what runs the trunk (see `engines`). label: what the log calls the images.
-    Where the memo cannot hold them, by its bound or for want of disk, they are computed whenever they are asked for: slower, no less right.
+    Where the memo cannot hold them, by its bound or for want of disk, they are computed whenever they are asked for: slower,
+    no less right.
     Returns a list of Activations, one per cut.
     """
     source = Views(augmentation, len(images))
@@ -84,7 +86,8 @@ def recall(model, cuts, images, *, augmentation, views, engine, memo, label):
         needed = sum(len(images) * _row_bytes(cuts[c]) for c, _ in missing)
         if missing and not memo.make_room(needed):
             warn(
-                f"{label}: {needed / 1e9:.1f} GB of activations do not fit into the memo (cache.max_gb, or the disk); computing them anew each epoch"
+                f"{label}: {needed / 1e9:.1f} GB of activations do not fit into the memo (cache.max_gb, or the disk); "
+                "computing them anew each epoch"
             )
             return [_streamed(model, cut, images, source, views, engine) for cut in cuts]
         if missing:
@@ -119,11 +122,15 @@ def _compute(model, cuts, images, source, missing, keys, engine, memo, label):
     with contextlib.ExitStack() as stack:
         writers = {
             (c, v): stack.enter_context(
-                memo.writer(keys[c, v], (len(images), *cuts[c].shape[1:]), _dtype(cuts[c]),
-                            {"cut": _layer(cuts[c]).name, "images": len(images), "size": images.size, "view": v, "engine": engine})
+                memo.writer(
+                    keys[c, v],
+                    (len(images), *cuts[c].shape[1:]),
+                    _dtype(cuts[c]),
+                    {"cut": _layer(cuts[c]).name, "images": len(images), "size": images.size, "view": v, "engine": engine},
+                )
             )
             for c, v in missing
-        }  # fmt: skip
+        }
         progress = stack.enter_context(Progress(f"{label}: trunk", len(images) * len(views)))
         start = 0
         for batch in images.read(range(len(images))):
@@ -137,7 +144,8 @@ def _compute(model, cuts, images, source, missing, keys, engine, memo, label):
     seconds = time.monotonic() - started
     total = len(images) * len(views)
     log(
-        f"{label}: activations of {len(images)} images x {len(views)} views computed by {engine} in {seconds:.1f} s, {total / seconds:.0f} images/s"
+        f"{label}: activations of {len(images)} images x {len(views)} views computed by {engine} in {seconds:.1f} s, "
+        f"{total / seconds:.0f} images/s"
     )
 
 

@@ -1,6 +1,7 @@
 """Augmentation as a fixed pool: view v of an image is one random flip, rotation, zoom and contrast, drawn once from the seed.
 
-A pool that never changes can be computed once and remembered; training takes an image's views in turn. View 0 is the image itself.
+A pool that never changes can be computed once and remembered; training takes an image's views in turn. View 0 is the image
+itself.
 
 The three geometric changes are one affine map and one bilinear interpolation, with the ranges, the conventions (a fraction of a
 full turn; a fraction of the picture; pixels beyond the edge reflected) of Keras' RandomFlip, RandomRotation, RandomZoom and
@@ -55,7 +56,7 @@ class Views:
         self._drawn = {}
 
     def make(self, images, indices, view):
-        """View `view` of `images`, uint8 (b, S, S, 3), which are the images at `indices`, int (b,). Returns uint8 (b, S, S, 3)."""
+        """View `view` of `images`, uint8 (b, S, S, 3), the images at `indices`, int (b,). Returns uint8 (b, S, S, 3)."""
         if view == 0 or self.augmentation.is_identity:
             return images
         if view not in self._drawn:

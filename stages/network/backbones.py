@@ -17,8 +17,8 @@ class Row:
     constructor: name in `keras.applications`.
     native_size: pixels at which its ImageNet weights were trained; `image_size: auto` takes it.
     smallest_size: pixels below which the constructor refuses, or the last feature map vanishes.
-    scaling: how raw pixels p in 0..255 become what the network expects, as (scale, offset) of p * scale + offset, scalars or one
-        value per RGB channel; None where the network holds its own scaling.
+    scaling: how raw pixels p in 0..255 become what the network expects, as (scale, offset) of p * scale + offset, scalars or
+        one value per RGB channel; None where the network holds its own scaling.
     has_alpha: whether the architecture comes in several widths.
     engine: what runs its frozen layers fastest on a CPU (see `engines`).
     """
@@ -95,13 +95,15 @@ def weights_file(name, alpha, weights):
         path = Path(weights).expanduser()
         if path.suffix not in (".h5", ".keras"):
             raise GraftError(
-                f"params.yaml: backbone.weights must be bundled, imagenet, none or a path to .h5, .keras or .weights.h5, not {weights!r}"
+                "params.yaml: backbone.weights must be bundled, imagenet, none or a path to .h5, .keras or .weights.h5, "
+                f"not {weights!r}"
             )
     if not path.is_file():
         raise GraftError(f"params.yaml: backbone.weights: no such file: {path}")
     if path.name in SHA256 and sha256(path) != SHA256[path.name]:
         raise GraftError(
-            f"{path}: damaged or not the file of that name: SHA-256 is not {SHA256[path.name]}; fetch it again (git checkout -- {path})"
+            f"{path}: damaged or not the file of that name: SHA-256 is not {SHA256[path.name]}; "
+            f"fetch it again (git checkout -- {path})"
         )
     return path
 
@@ -160,7 +162,8 @@ def _build_imagenet(constructor, options, name):
         url = str(error).split("URL fetch failure on ")[1].split(": ")[0]
         place = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
         raise GraftError(
-            f"backbone.weights: imagenet: could not download {url}; fetch that file elsewhere and put it at {place / url.rsplit('/', 1)[1]}"
+            f"backbone.weights: imagenet: could not download {url}; "
+            f"fetch that file elsewhere and put it at {place / url.rsplit('/', 1)[1]}"
         ) from None
 
 
@@ -178,7 +181,8 @@ def _load(model, path, name):
             load_weights(model, path)
     except Exception as error:
         raise GraftError(
-            f"backbone.weights: {path} does not fit {name} (check backbone.name and backbone.alpha): {' '.join(str(error).split())[:200]}"
+            f"backbone.weights: {path} does not fit {name} (check backbone.name and backbone.alpha): "
+            f"{' '.join(str(error).split())[:200]}"
         ) from None
     if any(not _finite(w) for w in model.get_weights()):
         warn(f"{path} holds values that are not finite")

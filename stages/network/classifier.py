@@ -1,4 +1,4 @@
-"""The classifier: scaling, backbone, pooling, [dense], dropout, softmax, as one flat Functional graph; its unfreezing, its cut, its files.
+"""The classifier: scaling, backbone, pooling, [dense], dropout, softmax, as one flat graph; its unfreezing, its cut, its files.
 
 Flat, because a backbone nested as one layer hides its layers from `trainable`, from the cut and from Grad-CAM.
 """
@@ -50,7 +50,7 @@ def build(spec, *, weights="none"):
 
     size = spec.image_size
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
-    features, backbone = backbones.build(spec.backbone, spec.alpha, image, weights=weights)
+    features, _backbone = backbones.build(spec.backbone, spec.alpha, image, weights=weights)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
     if spec.hidden_units:
         x = keras.layers.Dense(spec.hidden_units, activation="relu", name="hidden")(x)
@@ -93,10 +93,10 @@ def find_cut(model, layers):
     """The deepest tensor that everything trained, with the top `layers` of the backbone unfrozen, depends on alone.
 
     Below it nothing is trained and nothing is random: its value for an image never changes during training, so it can be
-    remembered. One retreat is allowed: inside a block MobileNetV2 widens its tensor six times with a cheap 1 x 1 convolution, and
-    to remember the wide one would cost more than to widen again; so a tensor of at most half the size, up to NEAR layers further
-    down, is taken instead. Returns a Keras tensor: an output of a backbone layer or of "pooling", or the model's input where the
-    unfreezing reaches down so far that only scaling is left to remember.
+    remembered. One retreat is allowed: inside a block MobileNetV2 widens its tensor six times with a cheap 1 x 1 convolution,
+    and to remember the wide one would cost more than to widen again; so a tensor of at most half the size, up to NEAR layers
+    further down, is taken instead. Returns a Keras tensor: an output of a backbone layer or of "pooling", or the model's input
+    where the unfreezing reaches down so far that only scaling is left to remember.
     """
     order = {layer.name: i for i, layer in enumerate(model.layers)}
     base = backbone_layers(model)

@@ -1,8 +1,9 @@
 """What runs the frozen trunk. It is never trained, so it need not run in the framework that trains.
 
-MobileNetV2 to block_12_add at 160 px on 2 cores, images/s: `model.predict` 198, tf.function 393, frozen graph 545, ONNX Runtime 774,
-LiteRT with XNNPACK 950. Networks of dense convolutions (InceptionV3, ResNet) gain nothing from LiteRT: the table of backbones says
-which is which. A race at run time would make the choice, and with it the low bits of the values, depend on the machine's load.
+MobileNetV2 to block_12_add at 160 px on 2 cores, images/s: `model.predict` 198, tf.function 393, frozen graph 545, ONNX Runtime
+774, LiteRT with XNNPACK 950. Networks of dense convolutions (InceptionV3, ResNet) gain nothing from LiteRT: the table of
+backbones says which is which. A race at run time would make the choice, and with it the low bits of the values, depend on the
+machine's load.
 """
 
 import os
@@ -12,11 +13,11 @@ import numpy as np
 from stages.console import GraftError, silence
 from stages.network import backbones
 
-CHUNK = 8  # images per call of LiteRT and ONNX Runtime: their intermediate values stay in the processor's cache; 32 is a fifth slower
+CHUNK = 8  # images per call of LiteRT and ONNX Runtime: intermediate values stay in the processor's cache; 32 is a fifth slower
 
 
 def choose(engine, backbone):
-    """The engine's name for `trunk.engine: auto`: TensorFlow on a GPU, else what the table of backbones says; else `engine` itself."""
+    """The engine's name for `trunk.engine: auto`: TensorFlow on a GPU, else what the backbones' table says; else `engine`."""
     import tensorflow as tf
 
     if engine != "auto":
@@ -61,7 +62,7 @@ def start(model, outputs, engine):
 
 
 def _freeze(model):
-    """`model` as a concrete function of constants with a free batch dimension; Grappler then folds BatchNorm into the convolutions."""
+    """`model` as a concrete function of constants, of any batch size; Grappler then folds BatchNorm into the convolutions."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 

@@ -1,8 +1,8 @@
 """The memo: what the frozen trunk makes of an image is computed once and then read from disk, by every experiment of a clone.
 
-An entry's key is made of all that determines its values, so an entry is never stale, only unused; the least recently used go when
-the bound is reached. An entry is written beside its place and renamed into it, so it is whole or absent; its bytes are checked
-against their SHA-256 when it is opened, and computed again if they differ.
+An entry's key is made of all that determines its values, so an entry is never stale, only unused; the least recently used go
+when the bound is reached. An entry is written beside its place and renamed into it, so it is whole or absent; its bytes are
+checked against their SHA-256 when it is opened, and computed again if they differ.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Memo:
         self.max_bytes = int(max_gb * 1e9)
 
     def entries(self):
-        """Descriptions, least recently used first: dicts with key, bytes, used (seconds since the epoch) and what was described."""
+        """Descriptions, least recently used first: dicts with key, bytes, used (a Unix time) and what was described."""
         found = []
         for path in self.folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):  # another process may be removing it
@@ -69,7 +69,7 @@ class Memo:
         return len(entries), sum(entry["bytes"] for entry in entries)
 
     def make_room(self, needed):
-        """Remove least recently used entries until `needed` bytes fit. Returns False if they cannot, by the bound or the disk."""
+        """Remove least recently used entries until `needed` bytes fit. False if they cannot, by the bound or the disk."""
         if needed > self.max_bytes:
             return False
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,9 @@ from stages.network.classifier import find_cut, split_at, unfreeze
 
 @dataclass(frozen=True)
 class Schedule:
-    """lr: peak learning rate, decayed to 0 along half a cosine over `epochs`. patience: epochs without a smaller validation loss
-    before training stops. class_weights: one factor per class on the loss, or None. lr_key: the parameter that `lr` came from."""
+    """lr: peak learning rate, decayed to 0 along half a cosine over `epochs`. lr_key: the parameter that it came from.
+    patience: epochs without a smaller validation loss before training stops.
+    class_weights: one factor per class on the loss, or None."""
 
     lr: float
     epochs: int
@@ -57,7 +58,8 @@ def train(
 ):
     """Unfreeze the top `layers` of the classifier's backbone and train what is above the cut, on remembered activations.
 
-    train, val: (images, labels): `activations.Images` and int64 (n,). pool: augmentation.Augmentation, its `views` views per image.
+    train, val: (images, labels): `activations.Images` and int64 (n,).
+    pool: augmentation.Augmentation, its `views` views per image.
     also: further numbers of layers at whose cut the activations are computed in the same pass, for a stage to come.
     The other arguments are those of `fit` and `activations.recall`. Trains `model` in place.
     Returns (rows of the curves, probabilities float64 (n, C) on val).
@@ -83,8 +85,10 @@ def fit(tail, train, train_labels, val, val_labels, schedule, *, checkpoint, on_
     """Train `tail` in place and leave in it the weights of the epoch with the smallest validation loss.
 
     tail: Keras model from activations (b, …) to probabilities (b, C), its layers frozen or not as they are to be.
-    train, val: `activations.Activations`; epoch e takes view (i + e) mod views of training image i, and view 0 of val. Labels: int (n,).
-    checkpoint: a Checkpoint; what it holds of this very training is continued, and ends with the same bits as if never interrupted.
+    train, val: `activations.Activations`; epoch e takes view (i + e) mod views of training image i, and view 0 of val.
+    train_labels, val_labels: int (n,).
+    checkpoint: a Checkpoint; what it holds of this very training is continued, and ends with the same bits as if never
+        interrupted.
     on_epoch: called with each epoch's row. baseline: whether the weights before training count as a candidate for the best.
     Returns the rows: [{epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy}], epochs from 0.
     Raises GraftError, naming lr and epoch, when the loss is no longer finite.
@@ -201,7 +205,8 @@ def _watch(schedule, checkpoint, on_epoch, steps):
             if not math.isfinite(logs["loss"]):
                 self.progress.__exit__()
                 raise GraftError(
-                    f"the loss is {logs['loss']} in epoch {self.epoch} at lr {self.lr:.3g}: training diverged; lower {schedule.lr_key} in params.yaml"
+                    f"the loss is {logs['loss']} in epoch {self.epoch} at lr {self.lr:.3g}: training diverged; "
+                    f"lower {schedule.lr_key} in params.yaml"
                 )
 
         def on_epoch_end(self, epoch, logs=None):
@@ -210,12 +215,16 @@ def _watch(schedule, checkpoint, on_epoch, steps):
             row = {key: value if key == "epoch" else float(value) for key, value in row.items()}
             if not math.isfinite(row["val_loss"]):
                 raise GraftError(
-                    f"the validation loss is {row['val_loss']} in epoch {epoch} at lr {self.lr:.3g}; lower {schedule.lr_key} in params.yaml"
+                    f"the validation loss is {row['val_loss']} in epoch {epoch} at lr {self.lr:.3g}; "
+                    f"lower {schedule.lr_key} in params.yaml"
                 )
             self.rows.append(row)
             self.waited = 0 if self.keep_best(row["val_loss"]) else self.waited + 1
-            log(f"epoch {epoch + 1}/{schedule.epochs}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
-                f"val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}, {time.monotonic() - self.started:.1f} s")  # fmt: skip
+            log(
+                f"epoch {epoch + 1}/{schedule.epochs}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
+                f"val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}, "
+                f"{time.monotonic() - self.started:.1f} s"
+            )
             if on_epoch:
                 on_epoch(row)
             checkpoint.save(self._state(), self._arrays())

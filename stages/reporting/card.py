@@ -42,11 +42,13 @@ probabilities = model.predict(pixels)  # uint8 RGB (n, {size}, {size}, 3)"""
 
 
 def facts_of(spec, *, counts, problems, curves, unfrozen_at, digests):
-    """Facts of a classifier: `spec` is its description (`model.json`); the rest as in Facts and in `report.write_evaluation`."""
+    """Facts of a classifier: `spec` is its description (`model.json`); the rest as in Facts and `report.write_evaluation`."""
     head_epochs = len(curves) if unfrozen_at is None else unfrozen_at
     return Facts(
         name=f"{spec.backbone} for {len(spec.classes)} classes",
-        purpose=f"Says which of {len(spec.classes)} classes a photo shows: a new head grafted onto a pretrained {spec.backbone}.",
+        purpose=(
+            f"Says which of {len(spec.classes)} classes a photo shows: a new head grafted onto a pretrained {spec.backbone}."
+        ),
         model={
             "backbone": spec.backbone,
             "width (alpha)": spec.alpha,

@@ -21,15 +21,13 @@ def test_what_an_image_gets_depends_on_seed_view_and_its_position_alone(pixels):
     assert not np.array_equal(together, Views(other, 6).make(images, np.arange(6), 2))
 
 
-@pytest.mark.parametrize(
-    ("flip", "axes"), [("horizontal", [(2,)]), ("vertical", [(1,)]), ("both", [(1,), (2,), (1, 2)])]
-)
+@pytest.mark.parametrize(("flip", "axes"), [("horizontal", [(2,)]), ("vertical", [(1,)]), ("both", [(1,), (2,), (1, 2)])])
 def test_a_flip_alone_mirrors_and_nothing_else(pixels, flip, axes):
     images = pixels(40).array
     made = Views(Augmentation(flip, 0, 0, 0, seed=1), 40).make(images, np.arange(40), 1)
     seen = set()
     for before, after in zip(images, made):
-        possible = [()] + axes
+        possible = [(), *axes]
         kind = next((axis for axis in possible if np.array_equal(after[None], np.flip(before[None], axis))), None)
         assert kind is not None
         seen.add(kind)

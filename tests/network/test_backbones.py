@@ -30,9 +30,16 @@ def test_the_table_names_what_keras_has_and_smallest_is_no_larger_than_native(na
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("mobilenet_v2", "mobilenet_v2"), ("inception_v3", "inception_v3"), ("densenet121", "densenet"), ("resnet50_v2", "resnet_v2"),
-     ("efficientnet_v2_b0", "efficientnet_v2"), ("mobilenet_v3_small", "mobilenet_v3"), ("xception", "xception")],
-)  # fmt: skip
+    [
+        ("mobilenet_v2", "mobilenet_v2"),
+        ("inception_v3", "inception_v3"),
+        ("densenet121", "densenet"),
+        ("resnet50_v2", "resnet_v2"),
+        ("efficientnet_v2_b0", "efficientnet_v2"),
+        ("mobilenet_v3_small", "mobilenet_v3"),
+        ("xception", "xception"),
+    ],
+)
 def test_scaling_is_the_architectures_own(name, module, pixels):
     size = max(backbones.BACKBONES[name].smallest_size, 32) // 4 * 4 + 4
     image = keras.Input((size, size, 3), dtype="uint8")
@@ -81,7 +88,10 @@ def params(tmp_path, **changes):
         ({"name": "alexnet"}, "backbone.name must be one of"),
         ({"alpha": 0.5}, "bundled is there for mobilenet_v2 with backbone.alpha: 0.35 only"),
         ({"name": "inception_v3"}, "bundled is there for"),
-        ({"name": "inception_v3", "weights": "none", "image_size": 64}, "image_size must be at least 75 for inception_v3, not 64"),
+        (
+            {"name": "inception_v3", "weights": "none", "image_size": 64},
+            "image_size must be at least 75 for inception_v3, not 64",
+        ),
         ({"weights": "nowhere.h5"}, "no such file: nowhere.h5"),
         ({"weights": "imagenett"}, "backbone.weights must be bundled, imagenet, none or a path"),
     ],
@@ -120,6 +130,8 @@ def test_offline_imagenet_names_the_file_and_the_place(tmp_path, monkeypatch):
     assert str(tmp_path / "models" / "mobilenet_v2_1.0_96_no_top.h5") in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "size", "resolved"), [("mobilenet_v2", "auto", 224), ("inception_v3", "auto", 299), ("inception_v3", 96, 96)])
+@pytest.mark.parametrize(
+    ("name", "size", "resolved"), [("mobilenet_v2", "auto", 224), ("inception_v3", "auto", 299), ("inception_v3", 96, 96)]
+)
 def test_auto_is_the_native_size(name, size, resolved):
     assert backbones.resolve_size(name, size) == resolved

@@ -98,7 +98,9 @@ def test_saved_and_loaded_it_is_the_same_and_so_are_the_bytes(model, spec, pixel
     assert json.loads((tmp_path / "one" / "model.json").read_text(encoding="utf-8"))["classes"] == ["a", "b c", "ä"]
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "no such file"), ("{", "not a classifier"), ('{"backbone": 1}', "not a classifier")])
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "no such file"), ("{", "not a classifier"), ('{"backbone": 1}', "not a classifier")]
+)
 def test_a_missing_or_damaged_description_is_one_clear_line(tmp_path, text, words):
     if text is not None:
         (tmp_path / "model.json").write_text(text)

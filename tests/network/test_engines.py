@@ -29,8 +29,13 @@ def test_every_engine_gives_what_keras_gives_in_the_order_asked(model, pixels, e
 
 @pytest.mark.parametrize(
     ("asked", "backbone", "chosen"),
-    [("auto", "mobilenet_v2", "litert"), ("auto", "inception_v3", "tensorflow"), ("onnx", "mobilenet_v2", "onnx"), ("tensorflow", "mobilenet_v2", "tensorflow")],
-)  # fmt: skip
+    [
+        ("auto", "mobilenet_v2", "litert"),
+        ("auto", "inception_v3", "tensorflow"),
+        ("onnx", "mobilenet_v2", "onnx"),
+        ("tensorflow", "mobilenet_v2", "tensorflow"),
+    ],
+)
 def test_auto_takes_what_the_table_says(asked, backbone, chosen):
     assert engines.choose(asked, backbone) == chosen
     assert engines.identity(chosen)[0] == chosen

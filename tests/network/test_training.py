@@ -13,7 +13,18 @@ LABELS = np.arange(24) % 3
 
 
 def schedule(**changes):
-    return Schedule(**{"lr": 1e-3, "epochs": 3, "patience": 99, "batch_size": 8, "seed": 3, "class_weights": None, "lr_key": "lr", **changes})
+    return Schedule(
+        **{
+            "lr": 1e-3,
+            "epochs": 3,
+            "patience": 99,
+            "batch_size": 8,
+            "seed": 3,
+            "class_weights": None,
+            "lr_key": "lr",
+            **changes,
+        }
+    )
 
 
 def run(model, pixels, folder, *, layers=0, plan=None, checkpoint=None, **options):
@@ -89,7 +100,9 @@ def test_class_weights_are_scikit_learns_and_change_what_is_learnt(spec, bundled
     results = []
     for weights in (None, (100.0, 1.0, 1.0)):
         with training.start(0):
-            results.append(run(classifier.build(spec, weights=bundled), pixels, tmp_path, plan=schedule(lr=0.01, class_weights=weights))[1])
+            results.append(
+                run(classifier.build(spec, weights=bundled), pixels, tmp_path, plan=schedule(lr=0.01, class_weights=weights))[1]
+            )
     assert results[1][:, 0].mean() > results[0][:, 0].mean() + 0.1
 
 
@@ -141,5 +154,7 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_taken(tmp_path
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_lr_and_key(model, pixels, tmp_path):
     model.layers[-1].kernel.assign(np.full((1280, 3), np.nan, np.float32))
-    with pytest.raises(GraftError, match=r"the loss is nan in epoch 0 at lr 0.001: training diverged; lower head.lr in params.yaml"):
+    with pytest.raises(
+        GraftError, match=r"the loss is nan in epoch 0 at lr 0.001: training diverged; lower head.lr in params.yaml"
+    ):
         run(model, pixels, tmp_path, plan=schedule(lr_key="head.lr"))
