@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +35,10 @@ def cache(args):
     entries = memo.entries()
     for entry in entries:
         used = datetime.datetime.fromtimestamp(entry["used"]).isoformat(" ", "minutes")
-        console.log(f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  last used {used}  {entry['images']} images at {entry['size']} px, "
-                    f"view {entry['view']}, {entry['cut']}, {entry['engine']}")  # fmt: skip
+        console.log(
+            f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  last used {used}  "
+            f"{entry['images']} images at {entry['size']} px, view {entry['view']}, {entry['cut']}, {entry['engine']}"
+        )
     total = sum(entry["bytes"] for entry in entries)
     console.log(f"{len(entries)} entries, {total / 1e6:.1f} MB of {memo.max_bytes / 1e6:.0f} MB, in {memo.folder}")
 
@@ -63,22 +64,12 @@ def compare(args):
 def ui(args):
     from stages.tracking import runs
 
-    runs.connect(params.load())  # makes the store if there is none
-    console.log(f"MLflow UI on http://127.0.0.1:{args.port} (Ctrl-C ends it)")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        runs.tracking_uri(),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(args.port),
-    ]
-    os.chdir(paths.root())
-    raise SystemExit(subprocess.call(command))
+    connection = runs.connect(params.load())  # makes the store if there is none
+    # Opened without this address the UI starts on its pages for language models.
+    where = f"http://127.0.0.1:{args.port}/#/experiments/{connection.experiment_id}?workflowType=machine_learning"
+    console.log(f"MLflow UI on {where} (Ctrl-C ends it)")
+    options = ["--backend-store-uri", runs.tracking_uri(), "--host", "127.0.0.1", "--port", str(args.port)]
+    raise SystemExit(subprocess.call([sys.executable, "-m", "mlflow", "ui", *options], cwd=paths.root()))
 
 
 def parser():

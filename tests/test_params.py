@@ -70,7 +70,7 @@ def test_a_rate_is_a_number_however_it_is_written(tmp_path, text, value):
         ("data", "photos", "data must be a block of keys, not 'photos'"),
         ("data.path", "", "data.path must be a word"),
         ("data.val_fraction", 1.0, "data.val_fraction must be above 0 and below 1, not 1.0"),
-        ("data.test_fraction", 0.9, "data.val_fraction + data.test_fraction must stay below 1"),
+        ("data.test_fraction", 0.9, r"data.val_fraction \+ data.test_fraction must stay below 1"),
         ("data.on_damaged", "ignore", "data.on_damaged must be one of quarantine, fail, not 'ignore'"),
         ("data.group_by", "(", "data.group_by is not a regular expression"),
         ("data.group_by", "abc", r"data.group_by must have one \(group\), not 0"),

@@ -98,7 +98,7 @@ def fit(tail, train, train_labels, val, val_labels, schedule, *, checkpoint, on_
 
     steps = math.ceil(len(train_labels) / schedule.batch_size)
     tail.compile(
-        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(schedule.lr, steps * schedule.epochs)),
+        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(schedule.lr, max(1, steps * schedule.epochs))),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         # XLA makes training ten times slower on a CPU; Keras' "auto" would take it.
