@@ -59,19 +59,19 @@ def test_verdict_names_format_and_figure(changes, min_agreement, expected):
 def test_check_measures_a_file(exported, pictures, expected):
     y = expected.argmax(1)
     y[:6] = (y[:6] + 1) % 3  # six of the 24 are wrong by the labels
-    found = checks.check("tflite", exported, images=pictures, y=y, reference=expected)
+    found = checks.check(formats.load("tflite", exported), exported, images=pictures, y=y, reference=expected)
     assert found.bytes == (exported / "model.tflite").stat().st_size
     assert (found.n, found.agreement, found.clear_disagreements, found.accuracy) == (24, 1.0, 0, 0.75)
     assert 0 < found.max_difference < 1e-4
     assert 0 < found.latency_p50 <= found.latency_p95
-    folder = checks.check("saved_model", exported, images=pictures, y=y, reference=expected)
+    folder = checks.check(formats.load("saved_model", exported), exported, images=pictures, y=y, reference=expected)
     assert folder.bytes == sum(p.stat().st_size for p in (exported / "saved_model").rglob("*") if p.is_file())
 
 
 def test_disagreement_is_counted_and_ties_apart(exported, pictures, expected):
     """A reference whose classes 0 and 1 change places disagrees where they matter."""
     other = expected[:, [1, 0, 2]]
-    found = checks.check("tflite", exported, images=pictures, y=expected.argmax(1), reference=other)
+    found = checks.check(formats.load("tflite", exported), exported, images=pictures, y=expected.argmax(1), reference=other)
     moved = expected.argmax(1) != other.argmax(1)
     margin = other.max(1) - other[np.arange(24), expected.argmax(1)]
     assert moved.sum() > (margin > 0.1).sum() > 2
