@@ -66,7 +66,7 @@ def arguments():
         "--profile", action="store_true", help="only: where each second of the first run and of the next one goes"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for clones and links")
+    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for clones, links and logs")
     args = parser.parse_args()
     for path in (args.data, args.weights):
         if not path.exists():
@@ -101,8 +101,9 @@ class Bench:
                         "weights": args.weights.name, "set": args.set}  # fmt: skip
         name = f"{args.data.name}-{count}-{image_size}px"
         self.work = args.work / f"{name}-{digest(json.dumps([self.setting, str(args.data)]))}"
-        self.logs = args.out / "logs" / name
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.logs = args.work / "logs" / self.work.name
+        for folder in (self.logs, args.out):
+            folder.mkdir(parents=True, exist_ok=True)
         self.file = args.out / "results.jsonl"
         self.versions = {"graft": self.commit[:12], "peers": digest("".join(
             path.read_text(encoding="utf-8") for path in sorted((ROOT / "benchmarks" / "peers").glob("*.py"))

@@ -139,8 +139,11 @@ def _table(header, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def profile_table(profile, *, smallest=0.5):
-    """Markdown: seconds by bucket (rows) and stage (columns). profile: {"total": s, "stages": {stage: {bucket: s}}}."""
+def profile_table(profile, *, smallest=1.0):
+    """Markdown: seconds by bucket (rows) and stage (columns); buckets below `smallest` in sum are put together.
+
+    profile: {"total": s, "stages": {stage: {bucket: s}}}.
+    """
     stages = profile["stages"]
     grouped = {stage: {} for stage in stages}
     for stage, buckets in stages.items():
