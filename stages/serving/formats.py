@@ -39,7 +39,8 @@ FILES = {
 }
 LABELS = "labels.txt"
 ABOUT = "graft.json"  # name of the metadata inside the files
-NEEDS = {"onnx": ("onnx", "tf2onnx", "onnxruntime")}
+NEEDS = {"onnx": ("onnx", "tf2onnx", "onnxruntime")}  # packages to write and check a format, beside TensorFlow
+NEEDS_TO_LOAD = {"onnx": ("onnxruntime",)}
 OPSET = 17  # of ONNX: the first with everything that Keras' image classifiers need, understood by runtimes since 2022
 CHUNK = 32  # images per call
 CHUNK_SMALL = 8  # of LiteRT and ONNX Runtime: intermediate values stay in the processor's cache, 1.25 times as fast as 32
@@ -86,15 +87,15 @@ class Metadata:
             raise GraftError(f"{where}: its {ABOUT} is damaged; export the model again") from None
 
 
-def missing(format):
+def missing(format, needs=NEEDS_TO_LOAD):
     """Names of the packages that `format` needs and that are not installed."""
-    return [name for name in NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
+    return [name for name in needs.get(format, ()) if importlib.util.find_spec(name) is None]
 
 
-def check_available(formats):
+def check_available(formats, needs=NEEDS):
     """Raise GraftError, before any work, where a package that one of `formats` needs is not installed."""
     for format in formats:
-        if names := " and ".join(missing(format)):
+        if names := " and ".join(missing(format, needs)):
             raise GraftError(f"{format} needs {names}; pip install 'graft[onnx]', or drop it from export.formats")
 
 
@@ -379,7 +380,7 @@ def load_file(path, format=None):
     format = format or _guess(path)
     if not path.exists():
         raise GraftError(f"{path}: no such model; run `dvc repro export` first")
-    check_available([format])
+    check_available([format], NEEDS_TO_LOAD)
     metadata = read_metadata(path, format)
     loaders = {"keras": _load_keras, "h5": _load_keras, "saved_model": _load_saved_model, "onnx": _load_onnx}
     try:

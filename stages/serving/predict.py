@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stages import paths
-from stages.console import GraftError, Progress, log, warn
+from stages.console import GraftError, Progress, log, quiet_tensorflow, warn
 from stages.dataset import images
 from stages.serving import formats
 
@@ -189,17 +189,21 @@ def open_model(model, *, tracking_uri=None):
         if not usable:
             raise GraftError(f"{path}: no exported model in it; run `dvc repro export` first")
         path = path / formats.FILES[usable[0]]
+    if path.suffix != ".onnx":
+        quiet_tensorflow()
     loaded = formats.load_file(path)
     about = loaded.metadata
     return _checked(Model(str(path), about.classes, about.image_size, loaded), about.resize)
 
 
 def _open_registered(uri, tracking_uri):
-    if tracking_uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+    in_store = uri.startswith(("models:/", "runs:/"))  # else it is a folder
+    if in_store and tracking_uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
         tracking_uri = f"sqlite:///{(paths.root() / 'mlruns' / 'mlflow.db').resolve()}"
     database = Path((tracking_uri or "").removeprefix("sqlite:///"))
-    if (tracking_uri or "").startswith("sqlite:///") and not database.exists():  # MLflow would make an empty one
+    if in_store and (tracking_uri or "").startswith("sqlite:///") and not database.exists():  # MLflow would make an empty one
         raise GraftError(f"{uri}: no MLflow store at {database}; run `dvc repro` first")
+    quiet_tensorflow()
     from mlflow.exceptions import MlflowException
 
     from stages.serving import pyfunc

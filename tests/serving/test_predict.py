@@ -1,5 +1,8 @@
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from stages.dataset import images
 from stages.serving import formats, predict, pyfunc
 
 from .conftest import CLASSES, SIZE, encode, make_classifier
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -153,6 +158,17 @@ def test_onnx_is_passed_over_where_its_runtime_is_missing(exported, monkeypatch)
     real = formats.importlib.util.find_spec
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
     assert predict.open_model(exported).name == str(exported / "model.keras")
+
+
+def test_an_onnx_model_needs_no_tensorflow(exported, photos):
+    code = (
+        "import sys; from stages.serving import predict\n"
+        "print(predict.command(sys.argv[1], [sys.argv[2]]), 'tensorflow' in sys.modules, 'mlflow' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, exported, photos / "0.png"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "(1, 0) False False"
 
 
 @pytest.mark.parametrize(
