@@ -101,7 +101,7 @@ def fit(tail, train, train_labels, val, val_labels, schedule, *, checkpoint, on_
         optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(schedule.lr, max(1, steps * schedule.epochs))),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        # XLA makes training ten times slower on a CPU; Keras' "auto" would take it.
+        # XLA makes training ten times slower on a CPU.
         jit_compile=bool(tf.config.list_physical_devices("GPU")),
     )
     tail.optimizer.build(tail.trainable_variables)

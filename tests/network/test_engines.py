@@ -55,3 +55,14 @@ def test_two_classifiers_in_one_pass_are_each_what_they_are_alone(model, spec, p
             assert np.abs(probabilities - expected).max() < 1e-5
             assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-12)
     assert np.allclose(inference.alone(model, images.read(range(9)), engine="tensorflow"), both[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["tensorflow", "litert"])
+def test_two_equal_classifiers_are_no_special_case_to_the_caller(model, pixels, engine):
+    """Fine-tuning that helps nowhere leaves the head's weights."""
+    images = pixels(5)
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    one, two = inference.together(model, twin, 50, images, engine=engine)
+    assert np.array_equal(one, two)
+    assert np.allclose(one, np.asarray(model(images.array, training=False)), atol=1e-5)
