@@ -18,7 +18,6 @@ def import_(args):
 
 
 def predict(args):
-    console.quiet_tensorflow()
     from stages.serving import predict as prediction
 
     prediction.command(args.model, args.source, output=args.output)

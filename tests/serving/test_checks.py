@@ -20,7 +20,7 @@ def test_sample_is_spread_evenly_and_ends_at_the_ends():
 
 @pytest.mark.parametrize(
     ("n", "min_agreement", "expected"),
-    [(200, 0.98, 4), (100, 0.98, 2), (99, 0.98, 1), (50, 0.98, 1), (3, 0.98, 1), (3, 1.0, 0), (200, 1.0, 0), (10, 0.5, 5)],
+    [(200, 0.98, 9), (100, 0.98, 6), (49, 0.98, 4), (3, 0.98, 1), (3, 1.0, 0), (200, 1.0, 0), (10, 0.5, 9), (5, 0.0, 5)],
 )
 def test_allowed_disagreements(n, min_agreement, expected):
     assert checks.allowed(n, min_agreement) == expected
@@ -30,10 +30,10 @@ def test_allowed_disagreements(n, min_agreement, expected):
     ("changes", "min_agreement", "expected"),
     [
         ({}, 0.98, None),
-        ({"agreement": 0.97, "clear_disagreements": 2}, 0.98, None),
+        ({"agreement": 0.93, "clear_disagreements": 6}, 0.98, None),
         ({"n": 3, "agreement": 2 / 3, "clear_disagreements": 1}, 0.98, None),
         ({"n": 3, "agreement": 1 / 3, "clear_disagreements": 2}, 0.98, "clearly another class than the original's on 2 of 3"),
-        ({"agreement": 0.97, "clear_disagreements": 3}, 0.98, "on 3 of 100 test images (agreement 0.9700)"),
+        ({"agreement": 0.93, "clear_disagreements": 7}, 0.98, "on 7 of 100 test images (agreement 0.9300)"),
         ({"agreement": 0.99, "clear_disagreements": 1}, 1.0, "lower export.min_agreement (1.0) or drop the format"),
         (
             {"max_difference": 2e-4},
