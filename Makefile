@@ -14,7 +14,7 @@ run: $(READY)
 	$(BIN)/python -m dvc repro
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 ui: $(READY)
 	$(BIN)/python -m stages.cli ui

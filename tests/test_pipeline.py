@@ -145,7 +145,7 @@ def test_a_second_repro_does_nothing_and_git_is_clean(clone):
 
 
 def test_the_same_inputs_give_the_same_bytes(clone):
-    """All over again without the memo: every output but saved_model/ comes out as dvc.lock has it."""
+    """All over again without the memo: every output comes out as dvc.lock has it."""
     before = clone.path("dvc.lock").read_text()
     shutil.rmtree(clone.path(".cache"))
     clone.dvc("repro", "--force")
@@ -223,7 +223,7 @@ def test_another_lr_reruns_fine_tune_evaluate_export_and_nothing_else_in_place_a
     names = {e["name"] for branch in shown for e in (branch["experiments"] or [])}
     assert {"in-place", "in-temp"} <= names
     difference = json.loads(clone.dvc("metrics", "diff", "--json", "HEAD").stdout)
-    assert set(difference) <= {"diff", "errors"} or difference == {}
+    assert "loss" in difference["data/fine-tune/metrics.json"]  # of the experiment in the workspace against HEAD
 
 
 def test_queue_workers_land_in_the_one_store(clone, client):

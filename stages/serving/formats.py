@@ -246,10 +246,26 @@ def _write_saved_model(frozen, metadata, path):
     module.serve = tf.function(lambda image: {"probabilities": frozen(image)[0]}, input_signature=[spec])
     tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
     (path / "fingerprint.pb").unlink(missing_ok=True)  # optional, and holds a random number
+    _sort_functions(path / "saved_model.pb")
     extra = path / "assets.extra"
     extra.mkdir()
     (extra / ABOUT).write_text(metadata.json(), encoding="utf-8", newline="\n")
     (extra / LABELS).write_text(metadata.labels(), encoding="utf-8", newline="\n")
+
+
+def _sort_functions(file):
+    """Rewrite a SavedModel's graph with its functions in the order of their names: TensorFlow's order is that of a hash table."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel.FromString(file.read_bytes())
+    for graph in saved.meta_graphs:
+        library = graph.graph_def.library
+        functions = sorted(library.function, key=lambda function: function.signature.name)
+        gradients = sorted(library.gradient, key=lambda gradient: gradient.function_name)
+        del library.function[:], library.gradient[:]
+        library.function.extend(functions)
+        library.gradient.extend(gradients)
+    file.write_bytes(saved.SerializeToString(deterministic=True))
 
 
 def _converter(frozen, *, optimize):
