@@ -1,0 +1,100 @@
+"""Test accuracy over seeds: the pipeline's own stage functions, split to evaluate, one seed after the other in one process.
+
+    python benchmarks/accuracy.py --data FOLDER --weights FILE.h5 --seeds 0 1 2 3 4 --set augment.flip=horizontal
+
+Each seed gives another split, head, augmentation and order of training, as `dvc exp run -S seed=…` would, and the same figures;
+MLflow and the registry are left out. Prints a row per seed, then mean and range. The memo lies in a temporary folder.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ruamel.yaml import YAML  # noqa: E402
+
+from stages import console, evaluate, fine_tune, grafting, paths, split, train_head  # noqa: E402
+from stages import params as parameters  # noqa: E402
+
+
+class Unlogged:
+    """Stands for a StageRun where nothing is recorded."""
+
+    def __init__(self, stage):
+        self.stage, self.pipeline_name, self.run_id = stage, "accuracy", "none"
+
+    def __getattr__(self, name):
+        return lambda *_, **__: contextlib.nullcontext()
+
+
+def settings(arguments):
+    yaml = YAML()
+    tree = yaml.load(ROOT / "params.yaml")
+    tree["data"]["path"], tree["image_size"] = str(Path(arguments.data).resolve()), arguments.image_size
+    tree["backbone"].update(weights=str(Path(arguments.weights).resolve()), alpha=arguments.alpha)
+    for change in arguments.set:
+        key, _, value = change.partition("=")
+        *blocks, last = key.split(".")
+        block = tree
+        for name in blocks:
+            block = block[name]
+        block[last] = yaml.load(io.StringIO(value))
+    yaml.dump(tree, Path("params.yaml"))
+    return parameters.load()
+
+
+def run(given):
+    """All figures of metrics.json for one seed."""
+    inputs = {"manifest": grafting.MANIFEST}
+    with (
+        mock.patch("stages.tracking.registry.register", lambda *_, **__: "0"),
+        mock.patch("stages.tracking.champion.contest"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        split.split(given)
+        train_head.train_head(given, Unlogged("train-head"), inputs)
+        fine_tune.fine_tune(given, Unlogged("fine-tune"), inputs)
+        evaluate.evaluate(given, Unlogged("evaluate"))
+    return json.loads((paths.EVALUATE / "metrics.json").read_text())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--image-size", type=int, default=160)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    arguments.data, arguments.weights = Path(arguments.data).resolve(), Path(arguments.weights).resolve()
+    console.quiet_tensorflow()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DVC_ROOT"] = folder
+        os.chdir(folder)
+        shutil.copy(ROOT / "dvc.yaml", folder)
+        given, rows = settings(arguments), []
+        print("seed    n  accuracy    head  ECE raw  ECE calibrated  temperature  seconds", flush=True)
+        for seed in arguments.seeds:
+            started = time.monotonic()
+            m = run(dataclasses.replace(given, seed=seed))
+            rows.append(m["accuracy"])
+            print(f"{seed:4d} {m['n']:4d}    {m['accuracy']:.4f}  {m['head_accuracy']:.4f}   {m['ece_uncalibrated']:.4f}          "
+                  f"{m['ece_calibrated']:.4f}       {m['temperature']:.4f}    {time.monotonic() - started:5.0f}", flush=True)  # fmt: skip
+        os.chdir(ROOT)
+    print(f"accuracy: mean {sum(rows) / len(rows):.4f}, range {min(rows):.4f} to {max(rows):.4f}, {len(rows)} seeds")
+
+
+if __name__ == "__main__":
+    main()
