@@ -90,8 +90,9 @@ def main():
             started = time.monotonic()
             m = run(dataclasses.replace(given, seed=seed))
             rows.append(m["accuracy"])
-            print(f"{seed:4d} {m['n']:4d}    {m['accuracy']:.4f}  {m['head_accuracy']:.4f}   {m['ece_uncalibrated']:.4f}          "
-                  f"{m['ece_calibrated']:.4f}       {m['temperature']:.4f}    {time.monotonic() - started:5.0f}", flush=True)  # fmt: skip
+            ece = f"{m['ece_uncalibrated']:.4f}          {m['ece_calibrated']:.4f}       {m['temperature']:.4f}"
+            took = time.monotonic() - started
+            print(f"{seed:4d} {m['n']:4d}    {m['accuracy']:.4f}  {m['head_accuracy']:.4f}   {ece}    {took:5.0f}", flush=True)
         os.chdir(ROOT)
     print(f"accuracy: mean {sum(rows) / len(rows):.4f}, range {min(rows):.4f} to {max(rows):.4f}, {len(rows)} seeds")
 

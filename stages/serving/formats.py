@@ -254,7 +254,7 @@ def _write_saved_model(frozen, metadata, path):
 
 
 def _sort_functions(file):
-    """Rewrite a SavedModel's graph with its functions in the order of their names: TensorFlow's order is that of a hash table."""
+    """Rewrite a SavedModel with its functions in the order of their names: TensorFlow's order is that of a hash table."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     saved = SavedModel.FromString(file.read_bytes())
