@@ -47,6 +47,7 @@ def test_temperature_is_exact_and_leaves_the_model_alone(hidden):
 
 
 def test_bytes_are_the_same_in_another_process(exported, tmp_path):
+    """In processes that do the same; in one that traced other functions before, TensorFlow numbers a SavedModel's otherwise."""
     script = (
         "import sys; from pathlib import Path\n"
         "from tests.serving import conftest as c; from stages.serving import formats as f\n"
@@ -54,17 +55,21 @@ def test_bytes_are_the_same_in_another_process(exported, tmp_path):
         "f.write(f.FILES, f.self_contained(model, 2.0), f.Metadata.of(spec, 2.0), Path(sys.argv[1]), "
         "calibration=c.make_pictures(16, 5))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY)}
-    run = subprocess.run([sys.executable, "-c", script, tmp_path / "again"], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == ""
+    for seed in ("1", "7"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-c", script, tmp_path / seed]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout == ""
 
     def digests(folder):
         files = (p for p in folder.rglob("*") if p.is_file())
         return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
-    assert len(digests(exported)) == 12
-    assert digests(tmp_path / "again") == digests(exported)
+    one, two, here = digests(tmp_path / "1"), digests(tmp_path / "7"), digests(exported)
+    assert len(one) == 12
+    assert one == two
+    assert {name for name in one if one[name] != here[name]} <= {"saved_model/saved_model.pb"}
 
 
 def test_class_names_travel_beside_and_inside(exported):
