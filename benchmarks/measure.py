@@ -19,7 +19,9 @@ class Measured:
     largest_mib: peak resident memory of the largest process of the tree, as the kernel accounts it. This counts pages of mapped
         files, which the kernel takes back whenever it wants.
     anonymous_mib: the same without files (sampled; None where there is no /proc).
-    tree_mib: resident memory of all processes together (sampled).
+    tree_mib: resident memory of all processes together (sampled); pages that a fork shares with its parent count twice.
+    All of them cover graft's helper process (stages/warm.py) and the stages that it runs, which no longer descend from the
+    command; theirs are sampled, so that up to half a second of a process that ends is missed.
     lines: (seconds since the start, text) of what it printed.
     """
 
@@ -47,7 +49,8 @@ class Measured:
 
 def run(command, *, cwd, env, log):
     """Run `command` (a list) and wait for it. What it prints goes to the file `log`, each line with its time."""
-    lines, samples = [], {"anonymous": None, "tree": 0.0}
+    lines, samples = [], {"anonymous": None, "tree": 0.0, "largest": 0.0, "cpu": {}}
+    before = sum(map(_cpu_seconds, helpers()))
     done = threading.Event()
     started = time.monotonic()
     process = subprocess.Popen(
@@ -80,12 +83,34 @@ def run(command, *, cwd, env, log):
     return Measured(
         status=process.returncode,
         seconds=seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        largest_mib=usage.ru_maxrss * MAXRSS_UNIT / 2**20,
+        cpu_seconds=usage.ru_utime + usage.ru_stime + sum(samples["cpu"].values()) - before,
+        largest_mib=max(usage.ru_maxrss * MAXRSS_UNIT / 2**20, samples["largest"]),
         anonymous_mib=samples["anonymous"],
         tree_mib=samples["tree"],
         lines=tuple(lines),
     )
+
+
+def helpers():
+    """graft's helper processes and the stages that they run, as psutil's processes."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "stages.warm" in process.cmdline():  # a fork has the command line of its parent
+                found.append(process)
+    return found
+
+
+def _cpu_seconds(process):
+    import psutil
+
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
 
 
 def _sample(pid, samples, done):
@@ -97,13 +122,18 @@ def _sample(pid, samples, done):
             family = [root, *root.children(recursive=True)]
         except psutil.Error:
             return
+        helping = helpers()
+        for process in helping:
+            samples["cpu"][process.pid] = _cpu_seconds(process)
         total = 0.0
-        for member in family:
+        for member in [*family, *helping]:
             try:
-                total += member.memory_info().rss / 2**20
+                resident = member.memory_info().rss / 2**20
                 anonymous = _anonymous_mib(member.pid)
             except (psutil.Error, OSError):  # it has just ended
                 continue
+            total += resident
+            samples["largest"] = max(samples["largest"], resident)
             if anonymous is not None:
                 samples["anonymous"] = max(samples["anonymous"] or 0.0, anonymous)
         samples["tree"] = max(samples["tree"], total)

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from stages import console, paths
+from stages import console, paths, warm
 from stages import params as parameters
 
 INPUTS = {
@@ -106,4 +106,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    warm.run("stages.evaluate", main)

@@ -2,7 +2,7 @@
 
 import json
 
-from stages import console, paths
+from stages import console, paths, warm
 from stages import params as parameters
 
 INPUTS = {
@@ -104,4 +104,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    warm.run("stages.export", main)

@@ -1,6 +1,6 @@
 """The same classifier, its top layers unfrozen and trained on at a lower rate, from where train-head left it."""
 
-from stages import console, paths
+from stages import console, paths, warm
 from stages import params as parameters
 
 
@@ -45,4 +45,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    warm.run("stages.fine_tune", main)

@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from stages import console, paths
+from stages import console, paths, warm
 from stages import params as parameters
 from stages.dataset import duplicates, inventory, loading, plots, splitting
 
@@ -92,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    warm.run("stages.split", main)

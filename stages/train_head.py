@@ -1,6 +1,6 @@
 """A new head on a frozen backbone: the manifest's classes, learnt from what the backbone already sees."""
 
-from stages import console, paths
+from stages import console, paths, warm
 from stages import params as parameters
 
 
@@ -51,4 +51,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    warm.run("stages.train_head", main)

@@ -74,7 +74,7 @@ def connect(params):
     """
     uri = tracking_uri()
     _probe(uri)
-    _quiet_mlflow()
+    quiet_mlflow()
     from mlflow import MlflowClient
 
     try:
@@ -201,7 +201,7 @@ def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
 
 
-def _quiet_mlflow():
+def quiet_mlflow():
     """Environment for MLflow, to be set before its import; what the user has set stays."""
     for key, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",

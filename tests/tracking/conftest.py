@@ -37,7 +37,7 @@ def empty_database(tmp_path_factory):
     """An MLflow database with its tables and nothing in them: making one takes seconds, copying it none."""
     from stages.tracking import runs
 
-    runs._quiet_mlflow()
+    runs.quiet_mlflow()
     from mlflow import MlflowClient
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
