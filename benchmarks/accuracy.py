@@ -55,7 +55,7 @@ def settings(arguments):
 
 
 def run(given):
-    """All figures of metrics.json for one seed."""
+    """All figures of metrics.json for one seed, and accuracy and loss on the validation images, to choose settings by."""
     inputs = {"manifest": grafting.MANIFEST}
     with (
         mock.patch("stages.tracking.registry.register", lambda *_, **__: "0"),
@@ -66,7 +66,9 @@ def run(given):
         train_head.train_head(given, Unlogged("train-head"), inputs)
         fine_tune.fine_tune(given, Unlogged("fine-tune"), inputs)
         evaluate.evaluate(given, Unlogged("evaluate"))
-    return json.loads((paths.EVALUATE / "metrics.json").read_text())
+    tuned = json.loads((paths.FINE_TUNE / "metrics.json").read_text())
+    found = json.loads((paths.EVALUATE / "metrics.json").read_text())
+    return {**found, "val_accuracy": tuned["accuracy"], "val_loss": tuned["loss"]}
 
 
 def main():
@@ -85,16 +87,20 @@ def main():
         os.chdir(folder)
         shutil.copy(ROOT / "dvc.yaml", folder)
         given, rows = settings(arguments), []
-        print("seed    n  accuracy    head  ECE raw  ECE calibrated  temperature  seconds", flush=True)
+        print("seed  val acc  val loss    n  accuracy    head  ECE raw  ECE calibrated  temperature  seconds", flush=True)
         for seed in arguments.seeds:
             started = time.monotonic()
             m = run(dataclasses.replace(given, seed=seed))
-            rows.append(m["accuracy"])
+            rows.append(m)
             ece = f"{m['ece_uncalibrated']:.4f}          {m['ece_calibrated']:.4f}       {m['temperature']:.4f}"
             took = time.monotonic() - started
-            print(f"{seed:4d} {m['n']:4d}    {m['accuracy']:.4f}  {m['head_accuracy']:.4f}   {ece}    {took:5.0f}", flush=True)
+            val = f"{m['val_accuracy']:.4f}    {m['val_loss']:.4f}"
+            test = f"{m['n']:4d}    {m['accuracy']:.4f}  {m['head_accuracy']:.4f}"
+            print(f"{seed:4d}   {val} {test}   {ece}    {took:5.0f}", flush=True)
         os.chdir(ROOT)
-    print(f"accuracy: mean {sum(rows) / len(rows):.4f}, range {min(rows):.4f} to {max(rows):.4f}, {len(rows)} seeds")
+    for name, key in (("validation accuracy", "val_accuracy"), ("test accuracy", "accuracy")):
+        values = [row[key] for row in rows]
+        print(f"{name}: mean {sum(values) / len(values):.4f}, range {min(values):.4f} to {max(values):.4f}, {len(rows)} seeds")
 
 
 if __name__ == "__main__":

@@ -150,9 +150,10 @@ class Bench:
             flush=True,
         )
 
-    def command(self, command, name, cwd):
+    def command(self, command, name, cwd, **more):
         log = self.logs / f"{name}.log"
-        measured = measure.run([str(part) for part in command], cwd=cwd, env=environment(self.args.work), log=log)
+        env = {**environment(self.args.work), **more}
+        measured = measure.run([str(part) for part in command], cwd=cwd, env=env, log=log)
         if measured.status:
             tail = "\n".join(text for _, text in measured.lines[-15:])
             sys.exit(f"{tail}\nerror: {name} ended with status {measured.status}; the whole log: {log}")
@@ -301,7 +302,8 @@ class Bench:
         ):
             shutil.rmtree(seen, ignore_errors=True)
             seen.mkdir(parents=True)
-            measured = self.command(command, f"profile-{len(parts) + 1}", folder)
+            # Without the helper process: what a stage costs by itself, imports included.
+            measured = self.command(command, f"profile-{len(parts) + 1}", folder, GRAFT_WARM="0")
             commit(folder, title)
             files = sorted(seen.glob("*.json"), key=lambda path: path.stat().st_mtime)
             stages = {path.stem.replace("_", "-"): json.loads(path.read_text(encoding="utf-8")) for path in files}

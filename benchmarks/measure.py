@@ -50,7 +50,7 @@ class Measured:
 def run(command, *, cwd, env, log):
     """Run `command` (a list) and wait for it. What it prints goes to the file `log`, each line with its time."""
     lines, samples = [], {"anonymous": None, "tree": 0.0, "largest": 0.0, "cpu": {}}
-    before = sum(map(_cpu_seconds, helpers()))
+    before = {process.pid: _cpu_seconds(process) for process in helpers()}
     done = threading.Event()
     started = time.monotonic()
     process = subprocess.Popen(
@@ -83,7 +83,7 @@ def run(command, *, cwd, env, log):
     return Measured(
         status=process.returncode,
         seconds=seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime + sum(samples["cpu"].values()) - before,
+        cpu_seconds=usage.ru_utime + usage.ru_stime + sum(cpu - before.get(pid, 0.0) for pid, cpu in samples["cpu"].items()),
         largest_mib=max(usage.ru_maxrss * MAXRSS_UNIT / 2**20, samples["largest"]),
         anonymous_mib=samples["anonymous"],
         tree_mib=samples["tree"],
