@@ -110,10 +110,18 @@ def silence():
                 logger.setLevel(level)
 
 
-def quiet_tensorflow():
-    """Import TensorFlow without its start-up chatter (a dozen lines on machines without a GPU)."""
+def prepare_tensorflow():
+    """Environment for TensorFlow, to be set before its import; what the user has set stays."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # Off by default on some processors. On 2 cores of an AMD EPYC it trains the top 50 layers at 160 px 1.6 times as fast for
+    # MobileNetV2 and 1.9 times for InceptionV3, and the small network of the demo as fast as without.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+def quiet_tensorflow():
+    """Import TensorFlow without its start-up chatter (a dozen lines on machines without a GPU)."""
+    prepare_tensorflow()
     with silence():
         import tensorflow
 

@@ -28,7 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from stages import paths
+from stages import console, paths
 
 IDLE_SECONDS = 600
 CHECK_SECONDS = 2  # between looks at whether the clone is still there
@@ -224,8 +224,7 @@ def serve(address, root):
 def _import_packages():
     from stages.tracking import runs
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    console.prepare_tensorflow()
     runs.quiet_mlflow()
     gc.disable()  # a collection finds next to nothing in modules: a tenth of the time
     for name in PACKAGES:

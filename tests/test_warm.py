@@ -35,6 +35,7 @@ def main():
         print(sys.stdin.readline().strip().upper())
     if what == ["wait"]:
         try:
+            print("ready", flush=True)
             time.sleep(60)
         finally:
             Path("ended").write_text("cleanly")
@@ -127,7 +128,8 @@ def test_to_end_the_process_that_dvc_sees_ends_the_stage(clone, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.probe", "wait"], cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    process.stdout.readline()
+    while process.stdout.readline() != "ready\n":
+        pass
     process.send_signal(number)
     assert process.wait(30) == (130 if number == signal.SIGINT else -number)
     process.communicate()

@@ -13,7 +13,7 @@ import numpy as np
 
 from stages import paths
 from stages.console import GraftError, Progress, log
-from stages.network import activations, folding
+from stages.network import activations
 from stages.network.classifier import find_cut, split_at, unfreeze
 
 
@@ -71,9 +71,7 @@ def train(
     known = activations.recall(model, cuts, train[0], views=max(1, views), label="train", **options)[0]
     seen = activations.recall(model, cuts, val[0], views=1, label="val", **options)[0]
     tail = split_at(model, cuts[0])[1]
-    rows = fit(
-        folding.fold(tail), known, train[1], seen, val[1], schedule, checkpoint=checkpoint, on_epoch=on_epoch, baseline=baseline
-    )
+    rows = fit(tail, known, train[1], seen, val[1], schedule, checkpoint=checkpoint, on_epoch=on_epoch, baseline=baseline)
     return rows, predict(tail, seen, len(val[1]))
 
 
