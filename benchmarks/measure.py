@@ -50,7 +50,7 @@ class Measured:
 def run(command, *, cwd, env, log):
     """Run `command` (a list) and wait for it. What it prints goes to the file `log`, each line with its time."""
     lines, samples = [], {"anonymous": None, "tree": 0.0, "largest": 0.0, "cpu": {}}
-    before = {process.pid: _cpu_seconds(process) for process in helpers()}
+    before = {process.pid: _cpu_seconds(process) for process in helpers(cwd)}
     done = threading.Event()
     started = time.monotonic()
     process = subprocess.Popen(
@@ -65,7 +65,10 @@ def run(command, *, cwd, env, log):
                 file.write(f"{at:9.2f}  {text}\n")
                 file.flush()
 
-    threads = [threading.Thread(target=read, daemon=True), threading.Thread(target=_sample, args=(process.pid, samples, done))]
+    threads = [
+        threading.Thread(target=read, daemon=True),
+        threading.Thread(target=_sample, args=(process.pid, cwd, samples, done)),
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -91,14 +94,15 @@ def run(command, *, cwd, env, log):
     )
 
 
-def helpers():
-    """graft's helper processes and the stages that they run, as psutil's processes."""
+def helpers(folder):
+    """The helper process of the clone in `folder` and the stages that it runs, as psutil's processes."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "stages.warm" in process.cmdline():  # a fork has the command line of its parent
+            command = process.cmdline()  # a fork has the command line of its parent
+            if "stages.warm" in command and command[-1] == str(Path(folder).resolve()):
                 found.append(process)
     return found
 
@@ -113,7 +117,7 @@ def _cpu_seconds(process):
     return times.user + times.system
 
 
-def _sample(pid, samples, done):
+def _sample(pid, folder, samples, done):
     import psutil
 
     while not done.wait(SAMPLE_SECONDS):
@@ -122,7 +126,7 @@ def _sample(pid, samples, done):
             family = [root, *root.children(recursive=True)]
         except psutil.Error:
             return
-        helping = helpers()
+        helping = helpers(folder)
         for process in helping:
             samples["cpu"][process.pid] = _cpu_seconds(process)
         total = 0.0

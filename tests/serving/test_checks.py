@@ -82,8 +82,9 @@ def test_disagreement_is_counted_and_ties_apart(exported, pictures, expected):
 
 def test_original_applies_the_temperature(trained, pictures, expected):
     model, _ = trained
-    np.testing.assert_allclose(checks.original(model, pictures, 2.0), expected, atol=1e-6)
-    np.testing.assert_allclose(checks.original(model, pictures), model(pictures, training=False), atol=1e-6)
+    # A graph may fuse what is computed step by step otherwise: the last bits differ, and the temperature spreads them.
+    np.testing.assert_allclose(checks.original(model, pictures, 2.0), expected, atol=1e-5)
+    np.testing.assert_allclose(checks.original(model, pictures), model(pictures, training=False), atol=1e-5)
 
 
 def test_checks_json_holds_no_times(tmp_path):
