@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -126,7 +127,12 @@ def test_exit_status_and_messages_are_those_of_the_stage(clone):
 def test_to_end_the_process_that_dvc_sees_ends_the_stage(clone, number):
     started(clone)
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.probe", "wait"], cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "stages.probe", "wait"],
+        cwd=clone,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background are run with it ignored
     )
     while process.stdout.readline() != "ready\n":
         pass
@@ -158,8 +164,10 @@ def test_the_helper_ends_with_its_clone(clone):
         time.sleep(0.2)
 
 
-def test_a_folder_that_others_can_enter_is_not_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(tmp_path))
+def test_a_folder_that_others_can_enter_is_not_used(monkeypatch, request):
+    short = tempfile.mkdtemp(prefix="g")  # a socket's path may have 107 bytes, and pytest's folders take most of them
+    request.addfinalizer(lambda: shutil.rmtree(short))
+    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: short)
     address = warm._address()
     assert warm._connect(address) is None
     address.parent.chmod(0o755)
