@@ -249,10 +249,12 @@ def _loop(listener, waiting, root):
                     stages.add(stage)
                     waiting.register(stage.descriptor, selectors.EVENT_READ, stage)
                     waiting.register(connection, selectors.EVENT_READ, stage)
+            elif key.data not in stages:  # it ended in this very round
+                continue
             elif key.fileobj is key.data.connection:  # whoever waits for the stage was killed: then so is the stage
                 waiting.unregister(key.fileobj)
                 os.kill(key.data.pid, signal.SIGTERM)
-            elif key.data in stages:
+            else:
                 stages.remove(key.data)
                 waiting.unregister(key.data.descriptor)
                 with contextlib.suppress(KeyError):
@@ -289,7 +291,8 @@ def _fork(connection):
     if pid:
         for descriptor in streams:
             os.close(descriptor)
-        connection.sendall(b"+" + struct.pack("!q", pid))
+        with contextlib.suppress(OSError):  # gone already: its end is seen by the loop
+            connection.sendall(b"+" + struct.pack("!q", pid))
         return _Stage(pid, connection)
     for target, descriptor in enumerate(streams):
         os.dup2(descriptor, target)
