@@ -57,6 +57,7 @@ def graft(model, spec, layers, params, run, *, inputs, peak_lr, lr_key, settings
             lr_key=lr_key,
             epochs=settings.epochs if trained else 0,
             patience=settings.patience,
+            warmup=settings.warmup if earlier else 0.0,  # the head starts from nothing that could be torn
             batch_size=params.batch_size,
             seed=params.seed,
             class_weights=training.balanced(train.labels, len(spec.classes))

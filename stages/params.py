@@ -64,6 +64,7 @@ class Head:
 class FineTune:
     layers: int = bounded(low=0)
     epochs: int = bounded(low=0)
+    warmup: float = bounded(low=0, below=1)
     patience: int = bounded(low=1)
 
 

@@ -12,6 +12,7 @@ import pytest
 from stages import export as stage
 from stages import params as parameters
 from stages import paths
+from stages.common import runtimes
 from stages.console import GraftError
 from tests.serving.conftest import CLASSES, encode, make_classifier, make_pictures
 
@@ -151,7 +152,7 @@ def test_a_format_that_disagrees_fails_the_stage(clone, unregistered, monkeypatc
 
     model, _ = make_classifier()
     mixed = keras.Model(model.input, keras.ops.take(model.output, [1, 2, 0], axis=1))
-    monkeypatch.setattr(formats, "_tflite", lambda frozen, format, real=formats._tflite: real(formats.freeze(mixed), format))
+    monkeypatch.setattr(formats, "_tflite", lambda frozen, format, real=formats._tflite: real(runtimes.freeze(mixed), format))
     run = Run()
     with pytest.raises(
         GraftError, match=r"^export: tflite: a probability differs from the original's by 0\.\d+ \(at most 0.0001 "

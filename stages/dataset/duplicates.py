@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.common.parallel import processors
 from stages.console import GraftError, Progress, warn
 from stages.dataset.inventory import THUMB, Problem, fine_detail
-from stages.dataset.loading import workers_here
 
 # Least correlation of detail. Of tf_flowers' pairs all 23 above 0.85 are one picture or one shot, the first wrong one has 0.81.
 ALIKE = 0.87
@@ -191,7 +191,7 @@ def _candidates(fingerprints, max_distance, *, advance=lambda images: None):
         i, j = np.nonzero(near)
         return np.stack([i + start, j + start], axis=1)[j > i]
 
-    with ThreadPoolExecutor(workers_here()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         waiting, many = [], 0
         for first in range(0, n, rows * 256):
             for found in pool.map(block, range(first, min(first + rows * 256, n), rows)):
@@ -231,7 +231,7 @@ def _alike(digests, memo):
         b = memo.thumbs([digests[k][1] for k in part])
         promising = np.nonzero(_correlation(_smooth(a), _smooth(b)) >= PROMISING)[0]
         chunks = np.array_split(promising, len(promising) // 64 + 1)  # small ones: they stay in the processor's cache
-        with ThreadPoolExecutor(workers_here()) as pool:
+        with ThreadPoolExecutor(processors()) as pool:
             for chunk, found in zip(chunks, pool.map(aligned_similarity, [a[c] for c in chunks], [b[c] for c in chunks])):
                 similarity[chunk] = found
         judged = [bool(s >= ALIKE) for s in similarity]

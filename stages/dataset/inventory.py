@@ -13,8 +13,6 @@ import stat
 import time
 import unicodedata
 import warnings
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +21,9 @@ import PIL
 from PIL import Image
 
 from stages import console
+from stages.common.parallel import ahead, processors
 from stages.console import GraftError
 from stages.dataset import images
-from stages.dataset.loading import workers_here
 
 DAMAGED = ("undecodable", "truncated", "empty", "too_small", "too_large", "unsupported")  # what data.on_damaged is about
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -98,7 +96,7 @@ def scan(root, *, memo, min_side=1, max_megapixels=images.MAX_MEGAPIXELS, on_dam
         else:
             problems.append(Problem(path, problem, action))
     with console.Progress(f"inventory of {root}", len(files), unit="file") as progress:
-        for file, facts in _facts(root, files, memo, max_megapixels, workers or workers_here(), progress):
+        for file, facts in _facts(root, files, memo, max_megapixels, workers or processors(), progress):
             if facts.problem == "non_image":
                 non_images += 1
                 continue
@@ -309,21 +307,13 @@ def _facts(root, files, memo, max_megapixels, workers, progress):
     def task(chunk):
         return [(file, examine(root / file.path, size=file.size, max_megapixels=max_megapixels)) for file in chunk]
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="inventory") as pool:
+    chunks = [unknown[start : start + CHUNK] for start in range(0, len(unknown), CHUNK)]
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters becomes a problem
-        running = deque()
-        try:
-            for start in range(0, len(unknown) + 4 * workers * CHUNK, CHUNK):
-                if start < len(unknown):
-                    running.append(pool.submit(task, unknown[start : start + CHUNK]))
-                if running and (len(running) >= 4 * workers or start >= len(unknown)):
-                    results = running.popleft().result()
-                    memo.remember(results)
-                    progress.advance(len(results))
-                    yield from results
-        finally:
-            for future in running:
-                future.cancel()
+        for results in ahead(task, chunks, workers=workers, depth=4 * workers):
+            memo.remember(results)
+            progress.advance(len(results))
+            yield from results
 
 
 class Memo:

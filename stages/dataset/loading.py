@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stages import paths
+from stages.common.parallel import ahead, processors
 from stages.console import GraftError
 from stages.dataset import images
 
@@ -115,18 +114,13 @@ def write_manifest(manifest, folder):
     (folder / "classes.json").write_text(text, encoding="utf-8", newline="\n")
 
 
-def workers_here():
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def load_images(root, rows_paths, size, *, workers=None):
     """Iterate over the images at `root`/path, in the order of `rows_paths`: uint8 (size, size, 3), as `images.load`.
 
     Threads (Pillow decodes outside the interpreter lock) stay 8 images per worker ahead of the reader, no further:
     memory does not grow with the number of images. Raises GraftError, naming the file, for one that has gone or changed.
     """
-    root, workers = Path(root), workers or workers_here()
+    root, workers = Path(root), workers or processors()
 
     def one(path):
         try:
@@ -135,18 +129,7 @@ def load_images(root, rows_paths, size, *, workers=None):
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise GraftError(f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`") from None
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        ahead = deque()
-        try:
-            for path in rows_paths:
-                ahead.append(pool.submit(one, path))
-                if len(ahead) >= 8 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    yield from ahead(one, rows_paths, workers=workers, depth=8 * workers)
 
 
 def iter_batches(root, rows_paths, size, *, batch_size, workers=None):

@@ -6,14 +6,12 @@ backbones says which is which. A race at run time would make the choice, and wit
 machine's load.
 """
 
-import os
-
 import numpy as np
 
+from stages.common import runtimes
+from stages.common.runtimes import CHUNK
 from stages.console import GraftError, silence
 from stages.network import backbones
-
-CHUNK = 8  # images per call of LiteRT and ONNX Runtime: intermediate values stay in the processor's cache; 32 is a fifth slower
 
 
 def choose(engine, backbone):
@@ -51,7 +49,7 @@ def start(model, outputs, engine):
     computed = [tensor for tensor in outputs if tensor is not model.input]
     if not computed:
         return lambda images: [images for _ in outputs]
-    frozen = _freeze(keras.Model(model.input, computed))
+    frozen = runtimes.freeze(keras.Model(model.input, computed))
     compute = ENGINES[engine](frozen)
 
     def run(images):
@@ -61,17 +59,6 @@ def start(model, outputs, engine):
     return run
 
 
-def _freeze(model):
-    """`model` as a concrete function of constants, of any batch size; Grappler then folds BatchNorm into the convolutions."""
-    import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    spec = tf.TensorSpec((None, *model.input_shape[1:]), "uint8", name="image")
-    call = tf.function(lambda image: model(image, training=False), input_signature=[spec])
-    with silence():
-        return convert_variables_to_constants_v2(call.get_concrete_function())
-
-
 def _tensorflow(frozen):
     import tensorflow as tf
 
@@ -79,48 +66,17 @@ def _tensorflow(frozen):
 
 
 def _litert(frozen):
-    import tensorflow as tf
-
-    with silence():
-        # No second argument: with the Keras model beside it the converter loses the weights, and every value is NaN.
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
-        interpreter = tf.lite.Interpreter(model_content=converter.convert(), num_threads=os.cpu_count())
-        interpreter.allocate_tensors()  # says so on stderr, once
-    source = interpreter.get_input_details()[0]["index"]
-    named = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
-    targets = [named[tensor.op.name] for tensor in frozen.outputs]  # LiteRT may order outputs as it likes
-    size = 1
-
-    def call(images):
-        nonlocal size
-        if len(images) != size:
-            size = len(images)
-            interpreter.resize_tensor_input(source, images.shape)
-            interpreter.allocate_tensors()
-        interpreter.set_tensor(source, images)
-        interpreter.invoke()
-        return [interpreter.get_tensor(target) for target in targets]
-
+    with silence():  # LiteRT speaks once, on stderr
+        blob = runtimes.litert_converter(frozen).convert()
+        call = runtimes.litert(model_content=blob, names=[tensor.op.name for tensor in frozen.outputs])
     return _chunked(call)
 
 
 def _onnx(frozen):
     try:
-        import onnxruntime
-        import tf2onnx
+        session = runtimes.onnx_session(runtimes.onnx_model(frozen).SerializeToString())
     except ImportError as error:
         raise GraftError(f"trunk.engine: onnx needs the package {error.name}: pip install 'graft[onnx]'") from None
-
-    with silence():
-        graph, _ = tf2onnx.convert.from_graph_def(
-            frozen.graph.as_graph_def(add_shapes=True),
-            input_names=[tensor.name for tensor in frozen.inputs],
-            output_names=[tensor.name for tensor in frozen.outputs],
-            opset=17,
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = [tensor.name for tensor in frozen.outputs]
     return _chunked(lambda images: session.run(outputs, {frozen.inputs[0].name: images}))
 

@@ -75,7 +75,7 @@ def facts_of(spec, *, counts, problems, curves, unfrozen_at, digests):
 
 @dataclass(frozen=True)
 class Card:
-    """Facts, figures and pictures: all that `render_card` needs. `against_head`: a metrics.Comparison or None."""
+    """Facts, figures and pictures: all that `render_card` needs. `against_head`: a statistics.Comparison or None."""
 
     facts: Facts
     metrics: dict

@@ -24,16 +24,16 @@ Values where a figure has no natural one, as in scikit-learn with `zero_division
 """
 
 import unicodedata
-from dataclasses import dataclass
 
 import numpy as np
 
-Z = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
+from stages.common import statistics
+from stages.common.statistics import Z, bootstrap_counts, group_ids, percentile_interval, wilson
+
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 TEMPERATURES = (0.05, 20.0)
 PRIOR = 0.5  # standard deviation of log(temperature): a handful of validation images, all right, must not send it to 0
 TOP_K = (3, 5)
-CHUNK = 4_000_000  # draws held at a time
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------------------
@@ -65,29 +65,7 @@ def _checked(y, probabilities, classes=None):
     return y, p
 
 
-def _group_ids(groups, n):
-    """int64 (n,): equal for images of one group, a number of its own for every image whose group is ""."""
-    if groups is None:
-        return np.arange(n)
-    names = [str(g) if g is not None and str(g) else None for g in groups]
-    if len(names) != n:
-        raise ValueError(f"groups must name {n} images, not {len(names)}")
-    seen = {}
-    return np.array([seen.setdefault(("group", g) if g else ("image", i), len(seen)) for i, g in enumerate(names)], np.int64)
-
-
 # --- proportions --------------------------------------------------------------------------------------------------------------
-
-
-def wilson(successes, n):
-    """95% score interval of a proportion (Wilson 1927); arrays broadcast, `n` may be fractional. NaN where n is 0."""
-    successes, n = np.asarray(successes, np.float64), np.asarray(n, np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = successes / n
-        middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-        half = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    low, high = np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
-    return np.where(p == 0, 0.0, low)[()], np.where(p == 1, 1.0, high)[()]
 
 
 def _proportions(inside, right, group):
@@ -129,7 +107,7 @@ def _bootstrap_averages(y, predicted, n_classes, group, *, resamples, seed):
     """{name: (resamples,)} of balanced accuracy, macro F1 and weighted F1."""
     pairs, pair = np.unique(y * n_classes + predicted, return_inverse=True)
     # One column per pair (true, predicted) that occurs, not per image: the averages depend on nothing else.
-    counts = _bootstrap_pairs(pair, len(pairs), group, resamples=resamples, seed=seed)
+    counts = bootstrap_counts(pair, len(pairs), group, resamples=resamples, seed=seed)
     true, guess = pairs // n_classes, pairs % n_classes
     columns = np.eye(n_classes)
     support, claimed = counts @ columns[true], counts @ columns[guess]
@@ -142,37 +120,6 @@ def _bootstrap_averages(y, predicted, n_classes, group, *, resamples, seed):
         "macro_f1": f1.sum(axis=1) / (support + claimed > 0).sum(axis=1),
         "weighted_f1": (support * f1).sum(axis=1) / support.sum(axis=1),
     }
-
-
-def _bootstrap_pairs(pair, n_pairs, group, *, resamples, seed):
-    """Counts of each pair in bootstrap samples of the groups: float64 (resamples, n_pairs).
-
-    Groups with equal contents are interchangeable, so they are drawn as one category of a multinomial distribution: the
-    lone images by their pair, each larger group by itself. 2,000 resamples of 20,000 images take about a second instead
-    of a minute.
-    """
-    from scipy.sparse import csr_matrix
-
-    size = np.bincount(group)
-    lone = size[group] == 1
-    lone_pairs, lone_weight = np.unique(pair[lone], return_counts=True)
-    _, larger = np.unique(group[~lone], return_inverse=True)
-    n_larger = int(larger.max()) + 1 if len(larger) else 0
-    rows = np.concatenate([np.arange(len(lone_pairs)), len(lone_pairs) + larger])
-    columns = np.concatenate([lone_pairs, pair[~lone]])
-    contents = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(lone_pairs) + n_larger, n_pairs)).T
-    weight = np.concatenate([lone_weight, np.ones(n_larger, np.int64)])
-    rng = np.random.default_rng(seed)
-    step = max(1, CHUNK // len(weight))
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    draws = (rng.multinomial(weight.sum(), weight / weight.sum(), size=size) for size in sizes)
-    return np.concatenate([np.asarray((contents @ draw.T).T, np.float64) for draw in draws])
-
-
-def _percentiles(values, point):
-    """95% percentile interval, widened to hold the point estimate (the bootstrap of a macro average is biased downwards)."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return min(float(low), point), max(float(high), point)
 
 
 # --- calibration --------------------------------------------------------------------------------------------------------------
@@ -280,7 +227,7 @@ def summary(y, probabilities, classes, *, groups=None, resamples=2000, seed=0):
     (one-vs-rest, mean over classes); `min_class_recall`.
     """
     y, p = _checked(y, probabilities, classes)
-    return _summary(y, p, _one_vs_rest(y, p), _group_ids(groups, len(y)), resamples=resamples, seed=seed)
+    return _summary(y, p, _one_vs_rest(y, p), group_ids(groups, len(y)), resamples=resamples, seed=seed)
 
 
 def _summary(y, p, ranking, group, *, resamples, seed):
@@ -304,7 +251,7 @@ def _summary(y, p, ranking, group, *, resamples, seed):
         "accuracy_high": float(high[0]),
     }
     for name, point in points.items():
-        ends = _percentiles(samples[name], point) if 0 < right.sum() < len(y) else (float(low[0]), float(high[0]))
+        ends = percentile_interval(samples[name], point) if 0 < right.sum() < len(y) else (float(low[0]), float(high[0]))
         figures.update({name: point, f"{name}_low": ends[0], f"{name}_high": ends[1]})
     for k in TOP_K:
         if len(labels) > k:
@@ -344,7 +291,7 @@ def classification_report(y, probabilities, classes, *, groups=None, resamples=2
 
     y, p = _checked(y, probabilities, classes)
     predicted, labels = p.argmax(axis=1), np.arange(p.shape[1])
-    group = _group_ids(groups, len(y))
+    group = group_ids(groups, len(y))
     points = sk.precision_recall_fscore_support(y, predicted, labels=labels, average=None, zero_division=0)
     true, claimed = y[:, None] == labels, predicted[:, None] == labels
     both = true & claimed
@@ -401,35 +348,8 @@ def _pad(text, width):
 # --- two models on the same images --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Models a and b on the same `n` images.
-
-    `difference` = accuracy_b - accuracy_a, with its 95% interval; `p_value` two-sided.
-    """
-
-    n: int
-    accuracy_a: float
-    accuracy_b: float
-    difference: float
-    difference_low: float
-    difference_high: float
-    only_a_right: int
-    only_b_right: int
-    p_value: float
-    test: str
-
-
-def compare(y, a, b, *, groups=None, resamples=2000, seed=0):
-    """Paired comparison of two models: a `Comparison`. `a`, `b`: probabilities (n, C) or predicted class indices (n,).
-
-    The difference's interval is a paired bootstrap over images or groups; where the models disagree on no image it is what that
-    leaves possible, ± the Wilson bound of 0 in n. The p-value is McNemar's exact one; with groups of several images,
-    whose images are not independent, a seeded sign-flip test over groups (10,000 flips), which is McNemar's test where
-    groups are single images.
-    """
-    from scipy.stats import binomtest
-
+def compare(y, a, b, **options):
+    """`statistics.compare` of two models, each given by probabilities (n, C) or predicted class indices (n,)."""
     y = np.asarray(y, np.int64)
     right = []
     for model in (a, b):
@@ -438,35 +358,4 @@ def compare(y, a, b, *, groups=None, resamples=2000, seed=0):
         if predicted.shape != y.shape:
             raise ValueError(f"{len(predicted)} predictions for {len(y)} images")
         right.append(predicted == y)
-    if not len(y):
-        raise ValueError("no images to compare on")
-    group = _group_ids(groups, len(y))
-    only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    accuracies = [float(r.mean()) for r in right]
-    difference = (only_b - only_a) / len(y)
-    change = right[1].astype(np.int64) - right[0]
-    if only_a + only_b:
-        counts = _bootstrap_pairs(change + 1, 3, group, resamples=resamples, seed=seed)
-        low, high = _percentiles((counts[:, 2] - counts[:, 0]) / counts.sum(axis=1), difference)
-    else:
-        high = float(wilson(0, len(np.unique(group)))[1])
-        low = -high
-    per_group = np.bincount(group, weights=change)
-    if len(per_group) == len(y):
-        test = "exact McNemar"
-        p_value = float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    else:
-        test = "sign flips over groups"
-        p_value = _sign_flips(per_group[per_group != 0], seed=seed)
-    return Comparison(len(y), *accuracies, difference, low, high, only_a, only_b, p_value, test)
-
-
-def _sign_flips(differences, *, seed, flips=10_000):
-    """Two-sided p-value of the sum of `differences` when their signs are chance; the data count as one flip."""
-    if not len(differences):
-        return 1.0
-    rng = np.random.default_rng(seed)
-    # Groups with the same absolute difference flip as one binomial number.
-    size, count = np.unique(np.abs(differences), return_counts=True)
-    sums = sum(s * (2 * rng.binomial(c, 0.5, size=flips) - c) for s, c in zip(size, count))
-    return float((1 + (np.abs(sums) >= abs(differences.sum())).sum()) / (1 + flips))
+    return statistics.compare(*right, **options)

@@ -113,10 +113,10 @@ def write_evaluation(
     against_head = None
     if head is not None:
         against_head = metrics.compare(y, head, p, groups=groups, resamples=resamples, seed=seed)
-        figures["head_accuracy"] = against_head.accuracy_a
+        figures["head_accuracy"] = against_head.first
         figures["head_difference"] = against_head.difference
-        figures["head_difference_low"] = against_head.difference_low
-        figures["head_difference_high"] = against_head.difference_high
+        figures["head_difference_low"] = against_head.low
+        figures["head_difference_high"] = against_head.high
         figures["head_p_value"] = against_head.p_value
     write_json(folder / "metrics.json", figures)
     write_predictions(folder / "predictions.csv", paths=paths, y=y, probabilities=p, classes=classes, groups=groups, head=head)

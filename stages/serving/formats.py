@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common import runtimes
 from stages.console import GraftError, silence
 
 FILES = {
@@ -41,9 +42,7 @@ LABELS = "labels.txt"
 ABOUT = "graft.json"  # name of the metadata inside the files
 NEEDS = {"onnx": ("onnx", "tf2onnx", "onnxruntime")}  # packages to write and check a format, beside TensorFlow
 NEEDS_TO_LOAD = {"onnx": ("onnxruntime",)}
-OPSET = 17  # of ONNX: the first with everything that Keras' image classifiers need, understood by runtimes since 2022
 CHUNK = 32  # images per call
-CHUNK_SMALL = 8  # of LiteRT and ONNX Runtime: intermediate values stay in the processor's cache, 1.25 times as fast as 32
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 
 
@@ -134,7 +133,7 @@ def write(formats, model, metadata, folder, *, calibration=None, min_agreement=0
     (folder / LABELS).write_text(metadata.labels(), encoding="utf-8", newline="\n")
     if "tflite_int8" in formats and (calibration is None or not len(calibration)):
         raise ValueError("tflite_int8 needs calibration images")
-    frozen = None if set(formats) <= {"keras", "h5"} else freeze(model)
+    frozen = None if set(formats) <= {"keras", "h5"} else runtimes.freeze(model)
     for format in formats:
         path, how = folder / FILES[format], ""
         with silence():
@@ -162,17 +161,6 @@ def _remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def freeze(model):
-    """A concrete TensorFlow function from "image", uint8 (n, S, S, 3), n free, to the model's output; no variables."""
-    import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    spec = tf.TensorSpec((None, *model.input_shape[1:]), "uint8", name="image")
-    call = tf.function(lambda image: model(image, training=False), input_signature=[spec])
-    with silence():
-        return convert_variables_to_constants_v2(call.get_concrete_function())
 
 
 # --- Keras ---
@@ -271,8 +259,7 @@ def _sort_functions(file):
 def _converter(frozen, *, optimize):
     import tensorflow as tf
 
-    # No second argument: with a Keras model beside the function the converter loses the weights, and every value is NaN.
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+    converter = runtimes.litert_converter(frozen)
     if optimize:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return converter
@@ -309,8 +296,9 @@ def _int8(frozen, images, min_agreement):
     names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
     first = next((names[op["outputs"][0]] for op in interpreter._get_ops_details() if op["op_name"] == "CONV_2D"), None)
     blob = mlir_quantize(calibrated, denylisted_ops=FLOAT_IN_INT8, denylisted_nodes=[first] if first else None)
-    run, batches = _tflite_runner(model_content=blob), [images[i : i + CHUNK_SMALL] for i in range(0, len(images), CHUNK_SMALL)]
-    same = sum(int((run(b).argmax(1) == frozen(tf.constant(b))[0].numpy().argmax(1)).sum()) for b in batches)
+    run, size = runtimes.litert(model_content=blob), runtimes.CHUNK
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
+    same = sum(int((run(b)[0].argmax(1) == frozen(tf.constant(b))[0].numpy().argmax(1)).sum()) for b in batches)
     if same >= min_agreement * len(images):
         return blob, "(8-bit weights and activations)"
     how = f"(8-bit weights only: with 8-bit activations it agreed on {same} of {len(images)} training images)"
@@ -318,14 +306,7 @@ def _int8(frozen, images, min_agreement):
 
 
 def _write_onnx(frozen, metadata, path):
-    import tf2onnx
-
-    model, _ = tf2onnx.convert.from_graph_def(
-        frozen.graph.as_graph_def(add_shapes=True),
-        input_names=[tensor.name for tensor in frozen.inputs],
-        output_names=[tensor.name for tensor in frozen.outputs],
-        opset=OPSET,
-    )
+    model = runtimes.onnx_model(frozen)
     _canonical_names(model.graph)
     model.graph.name, model.graph.doc_string = "classifier", ""
     model.metadata_props.add(key="graft", value=metadata.json())
@@ -404,7 +385,7 @@ def load_file(path, format=None):
             run = loaders.get(format, _load_tflite)(path)
     except Exception as error:  # whatever the four libraries raise on a damaged file
         raise GraftError(f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}") from error
-    return Loaded(format, metadata, run, CHUNK_SMALL if format == "onnx" or format.startswith("tflite") else CHUNK)
+    return Loaded(format, metadata, run, runtimes.CHUNK if format == "onnx" or format.startswith("tflite") else CHUNK)
 
 
 def _guess(path):
@@ -429,7 +410,7 @@ def read_metadata(path, format=None):
             with h5py.File(path) as file:
                 text = file["graft"][()].decode()
         elif format == "onnx":
-            text = _onnx_session(path).get_modelmeta().custom_metadata_map["graft"]
+            text = runtimes.onnx_session(str(path)).get_modelmeta().custom_metadata_map["graft"]
         else:
             with zipfile.ZipFile(path) as archive:
                 text = archive.read(ABOUT).decode()
@@ -456,44 +437,10 @@ def _load_saved_model(path):
 
 
 def _load_tflite(path):
-    return _tflite_runner(model_path=str(path))
-
-
-def _tflite_runner(**source):
-    import tensorflow as tf
-
-    interpreter = tf.lite.Interpreter(**source, num_threads=processors())
-    interpreter.allocate_tensors()
-    pixels, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    size = 1
-
-    def run(images):
-        nonlocal size
-        if len(images) != size:
-            interpreter.resize_tensor_input(pixels, images.shape)
-            interpreter.allocate_tensors()
-            size = len(images)
-        interpreter.set_tensor(pixels, images)
-        interpreter.invoke()
-        return interpreter.get_tensor(target)
-
-    return run
-
-
-def _onnx_session(path):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = processors()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    run = runtimes.litert(model_path=str(path))
+    return lambda images: run(images)[0]
 
 
 def _load_onnx(path):
-    session = _onnx_session(path)
+    session = runtimes.onnx_session(str(path))
     return lambda images: session.run(["probabilities"], {"image": images})[0]
-
-
-def processors():
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

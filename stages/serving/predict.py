@@ -6,14 +6,13 @@ import glob
 import json
 import os
 import tempfile
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stages import paths
+from stages.common.parallel import ahead, processors
 from stages.console import GraftError, Progress, log, quiet_tensorflow, warn
 from stages.dataset import images
 from stages.serving import formats
@@ -95,7 +94,7 @@ def predict(model, files, *, batch_size=BATCH, workers=None):
         rows.clear()
         pixels.clear()
 
-    for path, image, problem in _decoded(files, model.size, workers or formats.processors()):
+    for path, image, problem in _decoded(files, model.size, workers or processors()):
         rows.append((Path(path).as_posix(), problem))
         if image is not None:
             pixels.append(image)
@@ -115,18 +114,7 @@ def _decoded(files, size, workers):
         except OSError as error:
             return path, None, f"unreadable: {error.strerror or error}"
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        ahead = deque()
-        try:
-            for path in files:
-                ahead.append(pool.submit(one, path))
-                if len(ahead) >= 2 * BATCH:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    return ahead(one, files, workers=workers, depth=2 * BATCH)
 
 
 def find(sources):

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from stages import paths as places
+from stages.common import statistics
 from stages.console import GraftError, log, warn
 from stages.tracking import registry, runs
 
@@ -19,25 +20,6 @@ ALIAS = "champion"
 HISTORY = "champion.history"  # tag of the registered model: JSON list of entries, oldest first
 KEPT = 200  # entries of the history; a tag holds 100,000 characters
 SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Paired comparison of two classifiers on the same n images: `difference` = accuracy of the second minus that of the first.
-
-    low, high: 95% interval of the difference (paired bootstrap). p_value: exact McNemar test, two-sided.
-    only_first, only_second: images that only the one classifies correctly.
-    """
-
-    n: int
-    first: float
-    second: float
-    difference: float
-    low: float
-    high: float
-    only_first: int
-    only_second: int
-    p_value: float
 
 
 @dataclass(frozen=True)
@@ -58,58 +40,6 @@ class Decision:
     high: float | None = None
     p_value: float | None = None
     n: int | None = None
-
-
-def compare_correct(first, second, *, groups=None, resamples=2000, seed=0):
-    """Compare two classifiers by which images each gets right.
-
-    first, second: bool (n,), n >= 1, for the same images in the same order. groups: None or n labels; images with the same
-    (non-empty) label are resampled together. Returns a Comparison. The McNemar test (McNemar 1947, exact binomial form) takes
-    images as independent, also where there are groups; the interval does not.
-    """
-    import numpy as np
-    from scipy.stats import binomtest
-
-    first, second = np.asarray(first, bool), np.asarray(second, bool)
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(f"need two equally long, non-empty vectors, not {first.shape} and {second.shape}")
-    delta = second.astype(np.int64) - first
-    only_first, only_second = int((delta < 0).sum()), int((delta > 0).sum())
-    discordant = only_first + only_second
-    p_value = float(binomtest(only_second, discordant, 0.5).pvalue) if discordant else 1.0
-    low, high = _bootstrap_interval(delta, _units(groups, len(delta)), resamples, seed)
-    return Comparison(
-        n=len(delta), first=float(first.mean()), second=float(second.mean()), difference=float(delta.mean()),
-        low=low, high=high, only_first=only_first, only_second=only_second, p_value=p_value,
-    )  # fmt: skip
-
-
-def _units(groups, n):
-    """Index (n,) of the unit that each image is resampled with: its group, or itself."""
-    import numpy as np
-
-    if groups is None:
-        return np.arange(n)
-    if len(groups) != n:
-        raise ValueError(f"{len(groups)} groups for {n} images")
-    keys = [("group", g) if g else ("image", i) for i, g in enumerate(groups)]
-    index = {key: position for position, key in enumerate(dict.fromkeys(keys))}
-    return np.array([index[key] for key in keys])
-
-
-def _bootstrap_interval(delta, units, resamples, seed):
-    """95% percentile interval of the mean of `delta` when units are drawn with replacement.
-
-    Units with the same sum and size are alike, so that a resample is one multinomial draw over the few kinds there are.
-    """
-    import numpy as np
-
-    sums, sizes = np.bincount(units, weights=delta), np.bincount(units)
-    kinds, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-    means = (drawn @ kinds[0]) / (drawn @ kinds[1])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def failed_gates(gates, metrics):
@@ -234,7 +164,7 @@ def _judge(run, champion, image_paths, y, right, classes, groups, metrics, predi
         if not same:
             remark = "the champion was trained and tested with another split of the data and may have seen some of these images"
     options = {"groups": groups, "resamples": params.evaluate.bootstrap, "seed": params.seed}
-    comparison = compare_correct(champion_right, right, **options)
+    comparison = statistics.compare(champion_right, right, **options)
     return decide(comparison, champion=title, remark=remark, **rule)
 
 

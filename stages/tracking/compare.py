@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from stages.common import statistics
 from stages.console import GraftError
 from stages.tracking import runs
-from stages.tracking.champion import Comparison, compare_correct, download_predictions
+from stages.tracking.champion import download_predictions
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "loss", "ece", "head_accuracy")
 SHORTEST_ID = 6  # digits of a run id that are taken for one
@@ -32,7 +33,7 @@ class Table:
 
     rows: tuple[Row, ...]
     differing: tuple[str, ...]
-    paired: dict[str, Comparison | str] = field(default_factory=dict)
+    paired: dict[str, statistics.Comparison | str] = field(default_factory=dict)
 
 
 def compare(params, names=()):
@@ -97,7 +98,7 @@ def _pair(client, first, second, cache, options):
     if set(a) != set(b) or any(a[path]["label"] != b[path]["label"] for path in a):
         return "another test set"
     order = sorted(a)
-    return compare_correct(*([rows[p]["predicted"] == rows[p]["label"] for p in order] for rows in (a, b)), **options)
+    return statistics.compare(*([rows[p]["predicted"] == rows[p]["label"] for p in order] for rows in (a, b)), **options)
 
 
 def render(table):

@@ -77,6 +77,18 @@ def test_the_head_learns_and_the_rows_say_so(model, pixels, tmp_path):
     assert np.allclose([row["lr"] for row in rows], 0.01 * (1 + np.cos(np.pi * np.arange(12) / 12)), rtol=1e-4)
 
 
+def test_the_rate_rises_over_the_warm_up_and_falls_along_half_a_cosine(model, pixels, tmp_path):
+    rows, _ = run(model, pixels, tmp_path, plan=schedule(lr=1e-3, epochs=6, warmup=1 / 3))  # 3 steps per epoch
+    rates = [0, 0.5e-3, 1e-3, *(1e-3 * (1 + np.cos(np.pi * part)) / 2 for part in (0.25, 0.5, 0.75))]
+    np.testing.assert_allclose([row["lr"] for row in rows], rates, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.999])
+def test_any_warm_up_leaves_a_step_at_the_peak(model, pixels, tmp_path, warmup):
+    rows, _ = run(model, pixels, tmp_path, plan=schedule(epochs=1, warmup=warmup))
+    assert np.isfinite(rows[0]["train_loss"])
+
+
 def test_the_weights_of_the_best_epoch_are_left_and_patience_ends_training(model, pixels, tmp_path):
     rows, probabilities = run(model, pixels, tmp_path, plan=schedule(lr=0.1, epochs=40, patience=2))
     losses = [row["val_loss"] for row in rows]

@@ -269,13 +269,13 @@ def test_compare_is_mcnemars_exact_test():
     a, b = np.zeros(100, int), np.zeros(100, int)
     a[:9], b[9:11], a[11:15], b[11:15] = 1, 1, 1, 1  # 9 only b has right, 2 only a, 4 none
     found = metrics.compare(y, a, b)
-    assert (found.only_a_right, found.only_b_right, found.n) == (2, 9, 100)
-    assert (found.accuracy_a, found.accuracy_b, found.difference) == pytest.approx((0.87, 0.94, 0.07))
+    assert (found.only_first, found.only_second, found.n) == (2, 9, 100)
+    assert (found.first, found.second, found.difference) == pytest.approx((0.87, 0.94, 0.07))
     assert found.p_value == pytest.approx(2 * (1 + 11 + 55) / 2**11)
     assert found.test == "exact McNemar"
     # The plain standard error of a paired difference, 1.96 times, either way.
     half = 1.96 * np.sqrt(0.11 - 0.07**2) / 10
-    assert (found.difference_low, found.difference_high) == pytest.approx((0.07 - half, 0.07 + half), abs=0.012)
+    assert (found.low, found.high) == pytest.approx((0.07 - half, 0.07 + half), abs=0.012)
     assert metrics.compare(y, one_hot(a, 2), one_hot(b, 2)) == found
     back = metrics.compare(y, b, a)
     assert (back.difference, back.p_value) == pytest.approx((-0.07, found.p_value))
@@ -288,10 +288,10 @@ def test_compare_knows_groups_and_equal_models():
     assert metrics.compare(y, a, b).p_value < 0.01
     grouped = metrics.compare(y, a, b, groups=["one"] * 10 + [""] * 50)
     assert (grouped.test, grouped.p_value) == ("sign flips over groups", 1.0)
-    assert grouped.difference_low < -0.25
+    assert grouped.low < -0.25
     same = metrics.compare(y, a, a)
-    assert (same.difference, same.p_value, same.difference_low) == (0, 1, -same.difference_high)
-    assert same.difference_high == pytest.approx(metrics.wilson(0, 60)[1])
+    assert (same.difference, same.p_value, same.low) == (0, 1, -same.high)
+    assert same.high == pytest.approx(metrics.wilson(0, 60)[1])
     with pytest.raises(ValueError, match="59 predictions for 60 images"):
         metrics.compare(y, a[:59], b)
 

@@ -124,7 +124,7 @@ def test_figures_follow_from_predictions_csv(written, arguments):
     again = metrics.summary(read.y, read.probabilities, read.classes, groups=read.groups, resamples=200, seed=7)
     ends = {key: again[key] for key in again if key.endswith(("_low", "_high"))}
     paired = metrics.compare(y, head, predicted, groups=read.groups, resamples=200, seed=7)
-    ends |= {"head_difference_low": paired.difference_low, "head_difference_high": paired.difference_high}
+    ends |= {"head_difference_low": paired.low, "head_difference_high": paired.high}
     ends |= {"head_p_value": paired.p_value}
     assert binomtest(int(only_tuned), int(only_tuned + only_head)).pvalue == pytest.approx(paired.p_value, abs=0.05)
     figures = json.loads((folder / "metrics.json").read_text())
