@@ -5,6 +5,7 @@
     report_text(report) -> str                                                               report.txt
     confusion_matrix(y, probabilities) -> int64 (C, C)         rows: true class, columns: predicted class
     reliability(y, probabilities, *, bins=15) -> list of dict, expected_calibration_error(y, probabilities, *, bins=15) -> float
+    chance_calibration_error(probabilities, *, bins=15) -> (mean, 95% quantile)    what a perfectly calibrated model would show
     fit_temperature(log_probabilities, y) -> float, apply_temperature(probabilities, temperature) -> float64 (n, C)
     compare(y, a, b, *, groups=None, resamples=2000, seed=0) -> Comparison                   two models, the same images
     normalise(probabilities) -> float64 (n, C), wilson(successes, n) -> (low, high)
@@ -28,7 +29,7 @@ import unicodedata
 import numpy as np
 
 from stages.common import statistics
-from stages.common.statistics import Z, bootstrap_counts, group_ids, percentile_interval, wilson
+from stages.common.statistics import CHUNK, Z, bootstrap_counts, group_ids, percentile_interval, wilson
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 TEMPERATURES = (0.05, 20.0)
@@ -197,6 +198,27 @@ def expected_calibration_error(y, probabilities, *, bins=BINS):
     """
     rows = [row for row in reliability(y, probabilities, bins=bins) if row["n"]]
     return float(sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / sum(row["n"] for row in rows))
+
+
+def chance_calibration_error(probabilities, *, bins=BINS, resamples=1000, seed=0):
+    """(mean, 95% quantile) of the calibration error that perfectly calibrated confidences would show on so few images.
+
+    Each resample draws which images are right from their confidences (consistency resampling, Bröcker and Smith 2007). An
+    error within that range says nothing against the model; on 500 images it is 0.03 rather than 0.
+    """
+    confidence = normalise(probabilities).max(axis=1)
+    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    order = np.argsort(bin_of, kind="stable")
+    confidence, starts = confidence[order], np.flatnonzero(np.diff(bin_of[order], prepend=-1))
+    rng, n = np.random.default_rng(seed), len(confidence)
+    step = max(1, CHUNK // n)
+    errors = []
+    for start in range(0, resamples, step):
+        right = rng.random((min(step, resamples - start), n)) < confidence
+        gaps = np.add.reduceat(right - confidence, starts, axis=1)
+        errors.append(np.abs(gaps).sum(axis=1) / n)
+    errors = np.concatenate(errors)
+    return float(errors.mean()), float(np.quantile(errors, 0.95))
 
 
 def log_loss(y, probabilities):

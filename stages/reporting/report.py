@@ -92,8 +92,9 @@ def write_evaluation(
     Returns an `Evaluation`; `card.render_card(evaluation.card, provenance={...})` gives the page with what changes from
     run to run. `metrics.json` holds `metrics.summary(...)`; `temperature`, `ece_uncalibrated`, `ece_calibrated`,
     `loss_uncalibrated`, `loss_calibrated` (both are functions of predictions.csv and the temperature; `ece` and `loss`
-    are those of the shipped probabilities); and, with `head_probabilities`, `head_accuracy`, `head_difference`
-    (fine-tuned minus head) with `_low` and `_high`, `head_p_value`.
+    are those of the shipped probabilities); `ece_by_chance`, `ece_by_chance_high` (mean and 95% quantile of the `ece` that
+    perfectly calibrated confidences would show on as many images); and, with `head_probabilities`, `head_accuracy`,
+    `head_difference` (fine-tuned minus head) with `_low` and `_high`, `head_p_value`.
     """
     folder = Path(folder)
     plots = folder / "plots"
@@ -110,6 +111,7 @@ def write_evaluation(
         "loss_uncalibrated": metrics.log_loss(y, bare),
         "loss_calibrated": metrics.log_loss(y, tempered),
     }
+    figures["ece_by_chance"], figures["ece_by_chance_high"] = metrics.chance_calibration_error(p, seed=seed)
     against_head = None
     if head is not None:
         against_head = metrics.compare(y, head, p, groups=groups, resamples=resamples, seed=seed)

@@ -126,6 +126,7 @@ def test_figures_follow_from_predictions_csv(written, arguments):
     paired = metrics.compare(y, head, predicted, groups=read.groups, resamples=200, seed=7)
     ends |= {"head_difference_low": paired.low, "head_difference_high": paired.high}
     ends |= {"head_p_value": paired.p_value}
+    ends |= dict(zip(("ece_by_chance", "ece_by_chance_high"), metrics.chance_calibration_error(read.probabilities, seed=7)))
     assert binomtest(int(only_tuned), int(only_tuned + only_head)).pvalue == pytest.approx(paired.p_value, abs=0.05)
     figures = json.loads((folder / "metrics.json").read_text())
     assert set(figures) == set(expected) | set(ends)
