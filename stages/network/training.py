@@ -199,6 +199,9 @@ def _dataset(activations, labels, schedule, *, epochs):
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(n / size)))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # There is nothing to tune, and now and then the tuner's thread held up the end of a training until its own next turn. Its
+    # turns come 10 ms, 20 ms, 40 ms … apart: after 64 s of training it was seen to wait for the 82nd.
+    options.autotune.enabled = False
     return dataset.prefetch(4).with_options(options)
 
 
