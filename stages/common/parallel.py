@@ -15,7 +15,7 @@ def ahead(function, items, *, workers, depth):
 
     Memory does not grow with the number of items. What `function` raises is raised where its result would have come.
     """
-    with ThreadPoolExecutor(workers, thread_name_prefix=function.__name__) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         try:
             for item in items:

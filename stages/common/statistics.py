@@ -29,7 +29,7 @@ class Comparison:
     only_first: int
     only_second: int
     p_value: float
-    test: str = "exact McNemar"
+    test: str
 
 
 def compare(first, second, *, groups=None, resamples=2000, seed=0):

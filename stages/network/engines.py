@@ -9,7 +9,6 @@ machine's load.
 import numpy as np
 
 from stages.common import runtimes
-from stages.common.runtimes import CHUNK
 from stages.console import GraftError, silence
 from stages.network import backbones
 
@@ -83,7 +82,7 @@ def _onnx(frozen):
 
 def _chunked(call):
     def compute(images):
-        parts = [call(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+        parts = [call(images[i : i + runtimes.CHUNK]) for i in range(0, len(images), runtimes.CHUNK)]
         return [np.concatenate(values) for values in zip(*parts)]
 
     return compute

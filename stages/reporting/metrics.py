@@ -172,8 +172,7 @@ def reliability(y, probabilities, *, bins=BINS):
     """
     y, p = _checked(y, probabilities)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
-    edges = np.linspace(0, 1, bins + 1)
-    bin_of = np.digitize(confidence, edges[1:-1], right=True)
+    edges, bin_of = _bins(confidence, bins)
     n = np.bincount(bin_of, minlength=bins)
     sums = [np.bincount(bin_of, weights=v, minlength=bins) for v in (confidence, right)]
     low, high = wilson(sums[1], n)
@@ -191,11 +190,14 @@ def reliability(y, probabilities, *, bins=BINS):
     ]
 
 
-def expected_calibration_error(y, probabilities, *, bins=BINS):
-    """Mean |accuracy - confidence| over equal-width bins (low, high] of the confidence, weighted by images (Guo et al.
+def _bins(confidence, bins):
+    """Edges of equal-width bins (low, high], float (bins + 1,), and the bin of each confidence, int (n,)."""
+    edges = np.linspace(0, 1, bins + 1)
+    return edges, np.digitize(confidence, edges[1:-1], right=True)
 
-    2017).
-    """
+
+def expected_calibration_error(y, probabilities, *, bins=BINS):
+    """Mean |accuracy - confidence| over equal-width bins of the confidence, weighted by images (Guo et al. 2017)."""
     rows = [row for row in reliability(y, probabilities, bins=bins) if row["n"]]
     return float(sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / sum(row["n"] for row in rows))
 
@@ -204,10 +206,10 @@ def chance_calibration_error(probabilities, *, bins=BINS, resamples=1000, seed=0
     """(mean, 95% quantile) of the calibration error that perfectly calibrated confidences would show on so few images.
 
     Each resample draws which images are right from their confidences (consistency resampling, Bröcker and Smith 2007). An
-    error within that range says nothing against the model; on 500 images it is 0.03 rather than 0.
+    error within that range says nothing against the model; on 467 photos of flowers (accuracy 0.92) the mean was 0.03.
     """
     confidence = normalise(probabilities).max(axis=1)
-    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    _, bin_of = _bins(confidence, bins)
     order = np.argsort(bin_of, kind="stable")
     confidence, starts = confidence[order], np.flatnonzero(np.diff(bin_of[order], prepend=-1))
     rng, n = np.random.default_rng(seed), len(confidence)

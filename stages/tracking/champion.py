@@ -59,7 +59,7 @@ def decide(comparison, *, promote="better", gates=None, metrics=None, champion="
     comparison: Comparison with the champion as `first` and the newcomer as `second`; None when there is no champion, or
     when `obstacle` (a clause such as "the class lists differ") keeps the two from being compared.
     promote: better = a higher accuracy, which includes that the paired test does not call it worse; significant = higher, and
-    the McNemar test's p < 0.05; always; never. gates and metrics: see `failed_gates`; a gate that is not reached forbids
+    the paired test's p < 0.05; always; never. gates and metrics: see `failed_gates`; a gate that is not reached forbids
     promotion whatever `promote` says. remark: a clause that is added to the reason. Returns a Decision without versions.
     """
     failed = failed_gates(gates or {}, metrics or {})

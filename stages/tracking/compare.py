@@ -98,7 +98,8 @@ def _pair(client, first, second, cache, options):
     if set(a) != set(b) or any(a[path]["label"] != b[path]["label"] for path in a):
         return "another test set"
     order = sorted(a)
-    return statistics.compare(*([rows[p]["predicted"] == rows[p]["label"] for p in order] for rows in (a, b)), **options)
+    right = ([rows[p]["predicted"] == rows[p]["label"] for p in order] for rows in (a, b))
+    return statistics.compare(*right, groups=[a[p].get("group", "") for p in order], **options)
 
 
 def render(table):
@@ -113,7 +114,7 @@ def render(table):
     if len(table.rows) > 1:
         lines += [
             "",
-            f"test accuracy against {table.rows[0].name}, same images (95% interval of the difference, exact McNemar p):",
+            f"test accuracy against {table.rows[0].name}, same images (95% interval of the difference, p of the paired test):",
         ]
         lines += _columns([[f"  {row.name}", _difference(table.paired[row.run_id])] for row in table.rows[1:]])
     return "\n".join(lines)

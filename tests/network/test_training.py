@@ -66,6 +66,15 @@ def test_fine_tuning_moves_the_top_kernels_and_no_batch_norm_and_nothing_below(m
     assert moved - {path for path in moved if "seed_generator" in path} == trained
 
 
+def test_tf_data_has_no_tuner_which_could_hold_up_the_end_of_training(model, pixels, tmp_path, monkeypatch):
+    fed, fit = [], keras.Model.fit
+    monkeypatch.setattr(
+        keras.Model, "fit", lambda tail, data, **more: fed.extend([data, more["validation_data"]]) or fit(tail, data, **more)
+    )
+    run(model, pixels, tmp_path, plan=schedule(epochs=1))
+    assert [data.options().autotune.enabled for data in fed] == [False, False]
+
+
 def test_the_head_learns_and_the_rows_say_so(model, pixels, tmp_path):
     rows, probabilities = run(model, pixels, tmp_path, plan=schedule(lr=0.02, epochs=12), learnable=True)
     assert [row["epoch"] for row in rows] == list(range(12))

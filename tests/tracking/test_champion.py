@@ -17,7 +17,7 @@ CLASSES = ["a", "b"]
 # The rule
 
 BETTER = Comparison(
-    n=100, first=0.80, second=0.85, difference=0.05, low=-0.01, high=0.11, only_first=3, only_second=8, p_value=0.23
+    n=100, first=0.80, second=0.85, difference=0.05, low=-0.01, high=0.11, only_first=3, only_second=8, p_value=0.23, test="any"
 )
 CLEARLY = replace(BETTER, second=0.95, difference=0.15, low=0.08, high=0.22, only_first=0, only_second=15, p_value=6e-5)
 EQUAL = replace(BETTER, second=0.80, difference=0.0, low=-0.05, high=0.05, p_value=1.0)

@@ -11,15 +11,15 @@ from stages.tracking import compare, runs
 def evaluate(params, store, write_manifest, with_params, monkeypatch):
     """evaluate(name, lr, wrong): one experiment whose evaluate stage got that many of 40 test images wrong."""
 
-    def run_it(name, lr, wrong, *, labels="ab"):
+    def run_it(name, lr, wrong, *, labels="ab", group=lambda i: ""):
         monkeypatch.setenv("DVC_EXP_NAME", name)
         rows = write_manifest(n=120, labels=labels).read_text().splitlines()[1:]
         images = [row.split(",")[0] for row in rows if row.split(",")[2] == "test"]
         file = paths.EVALUATE / "predictions.csv"
         with runs.stage_run("evaluate", with_params(lr=lr), outputs=[file]) as run:
             paths.EVALUATE.mkdir(parents=True, exist_ok=True)
-            lines = [f"{path},{path[0]},{'?' if i < wrong else path[0]}\n" for i, path in enumerate(images)]
-            file.write_text("path,label,predicted\n" + "".join(lines))
+            lines = [f"{path},{path[0]},{'?' if i < wrong else path[0]},{group(i)}\n" for i, path in enumerate(images)]
+            file.write_text("path,label,predicted,group\n" + "".join(lines))
             accuracy = 1 - wrong / 40
             metrics = {"accuracy": accuracy, "accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.05, "loss": 0.5}
             (paths.EVALUATE / "metrics.json").write_text(json.dumps(metrics))
@@ -43,6 +43,14 @@ def test_table(evaluate, params):
     assert lines[5].startswith("test accuracy against base, same images")
     assert lines[6].startswith(f"  tuned  +0.2000 ({paired.low:+.4f} to {paired.high:+.4f})  p = 0.0078  n = 40")
     assert lines[7].split() == ["other", "not", "compared:", "another", "test", "set"]
+
+
+def test_images_of_one_group_count_as_one(evaluate, params):
+    """Eight near-duplicates that only the second gets right are one piece of evidence, not eight (exact McNemar: p = 0.008)."""
+    evaluate("base", 1e-4, 8, group=lambda i: "burst" if i < 8 else "")
+    tuned = evaluate("tuned", 1e-5, 0, group=lambda i: "burst" if i < 8 else "")
+    paired = compare.compare(params).paired[tuned.pipeline_id]
+    assert paired.only_second == 8 and paired.test == "sign flips over groups" and paired.p_value == 1.0
 
 
 def test_names_ids_and_order(evaluate, params):
