@@ -223,7 +223,7 @@ class Bench:
         # Other values than the loop's, or there would be nothing left to do.
         values = ",".join(f"{float(lr) * 1.1:.3g}" for lr in SWEEP_LRS)
         git("checkout", "--quiet", "--", "params.yaml", "dvc.lock", cwd=folder)
-        commands = [dvc("exp", "run", "--queue", "-S", f"lr={values}"), dvc("exp", "run", "--run-all", "--jobs", "1")]
+        commands = [dvc("exp", "run", "--queue", "-S", f"lr={values}"), dvc("exp", "run", "--run-all", "--jobs", "2")]
         measured = self.command(["sh", "-ec", "\n".join(map(shlex.join, commands))], f"queue-{repeat}", folder)
         self.keep("queue", repeat, measured, lr=values.split(","))
 

@@ -18,7 +18,7 @@ CASES = {
     "nothing": "graft: `dvc repro`, nothing to do",
     "next": "graft: `dvc exp run -S lr=…`",
     "sweep": "graft: 8 values of lr, one after the other",
-    "queue": "graft: 8 values of lr, `dvc exp run --queue`",
+    "queue": "graft: 8 values of lr, queued, two at a time",
 }  # fmt: skip
 NAMES = {**PEERS, **CASES}
 SWEEP = 8  # values of lr in a sweep
