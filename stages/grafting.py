@@ -50,7 +50,9 @@ def graft(model, spec, layers, params, run, *, inputs, peak_lr, lr_key, settings
         model,
         layers,
         *((loading.ImageSet(part, params.data.path, spec.image_size), part.labels) for part in (train, val)),
-        pool=augmentation.Augmentation(augment.flip, augment.rotation, augment.zoom, augment.contrast, params.seed),
+        pool=augmentation.Augmentation(
+            augment.flip, augment.rotation, augment.zoom, augment.translation, augment.contrast, params.seed
+        ),
         views=augment.views,
         schedule=training.Schedule(
             lr=peak_lr,

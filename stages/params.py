@@ -47,6 +47,7 @@ class Augment:
     flip: typing.Literal["none", "horizontal", "vertical", "both"]
     rotation: float = bounded(low=0, high=0.5)
     zoom: float = bounded(low=0, below=1)
+    translation: float = bounded(low=0, below=1)
     contrast: float = bounded(low=0, below=1)
 
 

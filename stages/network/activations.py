@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 import numpy as np
@@ -174,9 +175,7 @@ def _key(model, cut, images, *, augmentation, view, engine):
         "images": hashlib.sha256("\n".join(images.sha256).encode()).hexdigest(),
         "size": images.size,
         "resize": images.resize,
-        "augmentation": None
-        if plain
-        else [augmentation.flip, augmentation.rotation, augmentation.zoom, augmentation.contrast, augmentation.seed],
+        "augmentation": None if plain else asdict(augmentation),
         "view": 0 if plain else view,
         "engine": engines.identity(engine),
     }

@@ -1,12 +1,14 @@
-"""Augmentation as a fixed pool: view v of an image is one random flip, rotation, zoom and contrast, drawn once from the seed.
+"""Augmentation as a fixed pool: view v of an image is one random flip, rotation, zoom, translation and contrast, drawn once
+from the seed.
 
 A pool that never changes can be computed once and remembered; training takes an image's views in turn. View 0 is the image
 itself.
 
-The three geometric changes are one affine map and one bilinear interpolation, with the ranges, the conventions (a fraction of a
-full turn; a fraction of the picture; pixels beyond the edge reflected) of Keras' RandomFlip, RandomRotation, RandomZoom and
-RandomContrast. A chain of those layers would interpolate twice, and would draw by position in a batch; here what an image gets
-depends on the seed, the view and its own position in the data set, so that any batch can be made again at any time.
+The four geometric changes are one affine map and one bilinear interpolation, with the ranges, the conventions (a fraction of
+a full turn; a fraction of the picture; pixels beyond the edge reflected) of Keras' RandomFlip, RandomRotation, RandomZoom,
+RandomTranslation and RandomContrast. A chain of those layers would interpolate twice, and would draw by position in a batch;
+here what an image gets depends on the seed, the view and its own position in the data set, so that any batch can be made
+again at any time.
 """
 
 from dataclasses import dataclass
@@ -21,19 +23,21 @@ class Augmentation:
     flip: str
     rotation: float
     zoom: float
+    translation: float
     contrast: float
     seed: int
 
     @property
     def is_identity(self):
-        return self.flip == "none" and not (self.rotation or self.zoom or self.contrast)
+        return self.flip == "none" and not (self.rotation or self.zoom or self.translation or self.contrast)
 
 
 def draw(augmentation, view, n):
     """The random numbers of one view of n images.
 
-    Returns (maps, contrast): maps float32 (n, 4), rows [a b c d] of the linear map about the image's centre from output pixel
-    (x, y) to input pixel (a x + b y, c x + d y); contrast float32 (n,), the factor about the mean.
+    Returns (maps, contrast): maps float32 (n, 6), rows [a b c d e f] of the affine map about the image's centre from output
+    pixel (x, y) to input pixel (a x + b y + e S, c x + d y + f S), S the side; contrast float32 (n,), the factor about the
+    mean.
     """
     rng = np.random.default_rng([augmentation.seed, view])
     # All numbers are drawn whatever is switched on, so that one switch does not change what the others give.
@@ -41,10 +45,11 @@ def draw(augmentation, view, n):
     zoom = 1 + rng.uniform(-1, 1, n) * augmentation.zoom
     flips = rng.integers(0, 2, (n, 2)) * 2 - 1
     contrast = 1 + rng.uniform(-1, 1, n) * augmentation.contrast
+    moves = rng.uniform(-1, 1, (n, 2)) * augmentation.translation
     mirror_x = flips[:, 0] if augmentation.flip in ("horizontal", "both") else np.ones(n)
     mirror_y = flips[:, 1] if augmentation.flip in ("vertical", "both") else np.ones(n)
     cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
-    maps = np.stack([cos * mirror_x, -sin * mirror_y, sin * mirror_x, cos * mirror_y], axis=1)
+    maps = np.stack([cos * mirror_x, -sin * mirror_y, sin * mirror_x, cos * mirror_y, *moves.T], axis=1)
     return maps.astype(np.float32), contrast.astype(np.float32)
 
 
@@ -70,9 +75,10 @@ def _transform(images, maps, contrast):
 
     side = images.shape[1]
     centre = (side - 1) / 2
-    a, b, c, d = maps.T
+    a, b, c, d, e, f = maps.T
     # ImageProjectiveTransform counts from the corner; shift the centred map there.
-    shift_x, shift_y, zero = centre * (1 - a - b), centre * (1 - c - d), np.zeros_like(a)
+    shift_x, shift_y = centre * (1 - a - b) + e * side, centre * (1 - c - d) + f * side
+    zero = np.zeros_like(a)
     transforms = np.stack([a, b, shift_x, c, d, shift_y, zero, zero], axis=1).astype(np.float32)
     with tf.device("/cpu:0"):
         moved = tf.raw_ops.ImageProjectiveTransformV3(

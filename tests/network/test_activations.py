@@ -6,8 +6,8 @@ from stages.network import activations, classifier, engines
 from stages.network.augmentation import Augmentation, Views
 from stages.network.memo import Memo
 
-POOL = Augmentation("horizontal", 0.1, 0.1, 0, seed=5)
-STILL = Augmentation("none", 0, 0, 0, seed=5)
+POOL = Augmentation("horizontal", 0.1, 0.1, 0, 0, seed=5)
+STILL = Augmentation("none", 0, 0, 0, 0, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_more_views_compute_only_what_is_new(model, pixels, tmp_path):
     [
         ({}, 0),
         ({"engine": "tensorflow"}, 2),
-        ({"pool": Augmentation("horizontal", 0.1, 0.1, 0, seed=6)}, 1),  # view 0 knows no seed
-        ({"pool": Augmentation("none", 0.1, 0.1, 0, seed=5)}, 1),
+        ({"pool": Augmentation("horizontal", 0.1, 0.1, 0, 0, seed=6)}, 1),  # view 0 knows no seed
+        ({"pool": Augmentation("none", 0.1, 0.1, 0, 0, seed=5)}, 1),
         ({"cuts": (50,)}, 2),
         ({"pool": STILL}, 0),  # only view 0 is left, which is there
     ],

@@ -8,7 +8,7 @@ from stages.network.augmentation import Augmentation
 from stages.network.memo import Memo
 from stages.network.training import Checkpoint, Schedule
 
-POOL = Augmentation("horizontal", 0.05, 0.1, 0, seed=5)
+POOL = Augmentation("horizontal", 0.05, 0.1, 0, 0, seed=5)
 LABELS = np.arange(24) % 3
 
 
