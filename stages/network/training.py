@@ -148,8 +148,7 @@ def predict(tail, activations, n, *, batch_size=64):
     """Probabilities float64 (n, C) of `tail` on view 0 of the n remembered images; rows sum to 1."""
     import tensorflow as tf
 
-    signature = tf.TensorSpec((None, *activations.shape), tf.uint8 if activations.dtype == np.uint8 else tf.float32)
-    call = tf.function(lambda x: tail(x, training=False), input_signature=[signature], autograph=False)
+    call = tf.function(lambda x: tail(x, training=False), input_signature=[_signature(activations)], autograph=False)
     batches = [call(_ready(activations.take(np.arange(i, min(i + batch_size, n)), 0))).numpy() for i in range(0, n, batch_size)]
     probabilities = np.concatenate(batches).astype(np.float64)
     return probabilities / probabilities.sum(axis=1, keepdims=True)
@@ -161,10 +160,17 @@ def log_of(probabilities):
 
 
 def _ready(values):
-    """Half precision is how activations are kept, not how they are computed with; pixels stay what they are."""
+    """Half precision is how activations are kept, not how they are computed with; pixels stay what they are.
+
+    NumPy casts: TensorFlow's oneDNN reports an error for half precision on most processors before it falls back.
+    """
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def _signature(activations):
     import tensorflow as tf
 
-    return tf.cast(values, tf.float32) if values.dtype == np.float16 else tf.constant(values)
+    return tf.TensorSpec((None, *activations.shape), tf.uint8 if activations.dtype == np.uint8 else tf.float32)
 
 
 def _dataset(activations, labels, schedule, *, epochs):
@@ -185,16 +191,13 @@ def _dataset(activations, labels, schedule, *, epochs):
                 # Each image goes through its views in turn, but not all in step: an epoch of unaugmented images alone, every
                 # few epochs, makes the validation loss swing with that period.
                 view = 0 if epoch is None else (indices + epoch) % activations.views
-                yield activations.take(indices, view), labels[indices]
+                yield _ready(activations.take(indices, view)), labels[indices]
             if epoch is None:
                 return
             epoch += 1
 
-    kind = tf.uint8 if activations.dtype == np.uint8 else tf.float16
-    signature = (tf.TensorSpec((None, *activations.shape), kind), tf.TensorSpec((None,), tf.int64))
+    signature = (_signature(activations), tf.TensorSpec((None,), tf.int64))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    if kind == tf.float16:
-        dataset = dataset.map(lambda x, y: (tf.cast(x, tf.float32), y))
     if epochs is None:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(n / size)))
     options = tf.data.Options()
