@@ -61,13 +61,13 @@ def compare(args):
 
 
 def ui(args):
-    from stages.tracking import runs
+    from stages.tracking import store
 
-    connection = runs.connect(params.load())  # makes the store if there is none
+    connection = store.connect(params.load())  # makes the store if there is none
     # Opened without this address the UI starts on its pages for language models.
     where = f"http://127.0.0.1:{args.port}/#/experiments/{connection.experiment_id}?workflowType=machine_learning"
     console.log(f"MLflow UI on {where} (Ctrl-C ends it)")
-    options = ["--backend-store-uri", runs.tracking_uri(), "--host", "127.0.0.1", "--port", str(args.port)]
+    options = ["--backend-store-uri", store.tracking_uri(), "--host", "127.0.0.1", "--port", str(args.port)]
     raise SystemExit(subprocess.call([sys.executable, "-m", "mlflow", "ui", *options], cwd=paths.root()))
 
 

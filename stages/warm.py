@@ -222,10 +222,10 @@ def serve(address, root):
 
 
 def _import_packages():
-    from stages.tracking import runs
+    from stages.tracking import store
 
     console.prepare_tensorflow()
-    runs.quiet_mlflow()
+    store.quiet_mlflow()
     gc.disable()  # a collection finds next to nothing in modules: a tenth of the time
     for name in PACKAGES:
         with contextlib.suppress(ImportError):

@@ -90,7 +90,7 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     import mlflow
 
     from stages.serving import formats
-    from stages.tracking import registry, runs
+    from stages.tracking import registry, runs, store
 
     params = settings()
     with runs.stage_run("export", params, inputs=stage.INPUTS) as run:
@@ -113,7 +113,7 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     assert logged.data.metrics["latency/onnx/latency_p50_ms"] > 0
     version = registry.by_alias(run.client, "graft", "exported")
     assert (version.tags["stage"], version.tags["accuracy"]) == ("export", "0.95")
-    mlflow.set_tracking_uri(runs.tracking_uri())
+    mlflow.set_tracking_uri(store.tracking_uri())
     found = mlflow.pyfunc.load_model("models:/graft@exported").predict((clone / "photos" / "03.png").read_bytes())
     expected = formats.load("keras", folder)(make_pictures(30)[3:4])[0]
     np.testing.assert_allclose(list(found["probabilities"][0].values()), expected, atol=1e-6)

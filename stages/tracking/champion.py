@@ -14,7 +14,7 @@ from pathlib import Path
 from stages import paths as places
 from stages.common import statistics
 from stages.console import GraftError, log, warn
-from stages.tracking import registry, runs
+from stages.tracking import registry, runs, store
 
 ALIAS = "champion"
 HISTORY = "champion.history"  # tag of the registered model: JSON list of entries, oldest first
@@ -123,7 +123,7 @@ def contest(run, *, version, image_paths, y, probabilities, classes, groups=None
         decision = replace(decision, version=str(version), champion=champion and str(champion.version))
         if not decision.promoted:
             break
-        with runs.lock("champion"):
+        with store.lock("champion"):
             now = registry.by_alias(client, name, ALIAS)
             if (now and str(now.version)) == decision.champion:  # else another experiment won meanwhile: contest that one
                 _move(client, name, version, by=run.pipeline_name, reason=decision.reason)
@@ -251,7 +251,7 @@ def reigns(entries):
 
 def show(params):
     """The history of the champion as a table. Returns text."""
-    connection = runs.connect(params)
+    connection = store.connect(params)
     client, name = connection.client, params.tracking.model
     current, entries = registry.by_alias(client, name, ALIAS), history(client, name)
     if current is None:
@@ -269,9 +269,9 @@ def show(params):
 
 def set_champion(params, version, *, reason="set by hand"):
     """Make `version` (a number or an alias) the champion. Returns one line of text. Raises GraftError if there is none."""
-    client, name = runs.connect(params).client, params.tracking.model
+    client, name = store.connect(params).client, params.tracking.model
     version = registry.get_version(client, name, version).version
-    with runs.lock("champion"):
+    with store.lock("champion"):
         current = registry.by_alias(client, name, ALIAS)
         if current is not None and str(current.version) == str(version):
             return f"version {version} is the champion of {name} already"
@@ -281,8 +281,8 @@ def set_champion(params, version, *, reason="set by hand"):
 
 def rollback(params):
     """Give the title back to the version that had it before. Returns one line of text. Raises GraftError when none had it."""
-    client, name = runs.connect(params).client, params.tracking.model
-    with runs.lock("champion"):
+    client, name = store.connect(params).client, params.tracking.model
+    with store.lock("champion"):
         former = reigns(history(client, name))[:-1]
         if not former:
             raise GraftError(f"model {name} has no former champion to go back to; `graft champion set VERSION` names one")

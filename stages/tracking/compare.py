@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from stages.common import statistics
 from stages.console import GraftError
-from stages.tracking import runs
+from stages.tracking import store
 from stages.tracking.champion import download_predictions
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "loss", "ece", "head_accuracy")
@@ -42,7 +42,7 @@ def compare(params, names=()):
     Without names: the latest ten that were evaluated, oldest first. The first run is what the others are compared with.
     Returns a Table. Raises GraftError for a name that no run, or no one run, has.
     """
-    connection = runs.connect(params)
+    connection = store.connect(params)
     known = connection.search(kind="pipeline")
     if names:
         chosen = [_find(connection, known, name) for name in dict.fromkeys(names)]

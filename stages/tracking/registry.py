@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from stages.console import GraftError
-from stages.tracking import runs
+from stages.tracking import runs, store
 
 MODEL_ID = "model_id"  # tag of a version: the logged model behind it, which a database store does not record
 SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")  # columns of the Models tab
@@ -29,7 +29,7 @@ def register(run, *, digest, save_model, alias, stage=None, metrics=None, tags=N
     Returns the version number as a string, as MLflow has it. Stages that register at the same time are safe.
     """
     client, name, stage = run.client, run.params.tracking.model, stage or run.stage
-    with runs.lock("registry", UPLOAD_SECONDS):
+    with store.lock("registry", UPLOAD_SECONDS):
         ensure_model(client, name)
         found = find_version(client, name, stage=stage, digest=digest)
         version = found.version if found else _create(run, name, stage, digest, save_model)
@@ -52,7 +52,7 @@ def ensure_model(client, name):
 
 def find_version(client, name, *, stage, digest):
     """The newest version that `stage` registered with this `digest`, or None."""
-    found = client.search_model_versions(f"name = {runs.quoted(name)} and tags.stage = '{stage}' and tags.digest = '{digest}'")
+    found = client.search_model_versions(f"name = {store.quoted(name)} and tags.stage = '{stage}' and tags.digest = '{digest}'")
     return max(found, key=lambda v: int(v.version), default=None)
 
 

@@ -12,220 +12,22 @@ import functools
 import getpass
 import hashlib
 import json
-import logging
 import os
 import signal
-import sqlite3
-import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stages import paths
 from stages.console import GraftError, warn
+from stages.tracking import store
 from stages.tracking.facts import DataFacts, data_facts, digest, flat_metrics, matches_lock, stage_keys
 
-PROBE_SECONDS = 5  # a server that does not answer /health within this is called unreachable
-LOCK_SECONDS = 300  # longer than a queue of workers needs, the first of which makes the database (3 s; 25 s where many compete)
 BATCH = 100  # params and tags in one request, MLflow's limit
 METRICS_PER_BATCH = 1000
-ABOUT = (
-    "One row is one experiment (`dvc repro`, `dvc exp run`); unfolded, it shows the stages that ran. "
-    "Columns `evaluate/…` are test results. Only rows of experiments: filter by `tags.kind = 'pipeline'`."
-)
 REPORTS = {".json", ".csv", ".txt", ".png", ".svg", ".html", ".md"}  # outputs that are worth a look in the UI; weights are not
-
-
-@dataclass(frozen=True)
-class Connection:
-    """A checked way to one MLflow store: `client` (MlflowClient), its `uri`, and the experiment that runs go to."""
-
-    client: Any
-    uri: str
-    experiment_id: str
-
-    def search(self, **tags):
-        """Runs whose tags have these values, newest first."""
-        return search_runs(self.client, self.experiment_id, tags)
-
-
-def tracking_uri():
-    """`$MLFLOW_TRACKING_URI`, else the SQLite database under the root of the clone.
-
-    A relative SQLite path is taken from the root: in `dvc exp run --temp` and `--queue` the working folder is thrown away.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlruns/mlflow.db"
-    if not uri.startswith("sqlite:///"):
-        return uri
-    return f"sqlite:///{paths.root().resolve() / uri.removeprefix('sqlite:///')}"
-
-
-def connect(params):
-    """Open the MLflow store and find or create the experiment `params.tracking.experiment`.
-
-    Returns a Connection. Raises GraftError, within about ten seconds, when the store cannot be reached or used.
-    """
-    uri = tracking_uri()
-    _probe(uri)
-    quiet_mlflow()
-    from mlflow import MlflowClient
-
-    try:
-        with lock():
-            return _open(MlflowClient, uri, params.tracking.experiment)
-    except _store_errors() as error:
-        raise GraftError(f"MLflow at {_shown(uri)}: {_first_line(error)}") from error
-
-
-def _open(client_class, uri, experiment):
-    artifacts = None
-    if uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///"))
-        if not file.exists():
-            _create_database(client_class, file)
-        artifacts = (file.parent / "artifacts").as_uri()
-    client = client_class(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        tags = {
-            "mlflow.experimentKind": "custom_model_development",
-            "mlflow.note.content": ABOUT,
-        }  # else the UI opens in GenAI mode
-        return Connection(client, uri, client.create_experiment(experiment, artifact_location=artifacts, tags=tags))
-    if found.lifecycle_stage == "deleted":
-        warn(f"experiment {experiment} had been deleted in MLflow: restored")
-        client.restore_experiment(found.experiment_id)
-    if artifacts and found.artifact_location != artifacts:
-        _follow_a_move(file, found.artifact_location, artifacts)
-    return Connection(client, uri, found.experiment_id)
-
-
-def _create_database(client_class, file):
-    """Make the tables in a file beside `file` and move it into place: a kill midway leaves nothing half done."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.new")
-    draft.unlink(missing_ok=True)
-    client_class(tracking_uri=f"sqlite:///{draft}").get_experiment("0")
-    draft.replace(file)
-
-
-def _follow_a_move(database, old, new):
-    """Point the database at its artifacts again after the clone was moved or renamed.
-
-    MLflow records absolute paths: left alone, new artifacts would go to the old place, and old models would not load.
-    """
-    if not old.startswith("file:") or local_path(old).exists() or not local_path(new).exists():
-        return
-    places = {"experiments": ["artifact_location"], "runs": ["artifact_uri"], "logged_models": ["artifact_location"],
-              "model_versions": ["source", "storage_location"]}  # fmt: skip
-    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
-        for table, columns in places.items():
-            for column in columns:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                    (new, len(old) + 1, len(old), old),
-                )
-    warn(f"the clone was moved: MLflow looks for artifacts in {local_path(new)} now")
-
-
-def local_path(uri):
-    return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path))
-
-
-def _store_errors():
-    """What MLflow raises when a store fails: its own exceptions, and those of the database under it."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError
-
-
-@contextlib.contextmanager
-def lock(name="mlflow", seconds=LOCK_SECONDS):
-    """One process at a time creates the database, the experiment and the pipeline run; `registry`: registers a version.
-
-    Processes that meet a fresh SQLite database together break it (11 of 12 failed without the lock).
-    """
-    from filelock import FileLock, Timeout
-
-    folder = paths.cache()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.lock"
-    held = FileLock(file, timeout=seconds)
-    try:
-        held.acquire()
-    except Timeout:
-        raise GraftError(f"{file}: another process has held this lock for {seconds} s; end it, then try again") from None
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def _probe(uri):
-    """Raise GraftError when nothing answers at `uri`: MLflow itself would retry for minutes first."""
-    scheme = uri.partition(":")[0]
-    if scheme == "file" or ("://" not in uri and scheme != "databricks"):
-        raise GraftError(
-            f"MLFLOW_TRACKING_URI={uri}: MLflow has no file store any more; use sqlite:///<path>/mlflow.db, or unset it"
-        )
-    if scheme not in ("http", "https"):
-        return
-    context = ssl._create_unverified_context() if scheme == "https" else None  # nothing secret is sent: is anyone there?
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS, context=context):
-            return
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in shows at the first real request
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise GraftError(
-            f"MLflow at {_shown(uri)} cannot be reached ({reason}); start it or unset MLFLOW_TRACKING_URI"
-        ) from None
-
-
-def _shown(uri):
-    """`uri` without user name and password."""
-    head, at, tail = uri.rpartition("@")
-    return f"{head.partition('://')[0]}://{tail}" if at and "://" in head else uri
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
-
-
-def quiet_mlflow():
-    """Environment for MLflow, to be set before its import; what the user has set stays."""
-    for key, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 2 + 4 + 8 s; the default of 7 stalls a stage for minutes
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }.items():
-        os.environ.setdefault(key, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def search_runs(client, experiment_id, tags, limit=1000):
-    """Active runs of an experiment whose tags have these values, newest first."""
-    clauses = [f"tags.`{key}` = {quoted(value)}" for key, value in tags.items()]
-    return list(
-        client.search_runs([experiment_id], " and ".join(clauses), max_results=limit, order_by=["attributes.start_time DESC"])
-    )
-
-
-def quoted(value):
-    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def pipeline_name(params):
@@ -277,7 +79,7 @@ def pipeline_run(connection, params):
     since MLflow's params cannot change.
     """
     client, name, wanted = connection.client, pipeline_name(params), params_digest(params)
-    with lock():
+    with store.lock():
         old = [r for r in connection.search(kind="pipeline", pipeline=name) if "superseded_by" not in r.data.tags]
         same = [r for r in old if r.data.tags.get("params.digest") == wanted]
         if same:
@@ -360,7 +162,7 @@ class StageRun:
         try:
             self._flush()
         except Exception as error:  # an epoch of training is worth more than its log line
-            warn(f"MLflow did not take epoch {row['epoch']}, sent again later: {_first_line(error)}")
+            warn(f"MLflow did not take epoch {row['epoch']}, sent again later: {store.first_line(error)}")
 
     def log_curve(self, rows):
         """All rows of curves.csv at once, see `log_epoch`; for a stage that resumed or did not log while it trained."""
@@ -424,9 +226,9 @@ def stage_run(stage, params, *, inputs=None, outputs=()):
     and SIGTERM. Raises GraftError when the store cannot be reached.
     """
     started = time.monotonic()
-    connection = connect(params)
+    connection = store.connect(params)
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
-    try:
+    with store.failures(connection.uri):
         run = _start(connection, params, stage, inputs)
         with _sigterm_interrupts():
             try:
@@ -436,8 +238,6 @@ def stage_run(stage, params, *, inputs=None, outputs=()):
                 with contextlib.suppress(Exception):  # the error itself is what counts
                     _fail(run, error)
                 raise
-    except _store_errors() as error:
-        raise GraftError(f"MLflow at {_shown(connection.uri)}: {_first_line(error)}") from error
 
 
 def _start(connection, params, stage, inputs):
@@ -477,7 +277,7 @@ def _sources(connection, inputs):
     for name, path in inputs.items():
         if path.exists():
             tags = {f"output.{path.as_posix()}": digest(path)}
-            runs = search_runs(connection.client, connection.experiment_id, tags, limit=1)
+            runs = store.search_runs(connection.client, connection.experiment_id, tags, limit=1)
             if runs:
                 found[name] = runs[0]
     return found
@@ -572,7 +372,7 @@ def _data_tags(facts):
 def _fail(run, error):
     interrupted = isinstance(error, KeyboardInterrupt)
     status = "KILLED" if interrupted else "FAILED"
-    text = "interrupted" if interrupted else _first_line(error)
+    text = "interrupted" if interrupted else store.first_line(error)
     run.set_tags({"error": text if interrupted or isinstance(error, GraftError) else f"{type(error).__name__}: {text}"})
     with contextlib.suppress(Exception):
         run._flush()

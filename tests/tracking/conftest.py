@@ -35,9 +35,9 @@ def params(clone):
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """An MLflow database with its tables and nothing in them: making one takes seconds, copying it none."""
-    from stages.tracking import runs
+    from stages.tracking import store
 
-    runs.quiet_mlflow()
+    store.quiet_mlflow()
     from mlflow import MlflowClient
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -46,7 +46,7 @@ def empty_database(tmp_path_factory):
 
 
 @pytest.fixture
-def store(clone, empty_database):
+def database(clone, empty_database):
     """The clone's MLflow database, empty."""
     (clone / "mlruns").mkdir()
     shutil.copy(empty_database, clone / "mlruns" / "mlflow.db")

@@ -8,7 +8,7 @@ import pytest
 from stages import paths
 from stages.common.statistics import Comparison
 from stages.console import GraftError
-from stages.tracking import champion, registry, runs
+from stages.tracking import champion, registry, runs, store
 from stages.tracking.champion import decide
 
 CLASSES = ["a", "b"]
@@ -68,7 +68,7 @@ def test_gate_of_an_unknown_metric():
 
 
 @pytest.fixture
-def arena(params, store, write_manifest, write_stub, with_params, monkeypatch, clone):
+def arena(params, database, write_manifest, write_stub, with_params, monkeypatch, clone):
     """arena(name, wrong): a new model with that many wrong answers on 40 test images contests the champion."""
 
     def contest(name, wrong, *, settings=None, labels="ab", shuffle=False, keep=True, predict=None, digest=None):
@@ -100,7 +100,7 @@ def arena(params, store, write_manifest, write_stub, with_params, monkeypatch, c
 
 
 def current(params):
-    return str(registry.by_alias(runs.connect(params).client, "graft", "champion").version)
+    return str(registry.by_alias(store.connect(params).client, "graft", "champion").version)
 
 
 def test_first_then_worse_then_better(arena, params, capsys):
@@ -153,7 +153,7 @@ def test_other_classes_are_not_compared(arena, params):
 
 def test_another_test_set_is_said(arena, params, monkeypatch, write_manifest):
     arena("one", 8)
-    connection = runs.connect(params)
+    connection = store.connect(params)
     connection.client.set_model_version_tag("graft", "1", "test.digest", "another")
     decision, _ = arena("two", 0, predict=lambda version: np.eye(2)[[0] * 40])
     assert decision.promoted and decision.champion_accuracy == 0.5
@@ -163,7 +163,7 @@ def test_another_test_set_is_said(arena, params, monkeypatch, write_manifest):
 def test_gates_of_params(arena, params):
     decision, _ = arena("one", 8, settings={"evaluate__gates": {"accuracy": 0.9}})
     assert not decision.promoted and decision.reason.startswith("accuracy 0.8000 is below the gate of 0.9")
-    assert registry.by_alias(runs.connect(params).client, "graft", "champion") is None
+    assert registry.by_alias(store.connect(params).client, "graft", "champion") is None
 
 
 def test_a_champion_that_changes_meanwhile_is_contested_anew(arena, params, monkeypatch):
@@ -194,7 +194,7 @@ def test_history_set_and_rollback(arena, params):
         champion.rollback(params)
     with pytest.raises(GraftError, match="no version 9"):
         champion.set_champion(params, "9")
-    entries = champion.history(runs.connect(params).client, "graft")
+    entries = champion.history(store.connect(params).client, "graft")
     assert [(e["action"], e["version"], e["before"]) for e in entries] == [
         ("promoted", "1", None), ("promoted", "2", "1"), ("promoted", "3", "2"), ("set", "1", "3"),
         ("rolled back", "3", "1"), ("rolled back", "2", "3"), ("rolled back", "1", "2"),

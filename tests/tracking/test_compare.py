@@ -8,7 +8,7 @@ from stages.tracking import compare, runs
 
 
 @pytest.fixture
-def evaluate(params, store, write_manifest, with_params, monkeypatch):
+def evaluate(params, database, write_manifest, with_params, monkeypatch):
     """evaluate(name, lr, wrong): one experiment whose evaluate stage got that many of 40 test images wrong."""
 
     def run_it(name, lr, wrong, *, labels="ab", group=lambda i: ""):
@@ -61,9 +61,9 @@ def test_names_ids_and_order(evaluate, params):
     assert len(compare.render(compare.compare(params, ["base"])).splitlines()) == 2
 
 
-def test_predictions_that_are_gone(evaluate, params, store):
+def test_predictions_that_are_gone(evaluate, params, database):
     base, tuned = evaluate("base", 1e-4, 10), evaluate("tuned", 1e-5, 2)
-    (store.parent / "artifacts" / base.run_id / "artifacts" / "predictions.csv").unlink()
+    (database.parent / "artifacts" / base.run_id / "artifacts" / "predictions.csv").unlink()
     assert compare.compare(params).paired == {tuned.pipeline_id: "no predictions at hand"}
 
 

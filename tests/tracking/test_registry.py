@@ -8,7 +8,7 @@ import pytest
 
 from stages import params as parameters
 from stages.console import GraftError
-from stages.tracking import registry, runs
+from stages.tracking import registry, runs, store
 
 DIGEST = "ab" * 32
 
@@ -17,7 +17,7 @@ def versions(run):
     return sorted(int(v.version) for v in run.client.search_model_versions("name = 'graft'"))
 
 
-def test_register_describe_and_load_in_a_fresh_process(params, store, manifest, write_model, clone):
+def test_register_describe_and_load_in_a_fresh_process(params, database, manifest, write_model, clone):
     with runs.stage_run("fine-tune", params) as run:
         version = registry.register(run, digest=DIGEST, save_model=write_model, alias="fine-tuned", tags={"note": "größer"})
         registry.describe(run, version, metrics={"accuracy": 0.97123456, "text": "x"}, tags={"test.digest": "t", "none": None})
@@ -39,14 +39,14 @@ def test_register_describe_and_load_in_a_fresh_process(params, store, manifest, 
         "model = mlflow.pyfunc.load_model('models:/graft@fine-tuned')\n"
         "print(model.predict(np.zeros((3, 8, 8, 3), 'uint8')), model.metadata.model_id, model.metadata.run_id)"
     )
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": runs.tracking_uri()}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store.tracking_uri()}
     out = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert out.stdout.split("\n")[0] == f"[3] {model.model_id} {run.run_id}"
 
 
-def test_a_clone_that_was_moved(params, store, write_stub, clone, monkeypatch, capsys):
+def test_a_clone_that_was_moved(params, database, write_stub, clone, monkeypatch, capsys):
     with runs.stage_run("fine-tune", params) as before:
         registry.register(before, digest=DIGEST, save_model=write_stub, alias="champion")
         before.log_text("old", "note.txt")
@@ -59,12 +59,12 @@ def test_a_clone_that_was_moved(params, store, write_stub, clone, monkeypatch, c
     for run_id, text in ((before.run_id, "old"), (run.run_id, "new")):
         assert Path(run.client.download_artifacts(run_id, "note.txt")).read_text() == text
     uri = run.client.get_model_version_download_uri("graft", "1")
-    assert runs.local_path(uri).is_relative_to(moved) and (runs.local_path(uri) / "MLmodel").exists()
-    runs.connect(params)
+    assert store.local_path(uri).is_relative_to(moved) and (store.local_path(uri) / "MLmodel").exists()
+    store.connect(params)
     assert capsys.readouterr().err == ""
 
 
-def test_same_stage_and_digest_is_the_same_version(params, store, write_stub):
+def test_same_stage_and_digest_is_the_same_version(params, database, write_stub):
     with runs.stage_run("fine-tune", params) as run:
         arguments = [("fine-tune", "1", "a"), ("fine-tune", "2", "a"), ("export", "1", "b"), ("fine-tune", "1", "a")]
         made = [
@@ -76,7 +76,7 @@ def test_same_stage_and_digest_is_the_same_version(params, store, write_stub):
     assert registry.find_version(run.client, "graft", stage="export", digest="2") is None
 
 
-def test_a_model_that_cannot_be_written_leaves_no_version(params, store):
+def test_a_model_that_cannot_be_written_leaves_no_version(params, database):
     def broken(folder):
         raise OSError("no space left")
 
@@ -87,13 +87,13 @@ def test_a_model_that_cannot_be_written_leaves_no_version(params, store):
     assert model.status == "FAILED"
 
 
-def test_a_folder_without_mlmodel_is_refused(params, store):
+def test_a_folder_without_mlmodel_is_refused(params, database):
     with pytest.raises(ValueError, match="no MLmodel"), runs.stage_run("fine-tune", params) as run:
         registry.register(run, digest=DIGEST, save_model=lambda folder: folder.mkdir(), alias="fine-tuned")
 
 
 @pytest.mark.parametrize("missing", ["7", "champion"])
-def test_unknown_version(params, store, write_stub, missing):
+def test_unknown_version(params, database, write_stub, missing):
     with runs.stage_run("fine-tune", params) as run:
         with pytest.raises(GraftError, match=missing):
             registry.get_version(run.client, "graft", missing)
@@ -118,7 +118,7 @@ def _register(root, barrier, number):
         registry.register(run, digest=str(number % 3), save_model=_write_stub, alias="fine-tuned")
 
 
-def test_processes_that_register_together(params, store, clone, processes):
+def test_processes_that_register_together(params, database, clone, processes):
     """Six workers with three models: three versions, and the alias on one of them."""
     barrier = processes.Barrier(6)
     workers = [processes.Process(target=_register, args=(clone, barrier, i)) for i in range(6)]
@@ -127,7 +127,7 @@ def test_processes_that_register_together(params, store, clone, processes):
     for worker in workers:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0] * 6
-    client = runs.connect(params).client
+    client = store.connect(params).client
     found = client.search_model_versions("name = 'graft'")
     assert sorted(v.tags["digest"] for v in found) == ["0", "1", "2"]
     assert registry.by_alias(client, "graft", "fine-tuned").version in {v.version for v in found}

@@ -1,18 +1,15 @@
 import json
 import math
 import os
-import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from stages import params as parameters
 from stages import paths
 from stages.console import GraftError
-from stages.tracking import runs
+from stages.tracking import runs, store
 
 CURVE = [
     {"epoch": 0, "lr": 1e-5, "train_loss": 0.9, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.4, "seconds": 2.0},
@@ -21,129 +18,16 @@ CURVE = [
 
 
 def pipelines(params, **tags):
-    return runs.connect(params).search(kind="pipeline", **tags)
+    return store.connect(params).search(kind="pipeline", **tags)
 
 
 def stage_runs(params, stage):
-    return runs.connect(params).search(kind="stage", stage=stage)
+    return store.connect(params).search(kind="stage", stage=stage)
 
 
 def write_metrics(stage, values):
     paths.STAGES[stage].mkdir(parents=True, exist_ok=True)
     (paths.STAGES[stage] / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
-
-
-# Connection
-
-
-def test_first_use_makes_database_and_artifacts_in_the_root(params, clone, monkeypatch):
-    working = clone / ".dvc" / "tmp" / "exps" / "temporary"
-    working.mkdir(parents=True)
-    shutil.copy("params.yaml", working)
-    monkeypatch.setenv("DVC_ROOT", str(clone))
-    monkeypatch.chdir(working)
-    (clone / "mlruns").mkdir()
-    (clone / "mlruns" / "mlflow.db.new").write_bytes(b"left by a process that was killed while it made the tables")
-    with runs.stage_run("split", params) as run:
-        run.log_text("hello", "note.txt")
-    assert sorted(p.name for p in (clone / "mlruns").iterdir()) == ["artifacts", "mlflow.db"]
-    assert (clone / "mlruns" / "artifacts" / run.run_id / "artifacts" / "note.txt").read_text() == "hello"
-    note = Path(run.client.download_artifacts(run.run_id, "note.txt", str(clone)))
-    assert note.read_text() == "hello"
-    assert [p.name for p in working.iterdir()] == ["params.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        (None, "sqlite:///{root}/mlruns/mlflow.db"),
-        ("", "sqlite:///{root}/mlruns/mlflow.db"),
-        ("sqlite:///other/a b.db", "sqlite:///{root}/other/a b.db"),
-        ("sqlite:////absolute/m.db", "sqlite:////absolute/m.db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-    ],
-)
-def test_tracking_uri(clone, monkeypatch, setting, expected):
-    if setting is not None:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", setting)
-    assert runs.tracking_uri() == expected.format(root=clone)
-
-
-def closed_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def test_unreachable_server_is_refused_before_any_work(params, monkeypatch):
-    uri = f"http://user:secret@127.0.0.1:{closed_port()}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    expected = r"MLflow at http://127\.0\.0\.1:\d+ cannot be reached"
-    with pytest.raises(GraftError, match=expected) as caught, runs.stage_run("split", params):
-        pytest.fail("the stage began to work")
-    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_silent_server_is_refused(params, monkeypatch):
-    monkeypatch.setattr(runs, "PROBE_SECONDS", 0.2)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(GraftError, match="cannot be reached"):
-            runs.connect(params)
-
-
-@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "mlruns"])
-def test_file_store_is_refused(params, monkeypatch, uri):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(GraftError, match="file store"):
-        runs.connect(params)
-
-
-def test_damaged_database_is_one_line(params, clone):
-    (clone / "mlruns").mkdir()
-    (clone / "mlruns" / "mlflow.db").write_bytes(b"this is no database" * 100)
-    with pytest.raises(GraftError, match=r"^MLflow at sqlite:///.*mlflow\.db: .*not a database") as caught:
-        runs.connect(params)
-    assert "\n" not in str(caught.value)
-
-
-def test_deleted_experiment_is_restored(params, store, capsys):
-    connection = runs.connect(params)
-    connection.client.delete_experiment(connection.experiment_id)
-    again = runs.connect(params)
-    assert again.experiment_id == connection.experiment_id
-    assert "restored" in capsys.readouterr().err
-    assert again.client.get_experiment(again.experiment_id).lifecycle_stage == "active"
-
-
-def _worker(root, barrier, number, name):
-    os.chdir(root)
-    os.environ["DVC_EXP_NAME"] = name
-    barrier.wait()
-    with runs.stage_run("fine-tune", parameters.load()) as run:
-        run.log_metrics({"number": number})
-
-
-def test_processes_that_meet_an_empty_store_together(params, clone, processes):
-    """Ten queue workers of five experiments, none of which finds a database."""
-    barrier = processes.Barrier(10)
-    workers = [processes.Process(target=_worker, args=(clone, barrier, i, f"exp-{i % 5}")) for i in range(10)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0] * 10
-    assert sorted(run.info.run_name for run in pipelines(params)) == [f"exp-{i}" for i in range(5)]
-    assert sorted(run.data.metrics["number"] for run in stage_runs(params, "fine-tune")) == list(range(10))
-
-
-def test_a_lock_that_is_not_given_back(clone):
-    with runs.lock("held"), pytest.raises(GraftError, match=r"held\.lock: another process"), runs.lock("held", seconds=0.05):
-        pytest.fail("two at once")
-    with runs.lock("held", seconds=0.05):
-        pass
 
 
 # Pipeline run
@@ -156,7 +40,7 @@ def test_names(params, with_params, monkeypatch):
     assert runs.pipeline_name(params) == "muddy-tofu"
 
 
-def test_stages_gather_under_one_pipeline_run_with_all_params(with_params, store, manifest, monkeypatch):
+def test_stages_gather_under_one_pipeline_run_with_all_params(with_params, database, manifest, monkeypatch):
     params = with_params(lr=1e-05)
     monkeypatch.setenv("DVC_EXP_NAME", "it's-mine")
     for stage in ("train-head", "fine-tune"):
@@ -179,7 +63,7 @@ def test_stages_gather_under_one_pipeline_run_with_all_params(with_params, store
     assert run.info.run_name == "fine-tune" and run.data.tags["mlflow.user"]
 
 
-def test_git_commit_is_recorded(params, store, clone):
+def test_git_commit_is_recorded(params, database, clone):
     commands = ["init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first"]
     for command in commands:
         subprocess.run(["git", *command.split()], check=True)
@@ -190,10 +74,10 @@ def test_git_commit_is_recorded(params, store, clone):
             pass
     finally:
         runs.git_commit.cache_clear()
-    assert {run.data.tags["mlflow.source.git.commit"] for run in runs.connect(params).search()} == {commit}
+    assert {run.data.tags["mlflow.source.git.commit"] for run in store.connect(params).search()} == {commit}
 
 
-def test_same_name_with_other_params_starts_a_new_pipeline_run(params, with_params, store, monkeypatch):
+def test_same_name_with_other_params_starts_a_new_pipeline_run(params, with_params, database, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "again")
     for lr in (1e-4, 1e-5, 1e-5):
         with runs.stage_run("fine-tune", with_params(lr=lr)):
@@ -203,11 +87,11 @@ def test_same_name_with_other_params_starts_a_new_pipeline_run(params, with_para
     assert old.data.tags["superseded_by"] == new.info.run_id and "superseded_by" not in new.data.tags
 
 
-def test_a_stage_that_runs_again_supersedes_itself(params, store):
+def test_a_stage_that_runs_again_supersedes_itself(params, database):
     for _ in range(2):
         with runs.stage_run("fine-tune", params):
             pass
-    connection = runs.connect(params)
+    connection = store.connect(params)
     killed = connection.client.create_run(
         connection.experiment_id,
         tags={"kind": "stage", "stage": "fine-tune", "mlflow.parentRunId": pipelines(params)[0].info.run_id},
@@ -220,7 +104,7 @@ def test_a_stage_that_runs_again_supersedes_itself(params, store):
     assert found[killed.info.run_id].info.status == "KILLED"
 
 
-def test_metrics_of_skipped_stages(params, store, manifest, monkeypatch):
+def test_metrics_of_skipped_stages(params, database, manifest, monkeypatch):
     """Earlier stages are valid; of the later ones only those that dvc.lock vouches for."""
     for stage in paths.STAGES:
         write_metrics(stage, {"x": 1})
@@ -231,7 +115,7 @@ def test_metrics_of_skipped_stages(params, store, manifest, monkeypatch):
     assert pipeline.data.metrics == {"split/x": 1, "train-head/x": 1, "fine-tune/x": 1, "export/x": 1}
 
 
-def test_pipeline_run_names_the_runs_behind_skipped_stages(params, with_params, store, manifest, monkeypatch):
+def test_pipeline_run_names_the_runs_behind_skipped_stages(params, with_params, database, manifest, monkeypatch):
     with runs.stage_run("train-head", params) as head:
         write_metrics("train-head", {"val_accuracy": 0.8})
     monkeypatch.setenv("DVC_EXP_NAME", "muddy-tofu")
@@ -247,7 +131,7 @@ def test_pipeline_run_names_the_runs_behind_skipped_stages(params, with_params, 
 # Stage run
 
 
-def test_curves_metrics_and_times(params, store):
+def test_curves_metrics_and_times(params, database):
     with runs.stage_run("fine-tune", params) as run:
         run.log_epoch(CURVE[0])
         run.log_curve(CURVE[1:])
@@ -262,7 +146,7 @@ def test_curves_metrics_and_times(params, store):
     assert not any("seconds" in key for key in pipelines(params)[0].data.metrics)
 
 
-def test_an_epoch_that_the_store_refuses_is_sent_again(params, store, monkeypatch, capsys):
+def test_an_epoch_that_the_store_refuses_is_sent_again(params, database, monkeypatch, capsys):
     with runs.stage_run("fine-tune", params) as run:
         send, calls = run.client.log_batch, []
 
@@ -280,7 +164,7 @@ def test_an_epoch_that_the_store_refuses_is_sent_again(params, store, monkeypatc
     assert [m.step for m in run.client.get_metric_history(run.run_id, "train/loss")] == [0, 1]
 
 
-def test_reports_become_artifacts_and_weights_do_not(params, store):
+def test_reports_become_artifacts_and_weights_do_not(params, database):
     folder = paths.FINE_TUNE
     (folder / "plots" / "deep").mkdir(parents=True)
     (folder / "saved_model").mkdir()
@@ -299,7 +183,7 @@ def test_reports_become_artifacts_and_weights_do_not(params, store):
     assert "output.data/fine-tune/saved_model" in tags and "output.data/fine-tune/not written.txt" not in tags
 
 
-def test_what_the_stage_logged_itself_is_not_overwritten(params, store):
+def test_what_the_stage_logged_itself_is_not_overwritten(params, database):
     paths.EVALUATE.mkdir(parents=True)
     with runs.stage_run("evaluate", params, outputs=[paths.EVALUATE / "card.html"]) as run:
         (paths.EVALUATE / "card.html").write_text("the same on every run")
@@ -307,7 +191,7 @@ def test_what_the_stage_logged_itself_is_not_overwritten(params, store):
     assert Path(run.client.download_artifacts(run.run_id, "card.html")).read_text() == "with the run's id"
 
 
-def test_inputs_lead_to_the_runs_that_made_them(params, store, manifest):
+def test_inputs_lead_to_the_runs_that_made_them(params, database, manifest):
     with runs.stage_run("split", params, outputs=[manifest]) as split:
         pass
     with runs.stage_run("train-head", params, inputs={"manifest": manifest, "missing": "no/such/file"}) as run:
@@ -323,7 +207,7 @@ def test_inputs_lead_to_the_runs_that_made_them(params, store, manifest):
     assert "input.manifest.run" not in changed.client.get_run(changed.run_id).data.tags
 
 
-def test_dataset_is_an_input(params, store, manifest):
+def test_dataset_is_an_input(params, database, manifest):
     with runs.stage_run("evaluate", params) as run:
         run.log_dataset(name="extra", digest="0" * 64, path="/elsewhere", counts={"images": 3}, context="testing")
     found = {d.dataset.name: d for d in run.client.get_run(run.run_id).inputs.dataset_inputs}
@@ -340,7 +224,7 @@ def test_dataset_is_an_input(params, store, manifest):
         (KeyboardInterrupt(), "KILLED", "interrupted"),
     ],
 )
-def test_a_stage_that_fails(params, store, error, status, text):
+def test_a_stage_that_fails(params, database, error, status, text):
     with pytest.raises(type(error)), runs.stage_run("fine-tune", params) as run:
         run._send(runs.metric_entities({"last": 1}))
         raise error
@@ -352,7 +236,7 @@ def test_a_stage_that_fails(params, store, error, status, text):
     assert run.client.get_run(run.pipeline_id).info.status == "FINISHED"
 
 
-def test_sigterm_ends_a_run_as_ctrl_c_does(params, store):
+def test_sigterm_ends_a_run_as_ctrl_c_does(params, database):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), runs.stage_run("fine-tune", params) as run:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -360,7 +244,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(params, store):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_store_that_breaks_at_the_end_is_one_line(params, store, monkeypatch):
+def test_a_store_that_breaks_at_the_end_is_one_line(params, database, monkeypatch):
     from mlflow.exceptions import MlflowException
 
     def broken(*_, **__):

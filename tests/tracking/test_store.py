@@ -1,0 +1,121 @@
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from stages import params as parameters
+from stages.console import GraftError
+from stages.tracking import runs, store
+
+
+def test_first_use_makes_database_and_artifacts_in_the_root(params, clone, monkeypatch):
+    working = clone / ".dvc" / "tmp" / "exps" / "temporary"
+    working.mkdir(parents=True)
+    shutil.copy("params.yaml", working)
+    monkeypatch.setenv("DVC_ROOT", str(clone))
+    monkeypatch.chdir(working)
+    (clone / "mlruns").mkdir()
+    (clone / "mlruns" / "mlflow.db.new").write_bytes(b"left by a process that was killed while it made the tables")
+    with runs.stage_run("split", params) as run:
+        run.log_text("hello", "note.txt")
+    assert sorted(p.name for p in (clone / "mlruns").iterdir()) == ["artifacts", "mlflow.db"]
+    assert (clone / "mlruns" / "artifacts" / run.run_id / "artifacts" / "note.txt").read_text() == "hello"
+    note = Path(run.client.download_artifacts(run.run_id, "note.txt", str(clone)))
+    assert note.read_text() == "hello"
+    assert [p.name for p in working.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (None, "sqlite:///{root}/mlruns/mlflow.db"),
+        ("", "sqlite:///{root}/mlruns/mlflow.db"),
+        ("sqlite:///other/a b.db", "sqlite:///{root}/other/a b.db"),
+        ("sqlite:////absolute/m.db", "sqlite:////absolute/m.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_tracking_uri(clone, monkeypatch, setting, expected):
+    if setting is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", setting)
+    assert store.tracking_uri() == expected.format(root=clone)
+
+
+def closed_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_unreachable_server_is_refused_before_any_work(params, monkeypatch):
+    uri = f"http://user:secret@127.0.0.1:{closed_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    expected = r"MLflow at http://127\.0\.0\.1:\d+ cannot be reached"
+    with pytest.raises(GraftError, match=expected) as caught, runs.stage_run("split", params):
+        pytest.fail("the stage began to work")
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_silent_server_is_refused(params, monkeypatch):
+    monkeypatch.setattr(store, "PROBE_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(GraftError, match="cannot be reached"):
+            store.connect(params)
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "mlruns"])
+def test_file_store_is_refused(params, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(GraftError, match="file store"):
+        store.connect(params)
+
+
+def test_damaged_database_is_one_line(params, clone):
+    (clone / "mlruns").mkdir()
+    (clone / "mlruns" / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(GraftError, match=r"^MLflow at sqlite:///.*mlflow\.db: .*not a database") as caught:
+        store.connect(params)
+    assert "\n" not in str(caught.value)
+
+
+def test_deleted_experiment_is_restored(params, database, capsys):
+    connection = store.connect(params)
+    connection.client.delete_experiment(connection.experiment_id)
+    again = store.connect(params)
+    assert again.experiment_id == connection.experiment_id
+    assert "restored" in capsys.readouterr().err
+    assert again.client.get_experiment(again.experiment_id).lifecycle_stage == "active"
+
+
+def _worker(root, barrier, number, name):
+    os.chdir(root)
+    os.environ["DVC_EXP_NAME"] = name
+    barrier.wait()
+    with runs.stage_run("fine-tune", parameters.load()) as run:
+        run.log_metrics({"number": number})
+
+
+def test_processes_that_meet_an_empty_store_together(params, clone, processes):
+    """Ten queue workers of five experiments, none of which finds a database."""
+    barrier = processes.Barrier(10)
+    workers = [processes.Process(target=_worker, args=(clone, barrier, i, f"exp-{i % 5}")) for i in range(10)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 10
+    found = store.connect(params)
+    assert sorted(run.info.run_name for run in found.search(kind="pipeline")) == [f"exp-{i}" for i in range(5)]
+    assert sorted(run.data.metrics["number"] for run in found.search(kind="stage")) == list(range(10))
+
+
+def test_a_lock_that_is_not_given_back(clone):
+    with store.lock("held"), pytest.raises(GraftError, match=r"held\.lock: another process"), store.lock("held", seconds=0.05):
+        pytest.fail("two at once")
+    with store.lock("held", seconds=0.05):
+        pass
