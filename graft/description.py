@@ -1,0 +1,69 @@
+"""What one must know to rebuild a classifier and to use it correctly: `model.json`, and what every exported file carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from graft.system.console import GraftError
+
+FILES = {
+    "keras": "model.keras",
+    "h5": "model.h5",
+    "saved_model": "saved_model",
+    "tflite": "model.tflite",
+    "tflite_fp16": "model_fp16.tflite",
+    "tflite_int8": "model_int8.tflite",
+    "onnx": "model.onnx",
+}
+LABELS = "labels.txt"
+EMBEDDED = "graft.json"  # the description's name inside exported files
+VERSION = 2
+INPUT = "uint8 RGB pixels (n, image_size, image_size, 3), 0..255; the model scales them itself"
+OUTPUT = "float32 probabilities (n, classes)"
+
+
+@dataclass(frozen=True)
+class Description:
+    """A classifier.
+
+    alpha: width of the backbone. image_size: side S in pixels of the square input. classes: name of each output.
+    hidden_units: of the dense layer before the softmax, 0 for none. dropout: rate in [0, 1). resize: how a photo becomes S x S.
+    trainable_layers: how many of the backbone's top layers were trained; 0 means the head alone.
+    temperature: T of softmax(logits / T), fitted on the validation images; 1.0 = none.
+    calibrated: whether the outputs are divided by it already.
+    """
+
+    backbone: str
+    alpha: float
+    image_size: int
+    classes: tuple[str, ...]
+    hidden_units: int
+    dropout: float
+    resize: str
+    trainable_layers: int = 0
+    temperature: float = 1.0
+    calibrated: bool = False
+
+    def replace(self, **changes) -> Description:
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The same text for the same description, with what goes in and comes out in words."""
+        tree = {**dataclasses.asdict(self), "input": INPUT, "output": OUTPUT, "version": VERSION}
+        return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: object) -> Description:
+        """What `to_json` wrote. Raises GraftError, naming `where`, for anything else."""
+        try:
+            tree = json.loads(text)
+            known = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
+            return cls(**{**known, "classes": tuple(tree["classes"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise GraftError(f"{where}: not the description of a classifier, or damaged: {error}") from None
+
+    def labels_text(self) -> str:
+        """One class name per line, in the order of the outputs; a line break in a name becomes a space."""
+        return "".join(" ".join(name.splitlines()) + "\n" for name in self.classes)

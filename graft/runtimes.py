@@ -1,0 +1,196 @@
+"""A Keras model as a graph of constants, and the runtimes that run such a graph: TensorFlow, LiteRT, ONNX Runtime.
+
+Frozen layers are never trained, so they need not run in the framework that trains. MobileNetV2 to
+block_12_add at 160 px on 2 cores, images/s: `model.predict` 198, tf.function 393, frozen graph 545,
+ONNX Runtime 774, LiteRT with XNNPACK 950. Networks of dense convolutions (InceptionV3, ResNet) gain
+nothing from LiteRT: the table of backbones says which is which. A race at run time would make the
+choice, and with it the low bits of the values, depend on the machine's load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graft.system.console import GraftError
+from graft.system.environment import silence
+from graft.system.prefetch import processors
+
+if TYPE_CHECKING:
+    import keras
+
+Run = Callable[[np.ndarray], list[np.ndarray]]  # uint8 images (n, S, S, 3) -> arrays (n, …), one per output
+
+# What numeric libraries choose their kernels by, and so the low bits of what they compute.
+KERNEL_FLAGS = (
+    "avx", "fma", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "avx_vnni"
+)  # fmt: skip
+OPSET = 17  # of ONNX: the first with everything that Keras' image classifiers need, understood by runtimes since 2022
+BATCH = 32  # images per call of TensorFlow
+CHUNK = 8  # images per call of LiteRT and ONNX Runtime: intermediate values stay in the processor's cache; 32 is a fifth slower
+
+
+def freeze(model: keras.Model):
+    """A concrete TensorFlow function from "image", uint8 (n, S, S, 3), n free, to the model's outputs; no variables.
+
+    Grappler then folds BatchNorm into the convolutions.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), "uint8", name="image")
+    call = tf.function(lambda image: model(image, training=False), input_signature=[spec])
+    with silence():
+        return convert_variables_to_constants_v2(call.get_concrete_function())
+
+
+def litert_converter(frozen):
+    """A TFLiteConverter of what `freeze` gave."""
+    import tensorflow as tf
+
+    # The converter of graphs: that of functions would freeze the frozen once more, 1.0 s of 1.5 for MobileNetV2 (and beside a
+    # Keras model it loses the weights, and every value is NaN).
+    return tf.compat.v1.lite.TFLiteConverter(frozen.graph.as_graph_def(), frozen.inputs, frozen.outputs)
+
+
+def litert(*, names: Sequence[str] | None = None, **source) -> Run:
+    """run(images): uint8 (n, S, S, 3) -> list of arrays (n, …), the outputs called `names`, in that order; by default all.
+
+    source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is why they can be named.
+    """
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(**source, num_threads=processors())
+    interpreter.allocate_tensors()
+    pixels = interpreter.get_input_details()[0]["index"]
+    outputs = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
+    targets = list(outputs.values()) if names is None else [outputs[name] for name in names]
+    size = 1
+
+    def run(images):
+        nonlocal size
+        if len(images) != size:
+            interpreter.resize_tensor_input(pixels, images.shape)
+            interpreter.allocate_tensors()
+            size = len(images)
+        interpreter.set_tensor(pixels, images)
+        interpreter.invoke()
+        return [interpreter.get_tensor(target) for target in targets]
+
+    return run
+
+
+def onnx_model(frozen):
+    """What `freeze` gave as an ONNX ModelProto, inputs and outputs named alike. Raises ImportError without tf2onnx."""
+    import tf2onnx
+
+    with silence():
+        model, _ = tf2onnx.convert.from_graph_def(
+            frozen.graph.as_graph_def(add_shapes=True),
+            input_names=[tensor.name for tensor in frozen.inputs],
+            output_names=[tensor.name for tensor in frozen.outputs],
+            opset=OPSET,
+        )
+    return model
+
+
+def onnx_session(source: str | Path | bytes):
+    """An InferenceSession on the CPU. source: a path, or the bytes of a model. Raises ImportError without onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = processors()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def identity(runtime: str) -> list[str]:
+    """Name and versions of a runtime, and the processor or GPU that it computes with: what its values depend on."""
+    import keras
+    import tensorflow as tf
+
+    name = [runtime, tf.__version__, keras.__version__]
+    if runtime == "onnx":
+        import onnxruntime
+
+        name.append(onnxruntime.__version__)
+    gpus = tf.config.list_physical_devices("GPU") if runtime == "tensorflow" else []
+    if gpus:
+        return [*name, str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))]
+    return [*name, instruction_set()]
+
+
+@functools.cache
+def instruction_set() -> str:
+    """This processor's kind and those of its instructions that matter here, e.g. "x86_64 avx2 fma"."""
+    flags: list[str] = []
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    return " ".join([platform.machine(), *(flag for flag in KERNEL_FLAGS if flag in flags)])
+
+
+def start(model: keras.Model, outputs: Sequence, runtime: str) -> Run:
+    """Prepare `runtime` to compute the Keras tensors `outputs` of `model` from its input.
+
+    Returns run(images): uint8 (n, S, S, 3) -> list of arrays (n, …), float32, one per output; an
+    output that is the model's input gives the images themselves. What an image gets depends on no
+    other image and no other output. Raises GraftError where a package of the runtime is missing.
+    """
+    import keras
+
+    computed = [tensor for tensor in outputs if tensor is not model.input]
+    if not computed:
+        return lambda images: [images for _ in outputs]
+    compute = RUNTIMES[runtime](freeze(keras.Model(model.input, computed)))
+
+    def run(images):
+        values = iter(compute(np.ascontiguousarray(images)))
+        return [images if tensor is model.input else next(values) for tensor in outputs]
+
+    return run
+
+
+def _tensorflow(frozen):
+    import tensorflow as tf
+
+    return _batched(lambda images: [np.asarray(values, dtype=np.float32) for values in frozen(tf.constant(images))], BATCH)
+
+
+def _litert(frozen):
+    with silence():  # LiteRT speaks once, on stderr
+        blob = litert_converter(frozen).convert()
+        call = litert(model_content=blob, names=[tensor.op.name for tensor in frozen.outputs])
+    return _batched(call, CHUNK)
+
+
+def _onnx(frozen):
+    try:
+        session = onnx_session(onnx_model(frozen).SerializeToString())
+    except ImportError as error:
+        hint = f"features.runtime: onnx needs the package {error.name}: pip install 'graft-vision[onnx]'"
+        raise GraftError(hint) from None
+    outputs = [tensor.name for tensor in frozen.outputs]
+    return _batched(lambda images: session.run(outputs, {frozen.inputs[0].name: images}), CHUNK)
+
+
+def _batched(call, size):
+    """`call` in batches of one size, the last one padded: what an image gets must not depend on its company."""
+
+    def compute(images):
+        parts = []
+        for first in range(0, max(len(images), 1), size):
+            part = images[first : first + size]
+            padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+            parts.append([values[: len(part)] for values in call(padded)])
+        return [np.concatenate(values) for values in zip(*parts)]
+
+    return compute
+
+
+RUNTIMES = {"tensorflow": _tensorflow, "litert": _litert, "onnx": _onnx}

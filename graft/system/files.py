@@ -1,0 +1,93 @@
+"""Files as the project reads and writes them: digests, and texts, JSON and CSV that come out the same on any system."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+BLOCK = 1 << 20  # bytes read at a time
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 in hex of a file's bytes, or of a folder's relative paths and bytes. Raises FileNotFoundError."""
+    path = Path(path)
+    if not path.is_dir():
+        return _hash(path, hashlib.sha256())
+    total = hashlib.sha256()
+    for file in _files(path):
+        total.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    return total.hexdigest()
+
+
+def sha256_of(*paths: str | Path) -> str:
+    """SHA-256 in hex of several files' bytes, one after the other. Raises FileNotFoundError."""
+    total = hashlib.sha256()
+    for path in paths:
+        _hash(Path(path), total)
+    return total.hexdigest()
+
+
+def dvc_md5(path: str | Path) -> str | None:
+    """The md5 that DVC records: of a file's bytes, or of the JSON list of a folder's files; None where nothing is there."""
+    path = Path(path)
+    if path.is_dir():
+        listing = [{"md5": dvc_md5(p), "relpath": p.relative_to(path).as_posix()} for p in _files(path)]
+        listing.sort(key=lambda entry: entry["relpath"])
+        return hashlib.md5(json.dumps(listing).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return _hash(path, hashlib.md5(usedforsecurity=False)) if path.exists() else None
+
+
+def _files(folder):
+    """Every file below `folder` but those that .dvcignore names: bytecode, and what file managers leave behind."""
+    return sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.name not in (".DS_Store", "Thumbs.db")
+    )
+
+
+def _hash(path, total):
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            total.update(block)
+    return total.hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`text` as UTF-8 with plain line ends; the folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """JSON in the order of `content`, indented, UTF-8. Raises ValueError for NaN and infinity, which JSON does not know."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path):
+    """What a JSON file holds. Raises ValueError for anything else, FileNotFoundError."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def csv_writer(file: TextIO):
+    """A csv.writer as all tables of the project are written; floats keep all digits, None is an empty cell."""
+    return csv.writer(file, lineterminator="\n")
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """A table as of `csv_writer`, UTF-8; the folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv_writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """A CSV file with a header as a list of dicts, every value a str. Raises FileNotFoundError."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
