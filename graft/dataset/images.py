@@ -1,0 +1,119 @@
+"""The images that a manifest lists, decoded in parallel and in order."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, repeat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from graft import pixels
+from graft.dataset.manifest import Manifest
+from graft.system.console import GraftError
+from graft.system.prefetch import prefetch, processors
+
+RESIZE = pixels.RESIZE
+
+
+def load_images(
+    root: str | Path, paths: Iterable[str], size: int, *, sha256: Iterable[str] | None = None, workers: int | None = None
+) -> Iterator[np.ndarray]:
+    """Iterate over the images at `root`/path, in the order of `paths`: uint8 (size, size, 3), as `pixels.load`.
+
+    Threads (Pillow decodes outside the interpreter lock) stay 8 images per worker ahead of the reader, no further: memory does
+    not grow with the number of images. sha256: what the files' must be. Raises GraftError, naming the file, for one
+    that has gone or changed: its features would be kept under the name of another content.
+    """
+    root, workers = Path(root), workers or processors()
+
+    def load(item):
+        path, expected = item
+        try:
+            content = (root / path).read_bytes()
+            if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+                raise pixels.ImageProblem("changed", "its content is not what the manifest says")
+            return pixels.load(content, size, max_megapixels=None)  # split has applied data.max_megapixels already
+        except (OSError, pixels.ImageProblem) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise GraftError(f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`") from None
+
+    items = zip(paths, repeat(None) if sha256 is None else sha256)
+    yield from prefetch(load, items, workers=workers, depth=8 * workers)
+
+
+def iter_batches(
+    root: str | Path, paths: Iterable[str], size: int, *, batch_size: int, sha256: Iterable[str] | None = None
+) -> Iterator[np.ndarray]:
+    """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is left."""
+    images = load_images(root, paths, size, sha256=sha256)
+    while stack := list(islice(images, batch_size)):
+        yield np.stack(stack)
+
+
+def load_fitted(root: str | Path, path: str, size: int) -> np.ndarray:
+    """uint8 (size, size, 3) for people to look at: the image in its proportions, on white; a small one enlarged in whole
+    pixels; grey where it cannot be read any more."""
+    try:
+        image = pixels.open_rgb(Path(root) / path, at_least=size, max_megapixels=None)
+    except (OSError, pixels.ImageProblem):
+        return np.full((size, size, 3), 230, np.uint8)
+    scale = size / max(image.size)
+    fitted = [max(1, round(side * scale)) for side in image.size]
+    image = image.resize(fitted, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BILINEAR)
+    sheet = Image.new("RGB", (size, size), "white")
+    sheet.paste(image, ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
+    return np.asarray(sheet)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of a manifest at one size, to be read again and again, in any order.
+
+    `root`: the data set's folder. `size`: side S in pixels. `sha256` and `resize` are what else determines their pixels.
+    """
+
+    manifest: Manifest
+    root: str | Path
+    size: int
+    batch_size: int = 64
+    resize: str = RESIZE
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self.manifest.paths
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64, shape (n,): index of each image's class in `classes`."""
+        return self.manifest.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.manifest.classes
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.manifest.groups
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        return self.manifest.sha256
+
+    def read(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        """Iterate over batches uint8 (b, S, S, 3) of the images at `indices` (positions in the manifest), in that order.
+
+        Raises GraftError for a file that is not what the manifest says.
+        """
+        chosen = [self.manifest.rows[i] for i in indices]
+        names, digests = (row.path for row in chosen), [row.sha256 for row in chosen]
+        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, sha256=digests)
+
+
+def image_sets(manifest: Manifest, root: str | Path, size: int, *splits: str) -> tuple[ImageSet, ...]:
+    """One ImageSet for each of `splits`, e.g. "train", "val"."""
+    return tuple(ImageSet(manifest.split(name), root, size) for name in splits)

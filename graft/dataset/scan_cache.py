@@ -1,0 +1,159 @@
+"""What is known of the files of a data set: kept under path, size and modification time, so that none is read twice."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from graft.dataset.layout import File
+from graft.system import console
+
+THUMB = 32  # pixels of a side of the grey thumbnail that near-duplicates are compared by
+VERSION = f"5 Pillow {PIL.__version__}"
+FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not believed next time
+TABLES = {
+    "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, problem TEXT, detail TEXT, sha256 BLOB, width INTEGER,"
+    " height INTEGER, fingerprint INTEGER, PRIMARY KEY (root, path)) WITHOUT ROWID",
+    "thumbs": "(sha256 BLOB PRIMARY KEY, thumb BLOB) WITHOUT ROWID",
+    "pairs": "(a BLOB, b BLOB, alike INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID",
+    "results": "(root TEXT, key TEXT, pairs TEXT, PRIMARY KEY (root, key))",
+    "version": "(version TEXT)",
+}
+CREATE = " ".join(f"CREATE TABLE IF NOT EXISTS {table} {columns};" for table, columns in TABLES.items())
+DROP = " ".join(f"DROP TABLE {table};" for table in TABLES)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What one file is, whatever the params say. `problem`: "", a kind of damage (scan.DAMAGED) or "non_image"; `detail`: for
+    a person; `sha256`: 32 bytes; `width`, `height`: pixels, upright; `fingerprint`: see near_duplicates; `thumb`: 32 x 32
+    grey bytes."""
+
+    problem: str = ""
+    detail: str = ""
+    sha256: bytes = b""
+    width: int = 0
+    height: int = 0
+    fingerprint: int | None = None
+    thumb: bytes = b""
+
+
+class ScanCache:
+    """What is known of the files under one folder: an SQLite file, safe under parallel experiments. A context manager.
+
+    `path`: the database, or None for one in memory. A database that is damaged or of another version is started afresh.
+    """
+
+    def __init__(self, path: Path | None, root: str | Path):
+        self.path = path
+        folder, here = Path(root).resolve(), Path.cwd().resolve()
+        # Relative where it can be: the throw-away copies of `dvc exp run --temp` then share what is known of data/raw.
+        self.root = folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.as_posix()
+
+    def __enter__(self):
+        try:
+            self._open()
+        except (sqlite3.DatabaseError, OSError) as error:
+            if isinstance(error, (sqlite3.OperationalError, OSError)):  # locked for a minute, disk full, folder read-only
+                console.warn(f"{self.path}: {error}; hashes are not kept")
+                self.path = None
+            else:
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+            self._open()
+        return self
+
+    def _open(self):
+        if self.path is not None:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(self.path or ":memory:", timeout=60)
+        self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {CREATE}")
+        if self._db.execute("SELECT version FROM version").fetchall() != [(VERSION,)]:
+            self._db.executescript(DROP + CREATE)
+            self._db.execute("INSERT INTO version VALUES (?)", (VERSION,))
+        self._db.commit()
+
+    def __exit__(self, *exception):
+        self._db.commit()
+        self._db.close()
+
+    def records(self, files: Iterable[File]) -> Iterator[tuple[File, FileRecord | None]]:
+        """Yield (file, its FileRecord without thumb, or None) for `files`, sorted by path; forgets what is no longer there."""
+        rows = self._db.execute(
+            "SELECT path, size, mtime_ns, problem, detail, sha256, width, height, fingerprint FROM files WHERE root = ?"
+            " ORDER BY path", (self.root,),
+        )  # fmt: skip
+        row, gone = next(rows, None), []
+        for file in files:
+            while row is not None and row[0] < file.path:
+                gone.append((self.root, row[0]))
+                row = next(rows, None)
+            known = None
+            if row is not None and row[0] == file.path:
+                if row[1:3] == (file.size, file.mtime_ns):
+                    known = FileRecord(*row[3:8], None if row[8] is None else row[8] % 2**64)
+                row = next(rows, None)
+            yield file, known
+        if row is not None:
+            gone += [(self.root, path) for path, *_ in (row, *rows)]
+        if gone:
+            self._db.executemany("DELETE FROM files WHERE root = ? AND path = ?", gone)
+            self._db.execute("DELETE FROM thumbs WHERE sha256 NOT IN (SELECT sha256 FROM files)")
+            self._db.execute("DELETE FROM pairs WHERE a NOT IN (SELECT sha256 FROM thumbs)")
+            self._db.commit()
+
+    def keep_records(self, results: Iterable[tuple[File, FileRecord]]) -> None:
+        now = time.time_ns()
+        rows, thumbs = [], []
+        for file, record in results:
+            if record.problem == "too_large" or record.detail.startswith("cannot be read"):
+                continue  # depends on data.max_megapixels, or may pass
+            settled = now - file.mtime_ns > FRESH_SECONDS * 1e9
+            hashed = record.fingerprint
+            signed = hashed - 2**64 if hashed is not None and hashed >= 2**63 else hashed  # SQLite's integers are signed
+            rows.append((self.root, file.path, file.size, file.mtime_ns if settled else -1, record.problem, record.detail,
+                         record.sha256, record.width, record.height, signed))  # fmt: skip
+            if record.thumb:
+                thumbs.append((record.sha256, record.thumb))
+        self._db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+        self._db.executemany("INSERT OR IGNORE INTO thumbs VALUES (?,?)", thumbs)
+        self._db.commit()
+
+    def thumbs(self, digests: Sequence[str]) -> np.ndarray:
+        """uint8 (n, 32, 32): the thumbnails of the images with these SHA-256 (hex)."""
+        blobs = dict(self._among("SELECT sha256, thumb FROM thumbs WHERE sha256 IN", digests))
+        flat = b"".join(blobs[bytes.fromhex(digest)] for digest in digests)
+        return np.frombuffer(flat, np.uint8).reshape(len(digests), THUMB, THUMB)
+
+    def _among(self, query, digests):
+        """Rows of a query that ends in IN, for many digests at once: one query each would take four times as long."""
+        wanted = [bytes.fromhex(digest) for digest in sorted(set(digests))]
+        for start in range(0, len(wanted), 500):
+            part = wanted[start : start + 500]
+            yield from self._db.execute(f"{query} ({','.join('?' * len(part))})", part)
+
+    def pairs(self, key: str) -> list[tuple[int, int]] | None:
+        """The near-duplicates that were found in a set of images with this key, or None."""
+        row = self._db.execute("SELECT pairs FROM results WHERE root = ? AND key = ?", (self.root, key)).fetchone()
+        return None if row is None else [(i, j) for i, j in json.loads(row[0])]
+
+    def keep_pairs(self, key: str, pairs: Sequence[tuple[int, int]]) -> None:
+        self._db.execute("DELETE FROM results WHERE root = ?", (self.root,))  # one set per folder: the last
+        self._db.execute("INSERT INTO results VALUES (?,?,?)", (self.root, key, json.dumps(pairs)))
+        self._db.commit()
+
+    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """For pairs of SHA-256 (hex): whether they have been found alike (True, False), None where not yet judged."""
+        rows = self._among("SELECT a, b, alike FROM pairs WHERE a IN", [a for a, _ in pairs])
+        known = {(a, b): bool(alike) for a, b, alike in rows}
+        return [known.get((bytes.fromhex(a), bytes.fromhex(b))) for a, b in pairs]
+
+    def keep_verdicts(self, judged: Iterable[tuple[str, str, bool]]) -> None:
+        rows = [(bytes.fromhex(a), bytes.fromhex(b), int(alike)) for a, b, alike in judged]
+        self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?)", rows)
+        self._db.commit()
