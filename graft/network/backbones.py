@@ -1,0 +1,237 @@
+"""The backbones: one table of networks for transfer, how each is built, scaled, and given its weights."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graft.system import paths
+from graft.system.console import GraftError, warn
+from graft.system.files import sha256
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Facts about one architecture.
+
+    build: (pixels after scaling, a Keras tensor (None, S, S, 3); width) -> keras.Model of random weights, without its
+        classifier.
+    imagenet: (width, S) -> its ImageNet weights in the order of `keras.Model.get_weights`, those of S where they come for
+        several sizes; downloads what is not in Keras' cache.
+    native_size: pixels at which its ImageNet weights were trained; `image_size: auto` takes it.
+    smallest_size: pixels below which the constructor refuses, or the last feature map vanishes.
+    scaling: how raw pixels p in 0..255 become what the network expects, as (scale, offset) of p * scale + offset, scalars
+        or one value per RGB channel; None where the network holds its own scaling.
+    has_alpha: whether the architecture comes in several widths.
+    runtime: what runs its frozen layers fastest on a CPU (see `graft.runtimes`).
+    adapt: called with the built network once it has pretrained weights, where they need it.
+    """
+
+    build: Callable[[keras.KerasTensor, float], keras.Model]
+    imagenet: Callable[[float, int], list[np.ndarray]]
+    native_size: int
+    smallest_size: int = 32
+    scaling: tuple | None = (1 / 127.5, -1.0)
+    has_alpha: bool = False
+    runtime: str = "tensorflow"
+    adapt: Callable[[keras.Model], None] | None = None
+
+
+def _application(name: str, *args, has_alpha: bool = False, **options) -> Backbone:
+    """A row for the network called `name` in keras.applications."""
+
+    def make(alpha, **how):
+        import keras
+
+        width = {"alpha": alpha} if has_alpha else {}
+        return getattr(keras.applications, name)(include_top=False, **width, **how)
+
+    def build(inputs, alpha):
+        return make(alpha, weights=None, input_tensor=inputs)
+
+    def imagenet(alpha, size):
+        # A network of its own: some constructors build another graph for weights="imagenet" than for weights=None.
+        return make(alpha, weights="imagenet", input_shape=(size, size, 3)).get_weights()
+
+    return Backbone(build, imagenet, *args, has_alpha=has_alpha, **options)
+
+
+def _true_variance(model):
+    """Put the standard deviation into EfficientNet's normalisation, whose ImageNet weights hold a variance that is not one.
+
+    Keras mends it by a further Rescaling(1 / sqrt(std)), which its constructor adds for weights="imagenet" alone: (x - mean) /
+    sqrt(variance) / sqrt(std) is (x - mean) / sqrt(variance * std).
+    """
+    import keras
+
+    (layer,) = (layer for layer in model.layers if isinstance(layer, keras.layers.Normalization))
+    mean, variance, *count = layer.get_weights()
+    layer.set_weights([mean, variance * np.reshape(_STD, variance.shape).astype(variance.dtype), *count])
+    layer.finalize_state()
+
+
+_STD = (0.229, 0.224, 0.225)  # of ImageNet's channels, as are the means below: keras.applications' mode "torch"
+_TORCH = (tuple(1 / (255 * s) for s in _STD), tuple(-m / s for m, s in zip((0.485, 0.456, 0.406), _STD)))
+
+BACKBONES = {
+    "mobilenet": _application("MobileNet", 224, has_alpha=True, runtime="litert"),
+    "mobilenet_v2": _application("MobileNetV2", 224, has_alpha=True, runtime="litert"),
+    "mobilenet_v3_small": _application("MobileNetV3Small", 224, scaling=None, has_alpha=True, runtime="litert"),
+    "mobilenet_v3_large": _application("MobileNetV3Large", 224, scaling=None, has_alpha=True, runtime="litert"),
+    "inception_v3": _application("InceptionV3", 299, 75),
+    "inception_resnet_v2": _application("InceptionResNetV2", 299, 75),
+    "xception": _application("Xception", 299, 71),
+    "resnet50_v2": _application("ResNet50V2", 224),
+    "resnet101_v2": _application("ResNet101V2", 224),
+    "densenet121": _application("DenseNet121", 224, scaling=_TORCH),
+    "efficientnet_b0": _application("EfficientNetB0", 224, scaling=None, adapt=_true_variance),
+    "efficientnet_v2_b0": _application("EfficientNetV2B0", 224, scaling=None),
+    "efficientnet_v2_b3": _application("EfficientNetV2B3", 300, scaling=None),
+    "efficientnet_v2_s": _application("EfficientNetV2S", 384, scaling=None),
+}
+
+BUNDLED = {("mobilenet_v2", 0.35): "mobilenet_v2_0.35_96.weights.h5"}
+SHA256 = {  # of weights files that are known; a file of one of these names must be that file
+    "mobilenet_v2_0.35_96.weights.h5": "ae70649dd61aef6ae525ffb98ea7ef0dd0c2a2e2e5e70dfd05c2c2912daff5ba",
+}
+
+
+def row(name: str) -> Backbone:
+    """The table's row. Raises GraftError, naming the known backbones, for any other name."""
+    if name not in BACKBONES:
+        raise GraftError(f"params.yaml: backbone.name must be one of {', '.join(BACKBONES)}, not {name!r}")
+    return BACKBONES[name]
+
+
+def choose_runtime(setting: str, backbone: str) -> str:
+    """What runs the frozen layers: `setting`; for "auto", TensorFlow on a GPU, else what the table says."""
+    if setting != "auto":
+        return setting
+    import tensorflow as tf
+
+    return "tensorflow" if tf.config.list_physical_devices("GPU") else row(backbone).runtime
+
+
+def resolve_size(name: str, image_size: int | str) -> int:
+    """Image side in pixels: `image_size`, or the native size for "auto". Raises GraftError below the smallest size."""
+    facts = row(name)
+    size = facts.native_size if image_size == "auto" else image_size
+    if size < facts.smallest_size:
+        raise GraftError(f"params.yaml: image_size must be at least {facts.smallest_size} for {name}, not {size}")
+    return size
+
+
+def check(params) -> None:
+    """Refuse a backbone block that cannot work, before any work is done. Needs no TensorFlow."""
+    backbone = params.backbone
+    resolve_size(backbone.name, params.image_size)
+    if backbone.weights not in ("imagenet", "none"):
+        weights_file(backbone.name, backbone.alpha, backbone.weights)
+
+
+def weights_file(name: str, alpha: float, weights: str) -> Path:
+    """Path of the weights file that `weights` (bundled, or a path) names, its SHA-256 checked where it is known."""
+    if weights == "bundled":
+        if (name, alpha) not in BUNDLED:
+            known = ", ".join(f"{n} with backbone.alpha: {a}" for n, a in BUNDLED)
+            width = f" with backbone.alpha: {alpha}" if row(name).has_alpha else ""
+            raise GraftError(
+                f"params.yaml: backbone.weights: bundled is there for {known} only, not for {name}{width}; "
+                "use imagenet, none or a path"
+            )
+        path = paths.BACKBONES / BUNDLED[name, alpha]
+    else:
+        path = Path(weights).expanduser()
+        if path.suffix not in (".h5", ".keras"):
+            raise GraftError(
+                "params.yaml: backbone.weights must be bundled, imagenet, none or a path to .h5, .keras or .weights.h5, "
+                f"not {weights!r}"
+            )
+    if not path.is_file():
+        raise GraftError(f"params.yaml: backbone.weights: no such file: {path}")
+    if path.name in SHA256 and sha256(path) != SHA256[path.name]:
+        raise GraftError(
+            f"{path}: damaged or not the file of that name: SHA-256 is not {SHA256[path.name]}; "
+            f"fetch it again (git checkout -- {path})"
+        )
+    return path
+
+
+def build(
+    name: str, alpha: float, inputs: keras.KerasTensor, *, weights: str = "none"
+) -> tuple[keras.KerasTensor, keras.Model]:
+    """The backbone on top of `inputs`, without its classifier: the same graph whatever its weights are.
+
+    inputs: Keras tensor (None, S, S, 3) of raw pixels, 0..255.
+    weights: bundled, imagenet, none (random) or a path; "imagenet" downloads what Keras offers unless it is in Keras' cache.
+    Returns (features: Keras tensor (None, h, w, channels), the Keras model from the source of `inputs` to them).
+    Raises GraftError if the weights are missing or do not fit.
+    """
+    import keras
+
+    facts = row(name)
+    # A network that scales for itself still wants floats.
+    scale, offset = (1.0, 0.0) if facts.scaling is None else (list(v) if isinstance(v, tuple) else v for v in facts.scaling)
+    model = facts.build(keras.layers.Rescaling(scale, offset, name="scaling")(inputs), alpha)
+    if weights == "none":
+        return model.output, model
+    if weights == "imagenet":
+        model.set_weights(_imagenet(facts, alpha, inputs.shape[1], name))
+    else:
+        _load(model, weights_file(name, alpha, weights), name)
+    if facts.adapt:
+        facts.adapt(model)
+    return model.output, model
+
+
+def _imagenet(facts, alpha, size, name):
+    try:
+        return facts.imagenet(alpha, size)
+    except ValueError as error:  # an alpha for which there are no weights, say
+        raise GraftError(f"params.yaml: backbone: no ImageNet weights for {name}: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        if "URL fetch failure" not in str(error):
+            raise
+        url = str(error).split("URL fetch failure on ")[1].split(": ")[0]
+        place = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+        raise GraftError(
+            f"backbone.weights: imagenet: could not download {url}; "
+            f"fetch that file elsewhere and put it at {place / url.rsplit('/', 1)[1]}"
+        ) from None
+
+
+def _load(model, path, name):
+    import keras
+
+    try:
+        if path.suffix == ".keras":
+            source = keras.models.load_model(path, compile=False, safe_mode=True)
+            named = {layer.name: layer for layer in source.layers}
+            for layer in model.layers:
+                if layer.weights:
+                    layer.set_weights(named[layer.name].get_weights())
+        else:
+            load_weights(model, path)
+    except Exception as error:
+        raise GraftError(
+            f"backbone.weights: {path} does not fit {name} (check backbone.name and backbone.alpha): "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
+    if any(not np.isfinite(w).all() for w in model.get_weights()):
+        warn(f"{path} holds values that are not finite")
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """`model.load_weights`, without Keras 3.15's hundred warnings that name containers which hold no weights of their own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Skipping nested container")
+        model.load_weights(str(path))

@@ -1,0 +1,95 @@
+"""The classifier: scaling, backbone, pooling, [dense], dropout, softmax, as one flat graph; its unfreezing and its files.
+
+Flat, because a backbone nested as one layer hides its layers from `trainable`, from the cut and from Grad-CAM.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graft.description import Description
+from graft.network import backbones
+from graft.system import files
+from graft.system.console import GraftError
+
+if TYPE_CHECKING:
+    import keras
+
+MODEL_FILES = WEIGHTS, DESCRIPTION = "model.weights.h5", "model.json"
+
+
+def build(description: Description, *, weights: str = "none") -> keras.Model:
+    """A fresh classifier: `weights` on the backbone (see `backbones.build`), a new head on top, the backbone frozen.
+
+    Returns a Keras model from "image", uint8 (n, S, S, 3) RGB, to "probabilities", float32 (n, C) with rows that sum to 1.
+    The head's initial values depend on Keras' global seed alone.
+    """
+    import keras
+
+    size = description.image_size
+    image = keras.Input((size, size, 3), dtype="uint8", name="image")
+    features, _backbone = backbones.build(description.backbone, description.alpha, image, weights=weights)
+    x = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
+    if description.hidden_units:
+        x = keras.layers.Dense(description.hidden_units, activation="relu", name="hidden")(x)
+    x = keras.layers.Dropout(description.dropout, name="dropout")(x)
+    # Softmax in float32 also under mixed precision: half precision loses small probabilities.
+    x = keras.layers.Dense(len(description.classes), activation="softmax", name="probabilities", dtype="float32")(x)
+    model = keras.Model(image, x, name="classifier")
+    unfreeze(model, 0)
+    return model
+
+
+def backbone_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers between scaling and pooling, bottom first, as `keras.applications` counts them but for its input layer."""
+    names = [layer.name for layer in model.layers]
+    return model.layers[names.index("scaling") + 1 : names.index("pooling")]
+
+
+def unfreeze(model: keras.Model, layers: int) -> int:
+    """Make the head and the top `layers` layers of the backbone trainable, and nothing else; compile after this, not before.
+
+    BatchNorm stays frozen at every depth: under `fit` its moving statistics drift even where the backbone was called with
+    training=False, and on small data the drift costs more accuracy than the unfreezing gains (keras#20285).
+    Returns the number of backbone layers that are trained: `layers`, or all there are.
+    """
+    import keras
+
+    base = backbone_layers(model)
+    layers = min(layers, len(base))
+    frozen = {layer.name for layer in base[: len(base) - layers]}
+    for layer in model.layers:
+        layer.trainable = layer.name not in frozen and not isinstance(layer, keras.layers.BatchNormalization)
+    return layers
+
+
+def save(model: keras.Model, description: Description, folder: Path) -> None:
+    """Write `model.weights.h5` and `model.json` into `folder`; the same model gives the same bytes."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_weights(folder / WEIGHTS)
+    files.write_text(folder / DESCRIPTION, description.to_json())
+
+
+def load_description(folder: Path) -> Description:
+    """What `model.json` in `folder` says. Raises GraftError where it is missing or damaged."""
+    path = Path(folder) / DESCRIPTION
+    try:
+        return Description.from_json(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise GraftError(f"{path}: no such file; run the stage that makes it (dvc repro)") from None
+
+
+def load(folder: Path) -> tuple[keras.Model, Description]:
+    """(model, description) that `save` wrote, its layers unfrozen as they were trained."""
+    description = load_description(folder)
+    model = build(description)
+    backbones.load_weights(model, Path(folder) / WEIGHTS)
+    unfreeze(model, description.trainable_layers)
+    return model, description
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the two files that make the classifier in `folder`: its identity everywhere."""
+    return files.sha256_of(*(Path(folder) / name for name in MODEL_FILES))

@@ -1,0 +1,326 @@
+"""Training of what is above the cut, on features: Adam, warm-up, cosine decay, early stopping, a checkpoint every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graft.features.extractor import Features
+from graft.network.checkpoint import Checkpoint
+from graft.network.cut import Cut, split_at
+from graft.scoring.calibration import fit_temperature, log_probabilities
+from graft.scoring.history import History
+from graft.scoring.predictions import Predictions
+from graft.system.console import GraftError, Progress, log
+
+if TYPE_CHECKING:
+    import keras
+
+PREDICT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Phase:
+    """lr: peak learning rate, decayed to 0 along half a cosine over `epochs`. lr_key: the parameter that it came from.
+    patience: epochs without a smaller validation loss before training stops.
+    warmup: share of all steps over which the rate first rises to lr, in [0, 1)."""
+
+    lr: float
+    lr_key: str
+    epochs: int
+    patience: int
+    warmup: float = 0.0
+
+    @classmethod
+    def head(cls, params) -> Phase:
+        """No warm-up: the head starts from nothing that could be torn."""
+        return cls(params.head.lr, "head.lr", params.head.epochs, params.head.patience)
+
+    @classmethod
+    def fine_tune(cls, params) -> Phase:
+        block = params.fine_tune
+        return cls(params.lr, "lr", block.epochs if block.layers else 0, block.patience, block.warmup)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """class_weights: one factor per class on the loss, or None."""
+
+    phase: Phase
+    batch_size: int
+    seed: int
+    class_weights: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, params, phase: Phase, labels: np.ndarray) -> TrainConfig:
+        """From params.yaml. labels: int (n,) of the training images, among which every class occurs."""
+        weights = None
+        if params.head.class_weights == "balanced":
+            from sklearn.utils.class_weight import compute_class_weight
+
+            weights = tuple(map(float, compute_class_weight("balanced", classes=np.unique(labels), y=labels)))
+        return cls(phase, params.batch_size, params.seed, weights)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """history: with the epochs of `previous`. predictions: of the validation images, by the best epoch's weights, which
+    the model holds. temperature: fitted on them. epochs: that this phase trained."""
+
+    history: History
+    predictions: Predictions
+    temperature: float
+    epochs: int
+
+
+def train(
+    model: keras.Model,
+    cut: Cut,
+    train: Features,
+    val: Features,
+    config: TrainConfig,
+    *,
+    checkpoint: Checkpoint,
+    previous: History | None = None,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> TrainingResult:
+    """Train what is above `cut` in `model`, in place, and leave in it the weights of the epoch with the least validation loss.
+
+    train, val: features at the cut, of image sets that know their labels. Epoch e takes view (i + e) mod views of
+    training image i, and view 0 of val. checkpoint: what it holds of this very training is continued, and ends with the
+    same bits as if never interrupted. previous: the curves so far; with them the weights before training are a
+    candidate for the best, and the epochs count on. on_epoch: called with each epoch's row of the curves. Raises
+    GraftError, naming lr and epoch, when the loss is no longer finite.
+    """
+    top = split_at(model, cut)[1]
+    first = len(previous.rows) if previous else 0
+
+    def report(row):
+        if on_epoch:
+            on_epoch({**row, "epoch": row["epoch"] + first})
+
+    rows = _fit(top, train, val, config, checkpoint=checkpoint, on_epoch=report, baseline=previous is not None)
+    predictions = Predictions.of(val.images, predict(top, val))
+    history = previous.continued(rows) if previous else History(tuple(rows))
+    temperature = fit_temperature(log_probabilities(predictions.probabilities), predictions.labels)
+    return TrainingResult(history, predictions, temperature, len(rows))
+
+
+def predict(top: keras.Model, features: Features) -> np.ndarray:
+    """Probabilities float (n, C) of `top` on view 0. In batches of one size, padded: bits do not depend on company."""
+    import tensorflow as tf
+
+    call = tf.function(lambda x: top(x, training=False), input_signature=[_signature(features)], autograph=False)
+    n, parts = len(features), []
+    for start in range(0, n, PREDICT_BATCH):
+        indices = np.minimum(np.arange(start, start + PREDICT_BATCH), n - 1)
+        parts.append(call(_ready(features.take(indices))).numpy()[: n - start])
+    return np.concatenate(parts)
+
+
+def _fit(top, train, val, config, *, checkpoint, on_epoch, baseline):
+    """Rows of the curves, epochs from 0. baseline: whether the weights before training count as a candidate for the best."""
+    import keras
+    import tensorflow as tf
+
+    phase, config = config.phase, _divisible(config)
+    steps = math.ceil(len(train) / config.batch_size)
+    top.compile(
+        optimizer=keras.optimizers.Adam(_rate(phase, steps * phase.epochs)),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        # XLA makes training ten times slower on a CPU; "auto" leaves out what has no kernel on a GPU.
+        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
+    )
+    top.optimizer.build(top.trainable_variables)
+    validation = _dataset(val, config, epoch=None)
+    monitor = TrainingMonitor(top, phase, checkpoint, on_epoch, steps)
+    first = monitor.resume()
+    if first == 0 and baseline:
+        monitor.keep_best(top.evaluate(validation, verbose=0, return_dict=True)["loss"])
+    if first < phase.epochs and not monitor.is_over():
+        top.fit(
+            _dataset(train, config, epoch=first),
+            initial_epoch=first,
+            epochs=phase.epochs,
+            steps_per_epoch=steps,
+            validation_data=validation,
+            class_weight=dict(enumerate(config.class_weights)) if config.class_weights else None,
+            callbacks=[monitor.callback()],
+            shuffle=False,
+            verbose=0,
+        )
+    monitor.restore_best()
+    return monitor.rows
+
+
+def _divisible(config):
+    """`config` with a batch that the devices divide: Keras' symbolic build fails on any other."""
+    import tensorflow as tf
+
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    size = math.ceil(config.batch_size / devices) * devices
+    if size != config.batch_size:
+        log(f"batch_size {config.batch_size} is rounded up to {size}, a multiple of {devices} devices")
+    return dataclasses.replace(config, batch_size=size)
+
+
+def _rate(phase, steps):
+    """The learning rate over `steps` steps: up a straight line, down half a cosine (Loshchilov and Hutter 2017).
+
+    Adam's first steps are as long as the rate, however small the gradient. At full rate they tear pretrained layers apart whose
+    BatchNorm cannot follow, the more the deeper the unfreezing: the top 100 layers of MobileNetV2 on CIFAR-10 at 0.001 fell to
+    chance in the first epochs; with a warm-up they learn. The first of w rising steps has 1/w of the peak, and the last of
+    all more than nothing: a step at rate 0 is lost.
+    """
+    import keras
+
+    rising = min(round(phase.warmup * steps), steps - 1)
+    if rising < 2:
+        return keras.optimizers.schedules.CosineDecay(phase.lr, max(1, steps))
+    return keras.optimizers.schedules.CosineDecay(
+        phase.lr / rising, steps - rising + 1, warmup_target=phase.lr, warmup_steps=rising - 1
+    )
+
+
+def _ready(values):
+    """Half precision is how features are kept, not how they are computed with; pixels stay what they are.
+
+    NumPy casts: TensorFlow's oneDNN reports an error for half precision on most processors before it falls back.
+    """
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def _signature(features):
+    import tensorflow as tf
+
+    return tf.TensorSpec((None, *features.shape), tf.uint8 if features.dtype == np.uint8 else tf.float32)
+
+
+def _dataset(features, config, *, epoch):
+    """tf.data over shuffled batches; `epoch` is the epoch to begin with, or None for one ordered pass (validation).
+
+    The order of epoch e depends on the seed and e alone, so that a resumed training sees what it would have seen.
+    """
+    import tensorflow as tf
+
+    labels, n, size = features.images.labels, len(features), config.batch_size
+
+    def batches():
+        e = epoch
+        while True:
+            order = np.arange(n) if e is None else np.random.default_rng([config.seed, e]).permutation(n)
+            for start in range(0, n, size):
+                indices = order[start : start + size]
+                # Each image goes through its views in turn, but not all in step: an epoch of unaugmented images alone, every
+                # few epochs, makes the validation loss swing with that period.
+                view = 0 if e is None else (indices + e) % features.views
+                yield _ready(features.take(indices, view)), labels[indices]
+            if e is None:
+                return
+            e += 1
+
+    signature = (_signature(features), tf.TensorSpec((None,), tf.int64))
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    if epoch is None:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(n / size)))
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # There is nothing to tune, and now and then the tuner's thread held up the end of a training until its own next turn. Its
+    # turns come 10 ms, 20 ms, 40 ms … apart: after 64 s of training it was seen to wait for the 82nd.
+    options.autotune.enabled = False
+    return dataset.prefetch(4).with_options(options)
+
+
+class TrainingMonitor:
+    """Keeps curves, best weights and checkpoint of one training of `model`, compiled."""
+
+    def __init__(self, model, phase, checkpoint, on_epoch, steps):
+        self.model, self.phase, self.checkpoint, self.on_epoch, self.steps = model, phase, checkpoint, on_epoch, steps
+        self.rows, self.best_loss, self.best, self.waited = [], math.inf, None, 0
+
+    def callback(self):
+        """The same as Keras takes it; a subclass of its own class would need Keras when this module is imported."""
+        import keras
+
+        hooks = ("on_train_begin", "on_epoch_begin", "on_train_batch_end", "on_epoch_end", "on_train_end")
+        return keras.callbacks.LambdaCallback(**{hook: getattr(self, hook) for hook in hooks})
+
+    def on_train_begin(self, logs=None):
+        self.progress = Progress("training", self.steps * (self.phase.epochs - len(self.rows)), unit="step").__enter__()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.lr, self.started = epoch, float(self.model.optimizer.learning_rate), time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.progress.advance()
+        if not math.isfinite(logs["loss"]):
+            self.progress.__exit__()
+            self._refuse("loss", logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {"epoch": epoch, "lr": self.lr, "train_loss": float(logs["loss"]), "train_accuracy": float(logs["accuracy"]),
+               "val_loss": float(logs["val_loss"]), "val_accuracy": float(logs["val_accuracy"])}  # fmt: skip
+        if not math.isfinite(row["val_loss"]):
+            self._refuse("validation loss", row["val_loss"])
+        self.rows.append(row)
+        self.waited = 0 if self.keep_best(row["val_loss"]) else self.waited + 1
+        log(
+            f"epoch {epoch + 1}/{self.phase.epochs}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
+            f"val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}, "
+            f"{time.monotonic() - self.started:.1f} s"
+        )
+        self.on_epoch(row)
+        state = {"rows": self.rows, "best_loss": self.best_loss, "waited": self.waited}
+        self.checkpoint.save(state, {"now": [v.numpy() for v in self._moving()], "best": self.best})
+        if self.is_over():
+            self.model.stop_training = True
+
+    def _refuse(self, what, value):
+        raise GraftError(
+            f"the {what} is {value} in epoch {self.epoch} at lr {self.lr:.3g}: training diverged; "
+            f"lower {self.phase.lr_key} in params.yaml"
+        )
+
+    def on_train_end(self, logs=None):
+        self.progress.__exit__()
+
+    def is_over(self):
+        return self.waited >= self.phase.patience
+
+    def keep_best(self, loss):
+        if loss >= self.best_loss:
+            return False
+        self.best_loss, self.best = float(loss), [v.numpy() for v in self.model.trainable_variables]
+        return True
+
+    def restore_best(self):
+        for variable, value in zip(self.model.trainable_variables, self.best or ()):
+            variable.assign(value)
+
+    def resume(self):
+        """Take up the checkpoint of this training, if there is one. Returns the epoch to go on with."""
+        moving, trained = self._moving(), self.model.trainable_variables
+        held = self.checkpoint.load({"now": [v.numpy() for v in moving], "best": [v.numpy() for v in trained]})
+        if held is None:
+            return 0
+        state, arrays = held
+        for variable, value in zip(moving, arrays["now"]):
+            variable.assign(value)
+        self.rows, self.best_loss, self.waited = state["rows"], state["best_loss"], state["waited"]
+        self.best = arrays["best"]
+        log(f"resumed after epoch {len(self.rows)} of {self.phase.epochs}")
+        for row in self.rows:
+            self.on_epoch(row)
+        return len(self.rows)
+
+    def _moving(self):
+        """Everything that a step changes: weights, Adam's state, and the states of the random generators (dropout)."""
+        generators = [v for v in self.model.non_trainable_variables if "seed_generator_state" in v.path]
+        return [*self.model.trainable_variables, *self.model.optimizer.variables, *generators]
