@@ -1,0 +1,48 @@
+"""`graft`: what a person types besides `dvc` and `mlflow`."""
+
+import argparse
+from collections.abc import Sequence
+from importlib import metadata
+
+from graft.commands import cache, champion, compare, import_, predict, ui
+from graft.system.console import entry
+
+COMMANDS = {
+    "import": (import_, import_.import_),
+    "predict": (predict, predict.predict),
+    "cache": (cache, cache.cache),
+    "champion": (champion, champion.champion),
+    "compare": (compare, compare.compare),
+    "ui": (ui, ui.ui),
+}
+
+
+class _Version(argparse.Action):
+    """`--version`, looked up only where it is asked for."""
+
+    def __call__(self, parser, *_):
+        print(f"graft {metadata.version('graft-vision')}")
+        parser.exit()
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="graft", description="Transfer learning for image classification: data sets in, predictions out."
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (module, function) in COMMANDS.items():
+        sub = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
+        module.add_arguments(sub)
+        sub.set_defaults(function=function)
+    return top
+
+
+@entry
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()

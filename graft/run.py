@@ -1,0 +1,44 @@
+"""What every stage has around it, so that a recipe holds nothing but its method."""
+
+from collections.abc import Callable
+
+from graft import params as parameters
+from graft.forkserver import client
+from graft.params import Params
+from graft.system.console import entry
+from graft.system.environment import quiet_tensorflow, training_scope
+from graft.tracking.runs import StageRun, stage_run
+
+Recipe = Callable[[Params, StageRun], object]
+Check = Callable[[Params], object]
+PLAIN = ("split",)  # stages without a network
+
+
+def run_stage(recipe: Recipe, *, check: Check | None = None) -> None:
+    """Run `recipe`, a function of (params, run) named like its stage, on params.yaml; in the fork server if there is one.
+
+    check: what refuses parameters before any work. A mistake of the user ends the process with one line and exit status 1.
+    """
+
+    @entry
+    def main() -> None:
+        execute(recipe, parameters.load(), check)
+
+    client.run(f"stages.{recipe.__name__}", main)
+
+
+def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
+    """The stage `recipe` in this process: checked, recorded in MLflow, TensorFlow quiet and seeded.
+
+    Raises GraftError for a mistake of the user, a tracking server that cannot be reached among them, before any work.
+    """
+    if check is not None:
+        check(params)
+    stage = recipe.__name__.replace("_", "-")
+    with stage_run(stage, params) as run:
+        if stage in PLAIN:
+            recipe(params, run)
+            return
+        quiet_tensorflow()
+        with training_scope(params.seed):
+            recipe(params, run)

@@ -1,0 +1,163 @@
+"""Versions of the trained models in the MLflow registry, found again by the digest of what they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graft.system.console import GraftError
+from graft.tracking import runs, store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL_ID = "model_id"  # tag of a version: the logged model behind it, which a database store does not record
+SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")  # columns of the Models tab
+TAGGED = ("n", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "macro_f1", "loss", "ece")
+UPLOAD_SECONDS = 1800  # how long a queue worker waits for others to hand their models to a slow server
+
+
+def lock() -> contextlib.AbstractContextManager[None]:
+    """One process at a time looks a digest up and registers what it does not find: hold it from `find` to `point`."""
+    return store.lock("registry", UPLOAD_SECONDS)
+
+
+def find(run: runs.StageRun, digest: str, stage: str | None = None) -> str | None:
+    """Number of the newest version that `stage`, by default the run's own, registered with this `digest`, or None."""
+    wanted = f"tags.stage = {store.quoted(stage or run.stage)} and tags.digest = {store.quoted(digest)}"
+    found = run.client.search_model_versions(f"name = {store.quoted(run.params.tracking.model)} and {wanted}")
+    return str(max(int(version.version) for version in found)) if found else None
+
+
+def create(run: runs.StageRun, folder: Path, *, digest: str, stage: str | None = None) -> str:
+    """Register the MLflow model in `folder` as a new version of `tracking.model`. Returns its number.
+
+    run: the StageRun that made the model. digest: of what the model is, for `find`. stage: by default the run's own.
+    `folder`'s MLmodel file learns which run and logged model it belongs to. Raises ValueError for a folder without one.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    client, name, stage = run.client, run.params.tracking.model, stage or run.stage
+    _ensure_model(client, name)
+    tags = {"stage": stage, "digest": digest}
+    model = client.create_logged_model(
+        run.connection.experiment_id,
+        name=re.sub(r"[/:.%\"']", "-", f"{stage} of {run.pipeline_name}"),  # what MLflow does not take in a name
+        source_run_id=run.run_id,
+        tags=tags,
+        params={key: value for key, value in run.shown_params.items() if key in SHOWN},
+        model_type="image classifier",
+    )
+    try:
+        _complete(Path(folder), model, run.run_id)
+        client.log_model_artifacts(model.model_id, str(folder))
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    # A database store would look `models:/<id>` up through MLflow's global URI, which may be another one.
+    source = model.artifact_location if run.connection.uri.startswith(store.DATABASE) else f"models:/{model.model_id}"
+    tags |= {MODEL_ID: model.model_id}
+    version = client.create_model_version(name, source, run_id=run.run_id, model_id=model.model_id, tags=tags).version
+    # The links that the UI follows: from the logged model to its version, from the experiment's row to the model.
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])})
+    client.log_outputs(run.pipeline_id, [LoggedModelOutput(model.model_id, step=0)])
+    describe(run, str(version), tags=_origin(run))
+    return str(version)
+
+
+def _ensure_model(client, name):
+    """Create the registered model `name` if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        with contextlib.suppress(MlflowException):  # somebody else was faster
+            client.create_registered_model(name, description="Image classifiers grafted onto pretrained backbones.")
+
+
+def _complete(folder, logged_model, run_id):
+    """Write into MLmodel which logged model and run the folder belongs to."""
+    from mlflow.models import Model
+
+    if not (folder / "MLmodel").exists():
+        raise ValueError(f"{folder} is not an MLflow model: it has no MLmodel file")
+    model = Model.load(str(folder / "MLmodel"))
+    model.model_uuid = model.model_id = logged_model.model_id
+    model.run_id, model.artifact_path = run_id, logged_model.artifact_location
+    model.save(str(folder / "MLmodel"))
+    for cache in list(folder.rglob("__pycache__")):
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _origin(run):
+    tags = {"pipeline": run.pipeline_name, "git.commit": runs.git_commit()}
+    return tags | ({"data.digest": run.dataset.digest[:12], "data.path": run.dataset.path} if run.dataset else {})
+
+
+def describe(run: runs.StageRun, version: str, *, metrics: Mapping | None = None, tags: Mapping | None = None) -> None:
+    """Add test metrics and tags to a version that is there: evaluate knows what the training stages did not.
+
+    The metrics, numbers in a (nested) dict, become metrics of the logged model behind it, which the Models tab shows and can
+    sort by; the main ones (TAGGED) also tags of the version: `accuracy: 0.9712`. Tags that are None are left out.
+    """
+    from mlflow.entities import Metric
+
+    client, name = run.client, run.params.tracking.model
+    numbers = runs.flat_metrics(metrics or {})
+    texts = {key: str(value) for key, value in (tags or {}).items() if value is not None}
+    for key, value in (texts | {key: f"{numbers[key]:.6g}" for key in TAGGED if key in numbers}).items():
+        client.set_model_version_tag(name, version, key, value)
+    model_id = client.get_model_version(name, version).tags.get(MODEL_ID)
+    if not model_id:  # registered by other means
+        return
+    if texts:
+        client.set_logged_model_tags(model_id, texts)
+    if numbers:
+        now, known = int(time.time() * 1000), run.dataset
+        dataset = {"dataset_name": known.name, "dataset_digest": known.digest[:12]} if known else {}
+        options = {"model_id": model_id, "run_id": run.run_id, **dataset}
+        client.log_batch(run.run_id, metrics=[Metric(key, float(v), now, 0, **options) for key, v in numbers.items()])
+
+
+def point(run: runs.StageRun, alias: str, version: str) -> None:
+    """Make `alias` of `tracking.model` name `version`."""
+    client, name = run.client, run.params.tracking.model
+    current = by_alias(client, name, alias)
+    if current is None or str(current.version) != version:
+        client.set_registered_model_alias(name, alias, version)
+
+
+def by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version of model `name` that `alias` points at, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def get_version(client: MlflowClient, name: str, version: str | int) -> ModelVersion:
+    """Version number or alias `version` of model `name`. Raises GraftError when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    if not str(version).isdigit():
+        found = by_alias(client, name, str(version))
+        if found is None:
+            raise GraftError(f"model {name} has no version with the alias {version} in the registry")
+        return found
+    try:
+        return client.get_model_version(name, str(version))
+    except MlflowException:
+        raise GraftError(f"model {name} has no version {version} in the registry") from None

@@ -1,0 +1,200 @@
+"""The MLflow store: found, made where there is none, opened, locked, searched.
+
+Processes of one clone share it, and several may meet a fresh one at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graft.system import paths
+from graft.system.console import GraftError, warn
+from graft.system.environment import quiet_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DATABASE = "sqlite:///"
+PROBE_SECONDS = 5  # a server that does not answer /health within this is called unreachable
+LOCK_SECONDS = 300  # longer than a queue of workers needs, the first of which makes the database (3 s; 25 s where many compete)
+ABOUT = (
+    "One row is one experiment (`dvc repro`, `dvc exp run`); unfolded, it shows the stages that ran. "
+    "Columns `evaluate/…` are test results. Only rows of experiments: filter by `tags.kind = 'pipeline'`."
+)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A checked way to one MLflow store: `client`, its `uri`, and the experiment that runs go to."""
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+
+    def search(self, *, limit: int = 1000, **tags: str) -> list[Run]:
+        """Active runs whose tags have these values, newest first."""
+        clauses = " and ".join(f"tags.`{key}` = {quoted(value)}" for key, value in tags.items())
+        newest_first = ["attributes.start_time DESC"]
+        return list(self.client.search_runs([self.experiment_id], clauses, max_results=limit, order_by=newest_first))
+
+
+def quoted(value: str) -> str:
+    """`value` as MLflow's search takes it."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def tracking_uri() -> str:
+    """`$MLFLOW_TRACKING_URI`, else the SQLite database under the root of the clone.
+
+    A relative SQLite path is taken from the root: in `dvc exp run --temp` and `--queue` the working folder is thrown away.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{DATABASE}mlruns/mlflow.db"
+    if not uri.startswith(DATABASE):
+        return uri
+    return f"{DATABASE}{paths.root().resolve() / uri.removeprefix(DATABASE)}"
+
+
+def connect(params) -> Connection:
+    """Open the MLflow store and find or create the experiment `params.tracking.experiment`.
+
+    Raises GraftError, within about ten seconds, when the store cannot be reached or used.
+    """
+    uri = tracking_uri()
+    _probe(uri)
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    with failures(uri), lock():
+        return _open(MlflowClient, uri, params.tracking.experiment)
+
+
+def _open(client_class, uri, experiment):
+    artifacts = None
+    if uri.startswith(DATABASE):
+        file = Path(uri.removeprefix(DATABASE))
+        if not file.exists():
+            _create_database(client_class, file)
+        artifacts = (file.parent / "artifacts").as_uri()
+    client = client_class(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        # Without the first tag the UI opens on its pages for language models.
+        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT}
+        return Connection(client, uri, client.create_experiment(experiment, artifact_location=artifacts, tags=tags))
+    if found.lifecycle_stage == "deleted":
+        warn(f"experiment {experiment} had been deleted in MLflow: restored")
+        client.restore_experiment(found.experiment_id)
+    if artifacts and found.artifact_location != artifacts:
+        _follow_a_move(file, found.artifact_location, artifacts)
+    return Connection(client, uri, found.experiment_id)
+
+
+def _create_database(client_class, file):
+    """Make the tables in a file beside `file` and move it into place: a kill midway leaves nothing half done."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.new")
+    draft.unlink(missing_ok=True)
+    client_class(tracking_uri=f"{DATABASE}{draft}").get_experiment("0")
+    draft.replace(file)
+
+
+def _follow_a_move(database, old, new):
+    """Point the database at its artifacts again after the clone was moved or renamed.
+
+    MLflow records absolute paths: left alone, new artifacts would go to the old place, and old models would not load.
+    """
+    if not old.startswith("file:") or local_path(old).exists() or not local_path(new).exists():
+        return
+    places = [
+        ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+        ("model_versions", "source"), ("model_versions", "storage_location"),
+    ]  # fmt: skip
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        for table, column in places:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old), old),
+            )
+    warn(f"the clone was moved: MLflow looks for artifacts in {local_path(new)} now")
+
+
+def local_path(uri: str) -> Path:
+    """The path that a `file:` address means."""
+    return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path))
+
+
+@contextlib.contextmanager
+def failures(uri: str) -> Iterator[None]:
+    """What MLflow raises when the store at `uri` fails, itself or the database under it, becomes a GraftError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise GraftError(f"MLflow at {shown(uri)}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def lock(name: str = "mlflow", seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """One process at a time creates the database, the experiment and the pipeline run, or does what `name` stands for.
+
+    Processes that meet a fresh SQLite database together break it (11 of 12 failed without the lock). Raises GraftError
+    after `seconds`.
+    """
+    from filelock import FileLock, Timeout
+
+    file = paths.cache() / f"{name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(file, timeout=seconds)
+    try:
+        held.acquire()
+    except Timeout:
+        raise GraftError(f"{file}: another process has held this lock for {seconds} s; end it, then try again") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _probe(uri):
+    """Raise GraftError when nothing answers at `uri`: MLflow itself would retry for minutes first."""
+    scheme = uri.partition(":")[0]
+    if scheme == "file" or ("://" not in uri and scheme != "databricks"):
+        raise GraftError(
+            f"MLFLOW_TRACKING_URI={uri}: MLflow has no file store any more; use {DATABASE}<path>/mlflow.db, or unset it"
+        )
+    if scheme not in ("http", "https"):
+        return
+    context = ssl._create_unverified_context() if scheme == "https" else None  # nothing secret is sent: is anyone there?
+    try:
+        with urllib.request.urlopen(f"{shown(uri).rstrip('/')}/health", timeout=PROBE_SECONDS, context=context):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in shows at the first real request
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise GraftError(
+            f"MLflow at {shown(uri)} cannot be reached ({reason}); start it or unset MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def shown(uri: str) -> str:
+    """`uri` without user name and password."""
+    head, at, tail = uri.rpartition("@")
+    return f"{head.partition('://')[0]}://{tail}" if at and "://" in head else uri
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
