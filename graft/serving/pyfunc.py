@@ -1,0 +1,152 @@
+"""The classifier as an MLflow model: written as a folder that MLflow loads anywhere, registered, and loaded again."""
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from importlib import metadata as packages
+from pathlib import Path
+
+import numpy as np
+
+from graft import pixels
+from graft.description import FILES, Description
+from graft.serving import readers, writers
+from graft.system.console import GraftError
+from graft.system.environment import quiet_mlflow, quiet_tensorflow, silence
+from graft.tracking import registry, store
+from graft.tracking.runs import StageRun
+
+CODE = Path(__file__).with_name("pyfunc_model.py")
+REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+IN_STORE = ("models:/", "runs:/")  # how URIs of the MLflow store begin; anything else is a folder
+
+
+def register(
+    run: StageRun,
+    model,
+    description: Description,
+    *,
+    alias: str,
+    stage: str | None = None,
+    metrics: dict | None = None,
+    tags: dict | None = None,
+) -> str:
+    """Register a keras.Model as a version of `tracking.model`, point `alias` at it, and return its number.
+
+    stage: which made the model, by default the run's own. A version of that stage with these very weights and this description
+    is taken as it is; nothing is saved again. metrics: test metrics (numbers, also nested), shown with the version; tags:
+    values become text. Both are added to what the version has. Stages that register at the same time are safe.
+    """
+    stage, found = stage or run.stage, digest(model, description)
+    with registry.lock(), tempfile.TemporaryDirectory(prefix="graft-") as place:
+        version = registry.find(run, found, stage)
+        if version is None:
+            folder = Path(place) / "model"
+            save(folder, model, description)
+            version = registry.create(run, folder, digest=found, stage=stage)
+        registry.describe(run, version, metrics=metrics, tags=tags)
+        registry.point(run, alias, version)
+    run.set_tags({"model.version": version})
+    return version
+
+
+def digest(model, description: Description) -> str:
+    """SHA-256 in hex of the weights and the description: the same for a model in memory and for one loaded again."""
+    total = hashlib.sha256(description.to_json().encode())
+    for weight in model.get_weights():
+        total.update(f"{weight.dtype}{weight.shape}".encode())
+        total.update(np.ascontiguousarray(weight))
+    return total.hexdigest()
+
+
+def save(folder: Path, model, description: Description) -> None:
+    """Write a keras.Model, its temperature applied, as an MLflow model into `folder`, which must not exist.
+
+    The folder holds the model, the code that calls it, the image decoder that training used, a signature, an input example and
+    the versions of the six packages that it needs.
+    """
+    quiet_mlflow()
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+
+    # Any: MLflow has no type for "bytes, base64 or pixels". Under a column's signature it pushes the input through a DataFrame,
+    # which 3-D pixels do not survive; under a signature that is marked as made from type hints it hands the input over as is.
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(AnyType())]),
+        outputs=Schema([
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(Map(DataType.double), "probabilities"),
+        ]),
+    )  # fmt: skip
+    signature._is_signature_from_type_hint = True
+    model, description = writers.self_contained(model, description)
+    with silence(), tempfile.TemporaryDirectory(prefix="graft-") as place:
+        file = Path(place) / FILES["keras"]
+        writers.write_keras(model, description, file)
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(CODE),
+            artifacts={"model": str(file), "pixels": pixels.__file__},
+            signature=signature,
+            input_example=[_example()],
+            pip_requirements=[f"{name}=={packages.version(name)}" for name in REQUIRED],
+            metadata=json.loads(description.to_json()),
+        )
+    _forget_origins(folder)
+
+
+def _forget_origins(folder):
+    """Take out of an MLflow model folder where its files came from; paths inside the folder are enough to load it."""
+    from mlflow.models import Model
+
+    model = Model.load(str(folder / "MLmodel"))
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    model.save(str(folder / "MLmodel"))
+    for cache in list(folder.rglob("__pycache__")):
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _example():
+    """A small PNG in base64: the input example, in the one form that JSON can carry too."""
+    from PIL import Image
+
+    ramp = np.linspace(0, 255, 16, dtype=np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def load(uri: str) -> readers.Loaded:
+    """The model at `uri` of the store that the stages write to (`models:/graft@champion`, a run's), or of an MLflow folder.
+
+    Raises GraftError where there is none, or one that graft did not make.
+    """
+    address = store.tracking_uri()
+    database = Path(address.removeprefix(store.DATABASE))
+    # MLflow would make an empty database where there is none.
+    if uri.startswith(IN_STORE) and address.startswith(store.DATABASE) and not database.exists():
+        raise GraftError(f"{uri}: no MLflow store at {database}; run `dvc repro` first")
+    quiet_tensorflow()
+    quiet_mlflow()
+    import mlflow
+
+    mlflow.set_tracking_uri(address)
+    try:
+        model = mlflow.pyfunc.load_model(uri)
+    except mlflow.MlflowException as error:
+        raise GraftError(f"{uri}: {store.first_line(error)}") from None
+    description = Description.from_json(json.dumps(model.metadata.metadata or {}), uri)
+
+    def run(batch):
+        return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
+
+    return readers.Loaded(uri, description, run)

@@ -1,0 +1,151 @@
+"""The code of the registered model, which travels with it (MLflow's "models from code"; no pickle is involved).
+
+It needs nothing of the project but the files beside it: NumPy, pandas, Pillow, Keras and TensorFlow do.
+"""
+
+import base64
+import binascii
+import importlib.util
+import json
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from PIL import Image
+
+CHUNK = 32  # images per call of the network
+
+
+class ImageClassifier(mlflow.pyfunc.PythonModel):
+    """Image classifier: `predict(images)` says what each image shows.
+
+    images: one image or several (list, tuple, NumPy array, pandas Series, DataFrame of one column), each of them
+        - bytes of an image file (JPEG, PNG, WebP, BMP, GIF, TIFF),
+        - a str: the same in base64, with or without a "data:image/…;base64," in front (what JSON can carry),
+        - pixels, (height, width, 3) RGB, whole numbers 0..255, any size; an array or nested lists,
+        - a `pathlib.Path`. A str is never taken for a path: who may send requests shall not read the server's disk.
+    Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its probability; `probabilities`, a
+    dict {class: probability} in the order of the classes.
+    Raises MlflowException (a server answers 400) that names the position of an image that cannot be used.
+    """
+
+    _skip_type_hint_validation = True  # else MLflow warns at every load: no type hint of its says "bytes, base64 or pixels"
+
+    def load_context(self, context):
+        import keras
+        import tensorflow as tf
+
+        path = context.artifacts["model"]
+        with zipfile.ZipFile(path) as archive:
+            description = json.loads(archive.read("graft.json"))
+        self.classes, self.size = description["classes"], description["image_size"]
+        model = keras.saving.load_model(path, compile=False)
+        spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
+        self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
+        self.decoder = _module(context.artifacts["pixels"])
+
+    def predict(self, context, model_input, params=None):
+        images = _as_list(model_input)
+        rows = []
+        with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+            for start in range(0, len(images), CHUNK):
+                chunk = images[start : start + CHUNK]
+                batch = np.stack(list(pool.map(self._pixels, range(start, start + len(chunk)), chunk)))
+                rows.append(self.network(batch).numpy())
+        probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
+        best = probabilities.argmax(axis=1)
+        return pd.DataFrame(
+            {
+                "label": pd.Series([self.classes[k] for k in best], dtype=object),
+                "confidence": probabilities[np.arange(len(best)), best].astype(float),
+                "probabilities": [dict(zip(self.classes, map(float, row))) for row in probabilities],
+            }
+        )
+
+    def _pixels(self, position, image):
+        """One image as uint8 (S, S, 3)."""
+        try:
+            if isinstance(image, str):
+                image = _from_base64(image)
+            if isinstance(image, (bytes, bytearray, memoryview, Path)):
+                return self.decoder.load(image, self.size)
+            pixels = Image.fromarray(_checked(image))
+            return np.asarray(pixels.resize((self.size, self.size), Image.Resampling.BILINEAR), dtype=np.uint8)
+        except (ValueError, TypeError, OSError, self.decoder.ImageProblem) as error:
+            raise _invalid(f"image {position}: {error}") from None
+
+
+def _invalid(message):
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+def _module(path):
+    """The project's image decoder, from its file. Not through sys.path: two versions may be loaded in one process."""
+    spec = importlib.util.spec_from_file_location("graft_pixels", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _as_list(images):
+    if isinstance(images, pd.DataFrame):
+        if images.shape[1] != 1:
+            raise _invalid(f"a DataFrame of images must have one column, not {images.shape[1]}")
+        images = images.iloc[:, 0]
+    if isinstance(images, pd.Series):
+        return images.tolist()
+    if isinstance(images, dict):  # {"image": …} of a JSON request
+        if len(images) != 1:
+            raise _invalid(f"a dict of images must have one key, not {len(images)}")
+        return _as_list(next(iter(images.values())))
+    if isinstance(images, (bytes, bytearray, memoryview, str, Path)):
+        return [images]
+    if isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
+        images = _nested(images)
+    if isinstance(images, np.ndarray):
+        if images.ndim == 0:
+            return _as_list(images.item())
+        if images.ndim == 3 and images.dtype.kind in "uif":  # one image
+            return [images]
+    return list(images)
+
+
+def _nested(lists):
+    """Nested lists as one array, where they make one: pixels of one image, or of several of one size."""
+    try:
+        return np.asarray(lists)
+    except ValueError:
+        return lists
+
+
+def _from_base64(text):
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("a str must hold the bytes of an image file in base64; give a path as pathlib.Path") from None
+
+
+def _checked(image):
+    pixels = np.asarray(image)
+    if pixels.dtype.kind not in "uif" or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        found = f"{pixels.dtype} {pixels.shape}"
+        raise ValueError(f"neither an image file's bytes, nor base64, nor RGB pixels (height, width, 3), but {found}")
+    if pixels.dtype != np.uint8:
+        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 255 or (pixels != np.floor(pixels)).any():
+            raise ValueError("pixels must be whole numbers 0..255, not scaled")
+        pixels = pixels.astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+mlflow.models.set_model(ImageClassifier())

@@ -1,0 +1,137 @@
+"""Exported files loaded again, each behind one callable: uint8 pixels in, float32 probabilities out."""
+
+import importlib.util
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from graft import runtimes
+from graft.description import EMBEDDED, FILES, Description
+from graft.system.console import GraftError
+from graft.system.environment import silence
+
+CHUNK = 32  # images per call, where `runtimes.CHUNK` does not say better
+NEEDS = {"onnx": ("onnxruntime",)}  # packages to load a format, beside TensorFlow
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that graft made, ready: call it with uint8 (n, S, S, 3) RGB pixels, it returns float32 (n, C) probabilities.
+
+    name: where it came from, a path or MLflow's URI. format: one of FILES, "" for a model that is no exported file.
+    run: what computes up to `chunk` images at once.
+    """
+
+    name: str
+    description: Description
+    run: Callable[[np.ndarray], np.ndarray]
+    format: str = ""
+    chunk: int = CHUNK
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Raises ValueError for pixels of another type or shape."""
+        images, size = np.ascontiguousarray(images), self.description.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise ValueError(f"images must be uint8 (n, {size}, {size}, 3), not {images.dtype} {images.shape}")
+        parts = [self.run(images[i : i + self.chunk]) for i in range(0, len(images), self.chunk)]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.description.classes)), np.float32)
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of `packages` that are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def of_keras(model, description: Description) -> Loaded:
+    """A keras.Model as it is: no exported file and no frozen graph plays a part in what it says."""
+    return Loaded(model.name, description, _keras_call(model))
+
+
+def load(format: str, folder: Path) -> Loaded:
+    """The model that `writers.write` left in `folder` in `format`. Raises GraftError where it is missing or damaged."""
+    return load_file(folder / FILES[format], format)
+
+
+def load_file(path: Path, format: str | None = None) -> Loaded:
+    """An exported model by its path; `format` by its name: model.keras, .h5, .tflite, .onnx, or a SavedModel's folder."""
+    format = format or _format_of(path)
+    if not path.exists():
+        raise GraftError(f"{path}: no such model; run `dvc repro export` first")
+    if lacking := missing(NEEDS.get(format, ())):
+        raise GraftError(f"{path}: {format} needs {' and '.join(lacking)}; pip install 'graft-vision[onnx]'")
+    description = read_description(path, format)
+    try:
+        with silence():
+            run = LOADERS.get(format, _load_tflite)(path)
+    except Exception as error:  # whatever the four libraries raise on a damaged file
+        raise GraftError(f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}") from error
+    chunk = runtimes.CHUNK if format == "onnx" or format.startswith("tflite") else CHUNK
+    return Loaded(str(path), description, run, format, chunk)
+
+
+def _format_of(path):
+    if path.is_dir():
+        return "saved_model"
+    by_suffix = {".keras": "keras", ".h5": "h5", ".hdf5": "h5", ".tflite": "tflite", ".onnx": "onnx"}
+    if path.suffix not in by_suffix:
+        raise GraftError(f"{path}: not an exported model: neither a SavedModel's folder nor one of {', '.join(by_suffix)}")
+    return by_suffix[path.suffix]
+
+
+def read_description(path: Path, format: str | None = None) -> Description:
+    """The Description inside an exported model. Raises GraftError where there is none."""
+    format = format or _format_of(path)
+    try:
+        if format == "saved_model":
+            text = (path / "assets.extra" / EMBEDDED).read_text(encoding="utf-8")
+        elif format == "h5":
+            import h5py
+
+            with h5py.File(path) as file:
+                text = file["graft"][()].decode()
+        elif format == "onnx":
+            text = runtimes.onnx_session(str(path)).get_modelmeta().custom_metadata_map["graft"]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read(EMBEDDED).decode()
+    except Exception:  # four libraries, each with its own errors for a damaged file
+        raise GraftError(f"{path}: not a model that graft exported, or damaged: it does not say what its classes are") from None
+    return Description.from_json(text, path)
+
+
+def _keras_call(model):
+    import tensorflow as tf
+
+    # As a graph: called eagerly, the model keeps every layer's output until it is done, 1.3 GB for 32 images at 160 px.
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), "uint8", name="image")
+    call = tf.function(lambda image: model(image, training=False), input_signature=[spec], autograph=False)
+    return lambda images: call(images).numpy()
+
+
+def _load_keras(path):
+    import keras
+
+    return _keras_call(keras.saving.load_model(path, compile=False))  # safe_mode, the default, refuses code in the file
+
+
+def _load_saved_model(path):
+    import tensorflow as tf
+
+    module = tf.saved_model.load(str(path))
+    return lambda images: module.serve(tf.constant(images))["probabilities"].numpy()
+
+
+def _load_tflite(path):
+    run = runtimes.litert(model_path=str(path))
+    return lambda images: run(images)[0]
+
+
+def _load_onnx(path):
+    session = runtimes.onnx_session(str(path))
+    return lambda images: session.run(["probabilities"], {"image": images})[0]
+
+
+LOADERS = {"keras": _load_keras, "h5": _load_keras, "saved_model": _load_saved_model, "onnx": _load_onnx}
