@@ -1,0 +1,263 @@
+"""`params.yaml`, typed: an unknown key, a wrong type or a value out of range is refused with one line that names the key."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Le
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from graft.system import paths
+from graft.system.console import GraftError
+
+Format = Literal["keras", "h5", "saved_model", "tflite", "tflite_fp16", "tflite_int8", "onnx"]
+Gate = Literal["accuracy", "balanced_accuracy", "macro_f1", "min_class_recall"]
+RENAMED = {"data.leaks": "data.leakage", "trunk.engine": "features.runtime"}
+WANTED = {  # kind of pydantic's errors -> what the value must be
+    "bool_type": "true or false",
+    "dict_type": "a block of numbers from 0 to 1",
+    "finite_number": "a number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_type": "a block of keys",
+    "string_too_short": "a word",
+    "string_type": "a word",
+    "tuple_type": "a list of words",
+}
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _whole(value):
+    """20.0 is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Word = Annotated[str, Field(min_length=1)]
+
+
+class Block(BaseModel):
+    """A block of keys in params.yaml."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Block):
+    path: Word = Field(description="folder of photos: a sub-folder per class, or train/ val/ test/ of those")
+    val_fraction: float = Field(gt=0, lt=1, description="share of the images that validates, where no such folder is given")
+    test_fraction: float = Field(gt=0, lt=1, description="share of the images that tests, where no such folder is given")
+    on_damaged: Literal["quarantine", "fail"] = Field(description="damaged files are listed and set aside, or stop the stage")
+    group_by: Word | None = Field(
+        description="regular expression on the path; what its one group captures (one animal, one patient) stays in one split",
+    )
+    near_duplicates: Whole = Field(
+        ge=-1,
+        le=16,
+        description="bits of 64 by which the hashes of near-duplicates may differ before they are looked at closely; "
+        "-1: do not look",
+    )
+    leakage: Literal["warn", "drop_from_train", "fail"] = Field(
+        description="what becomes of near-duplicates of a given test folder's images among those of train"
+    )
+    min_side: Whole = Field(ge=1, description="pixels; an image with a shorter side is set aside")
+    max_megapixels: float = Field(gt=0, description="larger images are set aside")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "data.val_fraction + data.test_fraction must stay below 1, so that images are left to train on, "
+                f"not {self.val_fraction} + {self.test_fraction}"
+            )
+        if self.group_by is not None:
+            try:
+                groups = re.compile(self.group_by).groups
+            except re.error as error:
+                raise ValueError(f"data.group_by is not a regular expression: {error}") from None
+            if groups != 1:
+                raise ValueError(f"data.group_by must have one (group), not {groups}")
+        return self
+
+
+class Backbone(Block):
+    name: Word = Field(description="mobilenet_v2, inception_v3 and others of Keras; a wrong name lists all")
+    alpha: float = Field(gt=0, le=2, description="width of the MobileNets; other backbones have one width")
+    weights: Word = Field(description="bundled, imagenet, none, or a path to .h5, .keras or .weights.h5")
+
+
+class Augment(Block):
+    views: Whole = Field(
+        ge=0, le=1000, description="augmented copies per training image, the image itself included; 0: no augmentation"
+    )
+    flip: Literal["none", "horizontal", "vertical", "both"] = Field(description="axes along which copies are mirrored")
+    rotation: float = Field(ge=0, le=0.5, description="at most this fraction of a full turn, either way")
+    zoom: float = Field(ge=0, lt=1, description="at most this fraction, in or out")
+    translation: float = Field(ge=0, lt=1, description="at most this fraction of the side, along either axis")
+    contrast: float = Field(ge=0, lt=1, description="at most this fraction, more or less")
+
+
+class Head(Block):
+    lr: float = Field(gt=0, description="peak learning rate of the head")
+    epochs: Whole = Field(ge=1, description="at most so many")
+    patience: Whole = Field(ge=1, description="epochs without a smaller validation loss before training stops")
+    hidden_units: Whole = Field(ge=0, description="of a dense layer before the softmax; 0: none")
+    dropout: float = Field(ge=0, lt=1, description="rate before the softmax")
+    class_weights: Literal["balanced", "none"] = Field(description="weights of the classes, in both training stages")
+
+
+class FineTune(Block):
+    layers: Whole = Field(ge=0, description="top layers of the backbone that are unfrozen; 0 skips it; BatchNorm stays frozen")
+    epochs: Whole = Field(ge=0, description="at most so many")
+    warmup: float = Field(
+        ge=0,
+        lt=1,
+        description="share of the steps over which the learning rate rises to lr, before it falls along half a cosine",
+    )
+    patience: Whole = Field(ge=1, description="epochs without a smaller validation loss before training stops")
+
+
+class Evaluate(Block):
+    calibrate: bool = Field(description="apply the temperature that was fitted on the validation images")
+    bootstrap: Whole = Field(ge=100, le=100_000, description="resamples behind the 95% intervals")
+    gates: dict[Gate, Annotated[float, Ge(0), Le(1)]] = Field(
+        description="what a champion must reach, such as {accuracy: 0.9, min_class_recall: 0.8}"
+    )
+
+
+class Export(Block):
+    formats: tuple[Format, ...] = Field(
+        strict=False,  # YAML knows lists only
+        description="what is written; keras, which the others are checked against, always",
+    )
+    min_agreement: float = Field(
+        ge=0,
+        le=1,
+        description="share of images on which a format agrees with the original; the stage fails where the test images "
+        "refute it (one-sided, 1%)",
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _check(cls, formats):
+        if "keras" not in formats:
+            raise ValueError("export.formats must hold keras, the original that the others are checked against")
+        return formats
+
+
+class Features(Block):
+    runtime: Literal["auto", "tensorflow", "litert", "onnx"] = Field(description="what runs the frozen layers")
+
+
+class Cache(Block):
+    max_gb: float = Field(gt=0, description="bound of the feature cache; `graft cache` shows and clears it")
+
+
+class ImportLimits(Block):
+    max_files: Whole = Field(ge=1, description="files that `graft import` unpacks at most")
+    max_gb: float = Field(gt=0, description="size that `graft import` unpacks at most")
+    max_ratio: float = Field(ge=1, description="unpacked size over the archive's size at most")
+
+
+class Tracking(Block):
+    experiment: Word = Field(description="name of the MLflow experiment")
+    model: Word = Field(description="name in the MLflow registry")
+    promote: Literal["better", "significant", "always", "never"] = Field(description="when a challenger becomes champion")
+
+
+class Params(Block):
+    lr: float = Field(gt=0, description="peak learning rate of fine-tuning; what people sweep")
+    seed: Whole = Field(
+        ge=0, le=2**31 - 1, description="of the split, the initial head, the augmentation, the order of training"
+    )
+    image_size: Annotated[int, Ge(16), Le(4096), BeforeValidator(_whole)] | Literal["auto"] = Field(
+        description="side of the square input in pixels, or auto: what the backbone was trained at"
+    )
+    batch_size: Whole = Field(ge=1, description="images per training step")
+    data: Data = Field(description="the data set, and how it is split")
+    backbone: Backbone = Field(description="the pretrained network")
+    augment: Augment = Field(description="what the augmented copies of a training image differ by")
+    head: Head = Field(description="training of the head")
+    fine_tune: FineTune = Field(description="training of the top layers")
+    evaluate: Evaluate = Field(description="figures of the test images, and what they must reach")
+    export: Export = Field(description="the model as files")
+    features: Features = Field(description="the frozen layers' output")
+    cache: Cache = Field(description="what is kept to be computed once")
+    import_limits: ImportLimits = Field(description="what `graft import` unpacks at most")
+    tracking: Tracking = Field(description="MLflow")
+
+    def flat(self) -> dict[str, Any]:
+        """{'data.path': …, 'lr': …}: every parameter under its dotted key, as MLflow shows it."""
+        return dict(_flatten(self.model_dump()))
+
+
+def load(path: Path | str = paths.PARAMS) -> Params:
+    """Read and check `path`. Raises GraftError, naming the key, for anything that does not fit."""
+    from ruamel.yaml import YAML, YAMLError  # reads 1e-05 as a number (YAML 1.2), which PyYAML does not
+
+    path = Path(path)
+    try:
+        return Params.model_validate(YAML(typ="safe").load(path))
+    except FileNotFoundError:
+        raise GraftError(f"{path}: no such file; run from the root of the project") from None
+    except YAMLError as error:
+        raise GraftError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        # An unknown key first: it is why another is missing.
+        errors = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
+        raise GraftError(f"{path}: {_refusal(errors[0])}") from None
+
+
+def _refusal(error):
+    """One of pydantic's errors as a line that names the dotted key."""
+    kind, location, value = error["type"], error["loc"], error["input"]
+    if kind == "missing":
+        return f"missing key {'.'.join(location)}"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    names, block, field = [], Params, None
+    for name in location:
+        if name not in getattr(block, "model_fields", {}):
+            break
+        field = block.model_fields[name]
+        block = field.annotation
+        names.append(name)
+    if kind in ("extra_forbidden", "invalid_key"):
+        return _unknown(names, str(location[-1]), block.model_fields)
+    return f"{'.'.join(names) or 'the file'} must be {_wanted(kind, field)}, not {value!r}"
+
+
+def _unknown(block, name, known):
+    key = ".".join([*block, name])
+    for old, new in RENAMED.items():
+        if f"{old}.".startswith(f"{key}."):
+            return f"{old} is called {new} now"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {'.'.join([*block, near[0]])}?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key {key}; {hint}"
+
+
+def _wanted(kind, field):
+    """What a value of `field` must be, for an error of this kind."""
+    if field is None:
+        return WANTED[kind]
+    parts = get_args(field.annotation)
+    words = [word for part in (field.annotation, *parts) for word in get_args(part) if isinstance(word, str)]
+    container = get_origin(field.annotation) in (tuple, dict)
+    if kind == "literal_error":
+        return f"{'made of' if container else 'one of'} {', '.join(words)}"
+    if get_origin(field.annotation) is dict:
+        return WANTED["dict_type"]
+    if kind in WANTED:
+        return " or ".join([WANTED[kind], *words * (kind == "int_type")])
+    limits = [*field.metadata, *(limit for part in parts for limit in getattr(part, "__metadata__", ()))]
+    return " and ".join(f"{word} {getattr(m, name)}" for m in limits for name, word in BOUNDS.items() if hasattr(m, name))
+
+
+def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
