@@ -1,109 +1,53 @@
-"""What the tuned model is worth: measured once on the test images, beside the head-only model, and against the champion."""
+"""What the tuned model is worth: measured once on the test images, beside the head-only one; the champion is challenged."""
 
-import dataclasses
-from pathlib import Path
-
-from stages import console, paths, warm
-from stages import params as parameters
-
-INPUTS = {
-    "manifest": paths.SPLIT / "manifest.csv",
-    "problems": paths.SPLIT / "problems.csv",
-    "head.weights": paths.TRAIN_HEAD / "model.weights.h5",
-    "head.model": paths.TRAIN_HEAD / "model.json",
-    "weights": paths.FINE_TUNE / "model.weights.h5",
-    "model": paths.FINE_TUNE / "model.json",
-    "curves": paths.FINE_TUNE / "curves.csv",
-}
-FILES = ("metrics.json", "predictions.csv", "report.json", "report.txt", "confusion_matrix.csv", "plots")
+from graft.dataset import images, manifest
+from graft.network import backbones, classifier, prediction
+from graft.reporting import evaluation, model_card
+from graft.run import run_stage
+from graft.scoring import metrics
+from graft.scoring.calibration import Calibration
+from graft.scoring.history import History
+from graft.scoring.predictions import Predictions
+from graft.scoring.results import Results
+from graft.serving import pyfunc
+from graft.system import files, paths
+from graft.system.console import log
+from graft.tracking import champion
 
 
 def evaluate(params, run):
-    import csv
-
-    from stages.dataset import loading
-    from stages.network import classifier, engines, inference, training
-    from stages.reporting import card, metrics, report
-    from stages.serving import pyfunc
-    from stages.tracking import champion, facts, registry, runs
-
-    manifest = loading.read_manifest()
-    test = manifest.split("test")
-    with training.start(params.seed):
-        head, head_spec = classifier.load(paths.TRAIN_HEAD)
-        model, spec = classifier.load(paths.FINE_TUNE)
-        pictures = loading.ImageSet(test, params.data.path, spec.image_size)
-        probabilities, head_probabilities = inference.together(
-            model, head, spec.trainable_layers, pictures, engine=engines.choose("auto", spec.backbone)
-        )
-    if params.evaluate.calibrate:
-        probabilities = metrics.apply_temperature(probabilities, spec.temperature)
-        head_probabilities = metrics.apply_temperature(head_probabilities, head_spec.temperature)
-
-    curves, unfrozen_at = report.read_curves(paths.FINE_TUNE / "curves.csv")
-    with (paths.SPLIT / "problems.csv").open(encoding="utf-8", newline="") as file:
-        problems = list(csv.DictReader(file))
-    digest = facts.model_digest(paths.FINE_TUNE)
-    digests = {"manifest": facts.digest(INPUTS["manifest"]), "model": digest}
-    found = report.write_evaluation(
-        paths.EVALUATE,
-        paths=test.paths,
-        y=test.labels,
-        probabilities=probabilities,
-        classes=spec.classes,
-        image=lambda i: next(iter(pictures.read([i])))[0],
-        groups=test.groups,
-        temperature=spec.temperature,
-        calibrated=params.evaluate.calibrate,
-        head_probabilities=head_probabilities,
-        curves=curves,
-        unfrozen_at=unfrozen_at,
-        model=model,
-        facts=card.facts_of(
-            spec, counts=loading.counts(manifest), problems=problems, curves=curves, unfrozen_at=unfrozen_at, digests=digests
-        ),
-        resamples=params.evaluate.bootstrap,
-        seed=params.seed,
+    rows = manifest.read()
+    head, head_description = classifier.load(paths.TRAIN_HEAD)
+    model, description = classifier.load(paths.FINE_TUNE)
+    (test,) = images.image_sets(rows, params.data.path, description.image_size, "test")
+    runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
+    tuned, untuned = prediction.predict_pair(model, head, description.trainable_layers, test, runtime=runtime)
+    calibration, head_calibration = (
+        Calibration(d.temperature, params.evaluate.calibrate) for d in (description, head_description)
     )
-    run.log_metrics(found.metrics)
-    version = registry.register(
-        run,
-        stage="fine-tune",
-        digest=digest,
-        alias="fine-tuned",
-        metrics=found.metrics,
-        save_model=lambda path: pyfunc.save(path, model, spec),
+    results = Results(
+        predictions=calibration.shipped(Predictions.of(test, tuned)),
+        head=head_calibration.shipped(Predictions.of(test, untuned)),
+        calibration=calibration,
+        history=History.read(paths.FINE_TUNE / "curves.csv"),
     )
-    champion.contest(
-        run,
-        version=version,
-        image_paths=test.paths,
-        y=test.labels,
-        probabilities=probabilities,
-        classes=spec.classes,
-        groups=test.groups,
-        metrics=found.metrics,
-        predict=lambda old: pyfunc.predict_version(run.connection.uri, old, [Path(params.data.path) / p for p in test.paths]),
+    problems = files.read_csv(paths.SPLIT / "problems.csv")
+    found = evaluation.write_evaluation(
+        paths.EVALUATE, results, models=(head, model), images=test, resamples=params.evaluate.bootstrap, seed=params.seed,
+        about=model_card.About(description, rows.counts(), problems, run.digests),
+    )  # fmt: skip
+    figures = found.report["summary"]
+    run.log_metrics(figures)
+    run.log_text(model_card.with_provenance(found.page, params=run.shown_params, provenance=run.provenance), "card.html")
+    version = pyfunc.register(run, model, description, alias="fine-tuned", stage="fine-tune", metrics=figures)
+    validation = Predictions.read(paths.FINE_TUNE / "predictions.csv")
+    seen = metrics.summary(validation, resamples=params.evaluate.bootstrap, seed=params.seed)
+    champion.challenge(run, version=version, predictions=validation, metrics=seen)
+    log(
+        f"evaluate: test accuracy {figures['accuracy']:.4f} ({figures['accuracy_low']:.4f} to "
+        f"{figures['accuracy_high']:.4f}, n = {len(test)}), head alone {figures['head_accuracy']:.4f}"
     )
-    provenance = {"git commit": runs.git_commit() or "none", "pipeline run": run.pipeline_name, "MLflow run": run.run_id}
-    settings = {key: str(value) for key, value in params.flat().items()}
-    page = dataclasses.replace(found.card, facts=dataclasses.replace(found.card.facts, params=settings))
-    run.log_text(card.render_card(page, provenance=provenance), "card.html")
-    console.log(
-        f"evaluate: test accuracy {found.metrics['accuracy']:.4f} ({found.metrics['accuracy_low']:.4f} to "
-        f"{found.metrics['accuracy_high']:.4f}, n = {len(test)}), head alone {found.metrics['head_accuracy']:.4f}"
-    )
-
-
-@console.entry
-def main():
-    from stages.tracking import runs
-
-    params = parameters.load()
-    with runs.stage_run("evaluate", params, inputs=INPUTS, outputs=[paths.EVALUATE / name for name in FILES]) as run:
-        console.quiet_tensorflow()
-        evaluate(params, run)
 
 
 if __name__ == "__main__":
-    warm.run("stages.evaluate", main)
+    run_stage(evaluate)

@@ -1,48 +1,51 @@
 """The same classifier, its top layers unfrozen and trained on at a lower rate, from where train-head left it."""
 
-from stages import console, paths, warm
-from stages import params as parameters
+from graft.dataset import images, manifest
+from graft.features.extractor import FeatureExtractor
+from graft.network import backbones, classifier, top_training
+from graft.network.checkpoint import Checkpoint
+from graft.network.cut import find_cut
+from graft.network.top_training import Phase, TrainConfig
+from graft.reporting import plots, report
+from graft.run import run_stage
+from graft.scoring.history import History
+from graft.serving import pyfunc
+from graft.system import paths
+from graft.system.console import log
 
 
-def fine_tune(params, run, inputs):
-    from stages.grafting import graft
-    from stages.network import classifier, training
-    from stages.reporting import report
+def fine_tune(params, run):
+    model, description = classifier.load(paths.TRAIN_HEAD)
+    layers = classifier.unfreeze(model, params.fine_tune.layers)
+    cut = find_cut(model, layers)
+    train, val = images.image_sets(manifest.read(), params.data.path, description.image_size, "train", "val")
+    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
+    (seen,) = extractor.extract(model, [cut], train, views=params.augment.views, label="train")
+    (val_seen,) = extractor.extract(model, [cut], val, label="val")
 
-    head_curves, _ = report.read_curves(paths.TRAIN_HEAD / "curves.csv")
-    with training.start(params.seed):
-        model, spec = classifier.load(paths.TRAIN_HEAD)
-        graft(
-            model,
-            spec,
-            layers=params.fine_tune.layers,
-            params=params,
-            run=run,
-            inputs=inputs,
-            peak_lr=params.lr,
-            lr_key="lr",
-            settings=params.fine_tune,
-            alias="fine-tuned",
-            earlier=head_curves,
-        )
+    checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})
+    config = TrainConfig.of(params, Phase.fine_tune(params), train.labels)
+    head = History.read(paths.TRAIN_HEAD / "curves.csv")
+    trained = top_training.train(
+        model, cut, seen, val_seen, config, checkpoint=checkpoint, previous=head, on_epoch=run.log_epoch
+    )
 
-
-@console.entry
-def main():
-    from stages.grafting import MANIFEST, outputs
-    from stages.tracking import runs
-
-    params = parameters.load()
-    inputs = {
-        "manifest": MANIFEST,
-        "head.weights": paths.TRAIN_HEAD / "model.weights.h5",
-        "head.model": paths.TRAIN_HEAD / "model.json",
-        "head.curves": paths.TRAIN_HEAD / "curves.csv",
-    }
-    with runs.stage_run("fine-tune", params, inputs=inputs, outputs=outputs("fine-tune")) as run:
-        console.quiet_tensorflow()
-        fine_tune(params, run, inputs)
+    description = description.replace(trainable_layers=layers, temperature=trained.temperature)
+    classifier.save(model, description, paths.FINE_TUNE)
+    summary = report.write_training(
+        paths.FINE_TUNE,
+        trained.predictions,
+        trained.history,
+        temperature=trained.temperature,
+        epochs=trained.epochs,
+        seed=params.seed,
+    )
+    run.log_metrics(summary)
+    plots.log_training(run, trained.predictions, trained.history, model)
+    version = pyfunc.register(run, model, description, alias="fine-tuned", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})
+    checkpoint.remove()
+    log(f"fine-tune: validation accuracy {summary['accuracy']:.4f} (n = {len(val)}), model version {version} in the registry")
 
 
 if __name__ == "__main__":
-    warm.run("stages.fine_tune", main)
+    run_stage(fine_tune)

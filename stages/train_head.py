@@ -1,54 +1,58 @@
 """A new head on a frozen backbone: the manifest's classes, learnt from what the backbone already sees."""
 
-from stages import console, paths, warm
-from stages import params as parameters
+from graft.dataset import images, manifest
+from graft.description import Description
+from graft.features.extractor import FeatureExtractor
+from graft.network import backbones, classifier, top_training
+from graft.network.checkpoint import Checkpoint
+from graft.network.cut import find_cut
+from graft.network.top_training import Phase, TrainConfig
+from graft.reporting import plots, report
+from graft.run import run_stage
+from graft.serving import pyfunc
+from graft.system import paths
+from graft.system.console import log
 
 
-def train_head(params, run, inputs):
-    from stages.dataset import images, loading
-    from stages.grafting import graft
-    from stages.network import backbones, classifier, training
-
-    spec = classifier.ClassifierSpec(
+def train_head(params, run):
+    rows = manifest.read()
+    description = Description(
         backbone=params.backbone.name,
         alpha=params.backbone.alpha,
         image_size=backbones.resolve_size(params.backbone.name, params.image_size),
-        classes=loading.read_manifest().classes,
+        classes=rows.classes,
         hidden_units=params.head.hidden_units,
         dropout=params.head.dropout,
         resize=images.RESIZE,
     )
-    with training.start(params.seed):
-        model = classifier.build(spec, weights=params.backbone.weights)
-        graft(
-            model,
-            spec,
-            layers=0,
-            params=params,
-            run=run,
-            inputs=inputs,
-            peak_lr=params.head.lr,
-            lr_key="head.lr",
-            settings=params.head,
-            alias="head",
-            # The next stage's activations come out of the same pass over the images and change no byte of this stage's outputs.
-            also=[params.fine_tune.layers],
-        )
+    train, val = images.image_sets(rows, params.data.path, description.image_size, "train", "val")
+    model = classifier.build(description, weights=params.backbone.weights)
+    # The next stage's features come out of the same pass over the images; they change no byte of this stage's outputs.
+    cuts = find_cut(model, 0), find_cut(model, params.fine_tune.layers)
+    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
+    seen = [extractor.extract(model, cuts, part, views=views, label=label)[0]
+            for part, views, label in ((train, params.augment.views, "train"), (val, 1, "val"))]  # fmt: skip
 
+    checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})
+    config = TrainConfig.of(params, Phase.head(params), train.labels)
+    trained = top_training.train(model, cuts[0], *seen, config, checkpoint=checkpoint, on_epoch=run.log_epoch)
 
-@console.entry
-def main():
-    from stages.grafting import MANIFEST, outputs
-    from stages.network import backbones
-    from stages.tracking import runs
-
-    params = parameters.load()
-    backbones.check(params)
-    inputs = {"manifest": MANIFEST, "backbones": paths.BACKBONES}
-    with runs.stage_run("train-head", params, inputs=inputs, outputs=outputs("train-head")) as run:
-        console.quiet_tensorflow()
-        train_head(params, run, inputs)
+    description = description.replace(temperature=trained.temperature)
+    classifier.save(model, description, paths.TRAIN_HEAD)
+    summary = report.write_training(
+        paths.TRAIN_HEAD,
+        trained.predictions,
+        trained.history,
+        temperature=trained.temperature,
+        epochs=trained.epochs,
+        seed=params.seed,
+    )
+    run.log_metrics(summary)
+    plots.log_training(run, trained.predictions, trained.history, model)
+    version = pyfunc.register(run, model, description, alias="head", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})
+    checkpoint.remove()
+    log(f"train-head: validation accuracy {summary['accuracy']:.4f} (n = {len(val)}), model version {version} in the registry")
 
 
 if __name__ == "__main__":
-    warm.run("stages.train_head", main)
+    run_stage(train_head, check=backbones.check)
