@@ -8,16 +8,20 @@ UV := .venv/uv/bin/uv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: run test ui lint lock bench clean
+.PHONY: run test test-slow ui lint lock bench clean distclean
 
 run: $(READY)
 	$(BIN)/python -m dvc repro
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+
+# Whole pipelines under DVC. 5 is pytest's word for "no such test".
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow || test $$? -eq 5
 
 ui: $(READY)
-	$(BIN)/python -m stages.cli ui
+	$(BIN)/python -m graft.commands.main ui
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
@@ -34,11 +38,30 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
-# Resolve pyproject.toml anew, for every Python version and platform at once.
+# Resolve pyproject.toml anew, for every Python version and platform at once. The other locks install nothing: they are what
+# dvc.yaml makes stages depend on, the same versions without hashes, since a new wheel of a version changes no result.
+# What runs the stages (dvc, ruff, pytest) is in none of them.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-annotate \
+  --custom-compile-command "make lock" --output-file
+PINS = --constraint requirements.lock
 lock:
 	test -x $(UV) || ($(PYTHON) -m venv .venv/uv && .venv/uv/bin/python -m pip install --quiet uv)
-	$(UV) pip compile pyproject.toml --universal --python-version 3.10 --extra onnx --extra dev \
-	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" --upgrade --output-file requirements.lock
+	$(COMPILE) requirements.lock pyproject.toml --extra onnx --extra dev --generate-hashes --upgrade
+	echo dvc > .venv/uv/excluded
+	$(COMPILE) requirements-run.lock pyproject.toml $(PINS) --excludes .venv/uv/excluded
+	printf '%s\n' numpy pillow matplotlib | $(COMPILE) requirements-decode.lock - $(PINS)
+	printf '%s\n' onnx onnxruntime tf2onnx | $(COMPILE) requirements-onnx.lock - $(PINS)
 
+# What can be made again. The runs and models in mlruns cannot: only distclean deletes them, and asks.
 clean:
-	rm -rf .venv .cache mlruns
+	rm -rf .venv .cache
+
+distclean:
+	@if [ "$(YES)" != 1 ]; then \
+	  test -t 0 || { echo "error: this deletes mlruns, with every run and model in it; without a terminal to ask, say YES=1" >&2; exit 1; }; \
+	  printf 'This deletes mlruns, with every run and model in it, beside .venv and .cache. Type yes to go on: '; \
+	  read -r answer; \
+	  test "$$answer" = yes || { echo "nothing was deleted" >&2; exit 1; }; \
+	fi
+	test ! -d mlruns || find mlruns/ -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	rm -rf .venv .cache
