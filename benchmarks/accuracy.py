@@ -3,14 +3,12 @@
     python benchmarks/accuracy.py --data FOLDER --weights FILE.h5 --seeds 0 1 2 3 4 --set augment.flip=horizontal
 
 Each seed gives another split, head, augmentation and order of training, as `dvc exp run -S seed=…` would, and the same figures;
-MLflow and the registry are left out. Prints a row per seed, then mean and range. The memo lies in a temporary folder.
+MLflow and the registry are left out. Prints a row per seed, then mean and range. The feature cache lies in a temporary folder.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import io
-import json
 import os
 import shutil
 import sys
@@ -24,15 +22,21 @@ sys.path.insert(0, str(ROOT))
 
 from ruamel.yaml import YAML  # noqa: E402
 
-from stages import console, evaluate, fine_tune, grafting, paths, split, train_head  # noqa: E402
-from stages import params as parameters  # noqa: E402
+from graft import params as parameters  # noqa: E402
+from graft.system import environment, paths  # noqa: E402
+from graft.system.files import read_json  # noqa: E402
+from stages import evaluate, fine_tune, split, train_head  # noqa: E402
+
+RECIPES = {"split": split.split, "train-head": train_head.train_head, "fine-tune": fine_tune.fine_tune,
+           "evaluate": evaluate.evaluate}  # fmt: skip
 
 
 class Unlogged:
     """Stands for a StageRun where nothing is recorded."""
 
-    def __init__(self, stage):
-        self.stage, self.pipeline_name, self.run_id = stage, "accuracy", "none"
+    def __init__(self, stage, params):
+        self.stage, self.params = stage, params
+        self.identity, self.digests, self.shown_params, self.provenance = {"params": params.flat()}, {}, {}, {}
 
     def __getattr__(self, name):
         return lambda *_, **__: contextlib.nullcontext()
@@ -55,19 +59,16 @@ def settings(arguments):
 
 
 def run(given):
-    """All figures of metrics.json for one seed, and accuracy and loss on the validation images, to choose settings by."""
-    inputs = {"manifest": grafting.MANIFEST}
+    """All figures of the evaluation for one seed, and accuracy and loss on the validation images, to choose settings by."""
     with (
-        mock.patch("stages.tracking.registry.register", lambda *_, **__: "0"),
-        mock.patch("stages.tracking.champion.contest"),
+        mock.patch("graft.serving.pyfunc.register", lambda *_, **__: "0"),
+        mock.patch("graft.tracking.champion.challenge"),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        split.split(given)
-        train_head.train_head(given, Unlogged("train-head"), inputs)
-        fine_tune.fine_tune(given, Unlogged("fine-tune"), inputs)
-        evaluate.evaluate(given, Unlogged("evaluate"))
-    tuned = json.loads((paths.FINE_TUNE / "metrics.json").read_text())
-    found = json.loads((paths.EVALUATE / "metrics.json").read_text())
+        for stage, recipe in RECIPES.items():
+            with environment.training_scope(given.seed):
+                recipe(given, Unlogged(stage, given))
+    tuned, found = (read_json(folder / "report.json")["summary"] for folder in (paths.FINE_TUNE, paths.EVALUATE))
     return {**found, "val_accuracy": tuned["accuracy"], "val_loss": tuned["loss"]}
 
 
@@ -81,7 +82,7 @@ def main():
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     arguments.data, arguments.weights = Path(arguments.data).resolve(), Path(arguments.weights).resolve()
-    console.quiet_tensorflow()
+    environment.quiet_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DVC_ROOT"] = folder
         os.chdir(folder)
@@ -90,7 +91,7 @@ def main():
         print("seed  val acc  val loss    n  accuracy    head  ECE raw  ECE calibrated  temperature  seconds", flush=True)
         for seed in arguments.seeds:
             started = time.monotonic()
-            m = run(dataclasses.replace(given, seed=seed))
+            m = run(given.model_copy(update={"seed": seed}))
             rows.append(m)
             ece = f"{m['ece_uncalibrated']:.4f}          {m['ece_calibrated']:.4f}       {m['temperature']:.4f}"
             took = time.monotonic() - started

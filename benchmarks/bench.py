@@ -62,9 +62,6 @@ def arguments():
     parser.add_argument(
         "--trunk", nargs="*", metavar="CUT", help="also the throughput up to these layers (default: pooling block_12_add)"
     )
-    parser.add_argument(
-        "--profile", action="store_true", help="only: where each second of the first run and of the next one goes"
-    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for clones, links and logs")
     args = parser.parse_args()
@@ -93,7 +90,7 @@ class Bench:
     def __init__(self, args, image_size, images):
         self.args, self.image_size = args, image_size
         self.commit = git("rev-parse", "HEAD")
-        if git("status", "--porcelain", "--", "stages", "dvc.yaml", "params.yaml", "data/backbones"):
+        if git("status", "--porcelain", "--", "stages", "graft", "dvc.yaml", "params.yaml", "data/backbones"):
             print("note: changes that are not committed are not measured; the clones are of HEAD", flush=True)
         self.data = subset(args.data, images, args.work / "data") if images else args.data
         count = sum(path.is_file() for path in self.data.rglob("*"))
@@ -111,9 +108,6 @@ class Bench:
 
     def run(self):
         print(f"{self.setting['data']}: {self.setting['images']} images at {self.image_size} px", flush=True)
-        if self.args.profile:
-            self.profile()
-            return
         self.photos, self.test = self.split()
         units = [self.graft, *(lambda repeat, peer=peer: self.peer(peer, repeat) for peer in self.args.peers)]
         if self.args.trunk:
@@ -280,42 +274,6 @@ class Bench:
                            "--alpha", self.args.alpha, "--image-size", self.image_size, "--cut", cut, "--out", out]  # fmt: skip
                 measured = self.command(command, f"trunk-{side}-{cut}-{repeat}", ROOT)
                 self.keep(what, repeat, measured, **json.loads(out.read_text(encoding="utf-8")))
-
-    # -- profile ---------------------------------------------------------------------------------------------------------------
-
-    def profile(self):
-        """One first run and one next experiment with every stage under stagewatch.py; a second or two slower than without."""
-        folder, seen = self.clone("profile"), self.work / "stagewatch"
-        watch, pipeline = ROOT / "benchmarks" / "stagewatch.py", folder / "dvc.yaml"
-        text = pipeline.read_text(encoding="utf-8")
-        text = re.sub(
-            r"python -m (stages\.(\w+))",
-            lambda m: f"python {shlex.quote(str(watch))} {shlex.quote(str(seen))}/{m[2]}.json {m[1]}",
-            text,
-        )
-        pipeline.write_text(text, encoding="utf-8")
-        commit(folder, "profile")
-        parts = []
-        for title, command in (
-            ("First `dvc repro`", dvc("repro")),
-            (f"`dvc exp run -S lr={NEXT_LR}`", dvc("exp", "run", "-S", f"lr={NEXT_LR}")),
-        ):
-            shutil.rmtree(seen, ignore_errors=True)
-            seen.mkdir(parents=True)
-            # Without the helper process: what a stage costs by itself, imports included.
-            measured = self.command(command, f"profile-{len(parts) + 1}", folder, GRAFT_WARM="0")
-            commit(folder, title)
-            files = sorted(seen.glob("*.json"), key=lambda path: path.stat().st_mtime)
-            stages = {path.stem.replace("_", "-"): json.loads(path.read_text(encoding="utf-8")) for path in files}
-            profile = {"command": title, "setting": self.setting, "total": measured.seconds, "stages": stages}
-            parts.append(f"### {title}: {self.setting['data']}, {self.setting['images']} images, {self.image_size} px\n\n"
-                         f"{results.profile_table(profile)}")  # fmt: skip
-            name = f"profile-{self.work.name}-{len(parts)}.json"
-            (self.args.out / name).write_text(json.dumps(profile, indent=1) + "\n", encoding="utf-8")
-        table = "\n\n".join(parts) + "\n"
-        (self.args.out / f"profile-{self.work.name}.md").write_text(table, encoding="utf-8")
-        print(table)
-        shutil.rmtree(self.work, ignore_errors=True)
 
 
 def dvc(*words):

@@ -1,11 +1,11 @@
-"""Speed, memory, recall and stability of the inventory and the split.
+"""Speed, memory, recall and stability of the scan and the split.
 
     python -m benchmarks.inventory speed FOLDER             images/s of a first and a second pass; peak memory
-    python -m benchmarks.inventory make FOLDER N --to OUT    N pictures: random parts of FOLDER's, 96 px, 10 classes
+    python -m benchmarks.inventory make FOLDER N --to OUT    N images: random parts of FOLDER's, 96 px, 10 classes
     python -m benchmarks.inventory recall FOLDER             altered copies of 100 photos: how many are found
     python -m benchmarks.inventory stability FOLDER          add 10% more photos: how many old ones change their split
 
-The memo goes to a temporary folder; nothing but OUT is written elsewhere.
+The scan's cache goes to a temporary folder; nothing but OUT is written elsewhere.
 """
 
 import argparse
@@ -18,21 +18,21 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
-from stages.dataset import duplicates, inventory, splitting
+from graft.dataset import grouping, near_duplicates, scan, splitting
+from graft.dataset.scan_cache import ScanCache
 
 MAX_DISTANCE = 12
 
 
-def passes(root, memo_path):
-    with inventory.Memo(memo_path, root) as memo:
+def passes(root, cache_path):
+    with ScanCache(cache_path, root) as cache:
         started = time.monotonic()
-        found = inventory.scan(root, memo=memo)
+        found = scan.scan(root, cache=cache)
         scanned = time.monotonic()
-        pictures, _, _ = duplicates.set_aside_copies(found.pictures)
-        pairs = duplicates.near_duplicates(pictures, memo, max_distance=MAX_DISTANCE)
+        images, _, _ = grouping.set_aside_copies(found.images)
+        pairs = near_duplicates.find(images, cache, max_distance=MAX_DISTANCE)
         compared = time.monotonic()
-        grouping = duplicates.group(pictures, pairs)
-        splitting.assign(splitting.items(pictures, grouping), val_fraction=0.15, test_fraction=0.15, seed=42)
+        splitting.assign(splitting.items(images, grouping.group(images, pairs)), val_fraction=0.15, test_fraction=0.15, seed=42)
         dealt = time.monotonic()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found.files, scanned - started, compared - scanned, dealt - compared, len(pairs), peak
@@ -41,9 +41,12 @@ def passes(root, memo_path):
 def speed(args):
     with tempfile.TemporaryDirectory() as folder:
         for which in ("first", "second"):
-            files, scan, near, deal, pairs, peak = passes(args.folder, Path(folder) / "memo.sqlite")
-            print(f"{which}: {files} files, scan {scan:.1f} s ({files / scan:.0f}/s), near-duplicates {near:.1f} s ({pairs}), "
-                  f"split {deal:.1f} s, peak memory {peak:.0f} MiB", flush=True)  # fmt: skip
+            files, first, near, deal, pairs, peak = passes(args.folder, Path(folder) / "scan.sqlite")
+            print(
+                f"{which}: {files} files, scan {first:.1f} s ({files / first:.0f}/s), near-duplicates {near:.1f} s ({pairs}), "
+                f"split {deal:.1f} s, peak memory {peak:.0f} MiB",
+                flush=True,
+            )
 
 
 def make(args):
@@ -53,24 +56,24 @@ def make(args):
         (args.to / f"class {label}").mkdir(parents=True, exist_ok=True)
     for number in range(args.n):
         if number % 30 == 0:
-            picture = Image.open(sources[number // 30 % len(sources)]).convert("RGB")
+            image = Image.open(sources[number // 30 % len(sources)]).convert("RGB")
         side = rng.uniform(0.25, 0.7)
         left, top = rng.uniform(0, 1 - side), rng.uniform(0, 1 - side)
-        w, h = picture.size
+        w, h = image.size
         box = (left * w, top * h, (left + side) * w, (top + side) * h)
-        part = picture.resize((96, 96), Image.Resampling.BILINEAR, box)
+        part = image.resize((96, 96), Image.Resampling.BILINEAR, box)
         part.save(args.to / f"class {number % 10}" / f"{number:06d}.jpg", quality=85)
 
 
-def jpeg(picture, quality=95):
+def jpeg(image, quality=95):
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def cropped(picture, left, top, right, bottom):
-    w, h = picture.size
-    return picture.crop((round(w * left), round(h * top), w - round(w * right), h - round(h * bottom)))
+def cropped(image, left, top, right, bottom):
+    w, h = image.size
+    return image.crop((round(w * left), round(h * top), w - round(w * right), h - round(h * bottom)))
 
 
 ALTERATIONS = {
@@ -94,23 +97,23 @@ def recall(args):
             for side in ("a", "b"):
                 (root / side).mkdir(parents=True)
             for number, path in enumerate(picks):
-                picture = Image.open(path).convert("RGB")
+                image = Image.open(path).convert("RGB")
                 (root / "a" / f"{number:03d}.jpg").write_bytes(path.read_bytes())
-                (root / "b" / f"{number:03d}.jpg").write_bytes(alter(picture))
-            with inventory.Memo(None, root) as memo:
-                pictures = inventory.scan(root, memo=memo).pictures
-                pairs = duplicates.near_duplicates(pictures, memo, max_distance=MAX_DISTANCE)
-            group = duplicates.group(pictures, pairs).groups
+                (root / "b" / f"{number:03d}.jpg").write_bytes(alter(image))
+            with ScanCache(None, root) as cache:
+                images = scan.scan(root, cache=cache).images
+                pairs = near_duplicates.find(images, cache, max_distance=MAX_DISTANCE)
+            group = grouping.group(images, pairs).groups
             found = sum(group.get(f"a/{k:03d}.jpg", 0) == group.get(f"b/{k:03d}.jpg", 1) for k in range(len(picks)))
             others = len({group[path] for path in group}) - found
             print(f"{name}: {found} of {len(picks)} found, {max(0, others)} other groups", flush=True)
 
 
 def stability(args):
-    with inventory.Memo(None, args.folder) as memo:
-        pictures, _, _ = duplicates.set_aside_copies(inventory.scan(args.folder, memo=memo).pictures)
-        grouping = duplicates.group(pictures, duplicates.near_duplicates(pictures, memo, max_distance=MAX_DISTANCE))
-    items = splitting.items(pictures, grouping)
+    with ScanCache(None, args.folder) as cache:
+        images, _, _ = grouping.set_aside_copies(scan.scan(args.folder, cache=cache).images)
+        pairs = near_duplicates.find(images, cache, max_distance=MAX_DISTANCE)
+    items = splitting.items(images, grouping.group(images, pairs))
     moved, old = [], round(len(items) / 1.1)
     for trial in range(20):
         some = random.Random(trial).sample(items, old)

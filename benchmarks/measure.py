@@ -20,7 +20,7 @@ class Measured:
         files, which the kernel takes back whenever it wants.
     anonymous_mib: the same without files (sampled; None where there is no /proc).
     tree_mib: resident memory of all processes together (sampled); pages that a fork shares with its parent count twice.
-    All of them cover graft's helper process (stages/warm.py) and the stages that it runs, which no longer descend from the
+    All of them cover graft's fork server and the stages that it runs, which no longer descend from the
     command; theirs are sampled, so that up to half a second of a process that ends is missed.
     lines: (seconds since the start, text) of what it printed.
     """
@@ -50,7 +50,7 @@ class Measured:
 def run(command, *, cwd, env, log):
     """Run `command` (a list) and wait for it. What it prints goes to the file `log`, each line with its time."""
     lines, samples = [], {"anonymous": None, "tree": 0.0, "largest": 0.0, "cpu": {}}
-    before = {process.pid: _cpu_seconds(process) for process in helpers(cwd)}
+    before = {process.pid: _cpu_seconds(process) for process in servers(cwd)}
     done = threading.Event()
     started = time.monotonic()
     process = subprocess.Popen(
@@ -94,15 +94,15 @@ def run(command, *, cwd, env, log):
     )
 
 
-def helpers(folder):
-    """The helper process of the clone in `folder` and the stages that it runs, as psutil's processes."""
+def servers(folder):
+    """The fork server of the clone in `folder` and the stages that it runs, as psutil's processes."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = process.cmdline()  # a fork has the command line of its parent
-            if "stages.warm" in command and command[-1] == str(Path(folder).resolve()):
+            if "graft.forkserver.server" in command and command[-1] == str(Path(folder).resolve()):
                 found.append(process)
     return found
 
@@ -126,11 +126,11 @@ def _sample(pid, folder, samples, done):
             family = [root, *root.children(recursive=True)]
         except psutil.Error:
             return
-        helping = helpers(folder)
-        for process in helping:
+        serving = servers(folder)
+        for process in serving:
             samples["cpu"][process.pid] = _cpu_seconds(process)
         total = 0.0
-        for member in [*family, *helping]:
+        for member in [*family, *serving]:
             try:
                 resident = member.memory_info().rss / 2**20
                 anonymous = _anonymous_mib(member.pid)

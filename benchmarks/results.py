@@ -61,7 +61,7 @@ def _summary(setting, rows):
     for what in (name for name in order if name in by_what):
         runs = list(by_what[what].values())
         whats[what] = {"runs": len(runs), **{c: spread([run.get(c) for run in runs]) for c in columns}}
-        whats[what].update({key: runs[-1][key] for key in ("n", "interval", "epochs", "engine", "stages") if key in runs[-1]})
+        whats[what].update({key: runs[-1][key] for key in ("n", "interval", "epochs", "runtime", "stages") if key in runs[-1]})
     return {"setting": setting, "whats": whats, "ratios": _ratios(by_what)}
 
 
@@ -112,8 +112,8 @@ def markdown(summaries, machine=""):
         trunks = {what: w for what, w in summary["whats"].items() if what.startswith("trunk")}
         if trunks:
             parts.append(_table(
-                ["", "runs", "engine", "images/s"],
-                [[what, str(w["runs"]), w["engine"], _show(w["images_per_second"], ".0f")] for what, w in trunks.items()],
+                ["", "runs", "runtime", "images/s"],
+                [[what, str(w["runs"]), w["runtime"], _show(w["images_per_second"], ".0f")] for what, w in trunks.items()],
             ))  # fmt: skip
         if summary["ratios"]:
             parts.append(_table(["ratio", "median (min to max)"], [[k, _show(v, ".2f")] for k, v in summary["ratios"].items()]))
@@ -137,33 +137,3 @@ def _table(header, rows):
     filled = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
     lines = [[header[i] for i in filled], ["---", *["---:"] * (len(filled) - 1)], *([row[i] for i in filled] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def profile_table(profile, *, smallest=1.0):
-    """Markdown: seconds by bucket (rows) and stage (columns); buckets below `smallest` in sum are put together.
-
-    profile: {"total": s, "stages": {stage: {bucket: s}}}.
-    """
-    stages = profile["stages"]
-    grouped = {stage: {} for stage in stages}
-    for stage, buckets in stages.items():
-        for name, seconds in buckets.items():
-            name = name if name.startswith(("import ", "start ", "the ")) else ".".join(name.split(".")[:2])
-            grouped[stage][name] = grouped[stage].get(name, 0) + seconds
-    names = {name for buckets in grouped.values() for name in buckets}
-    totals = {name: sum(buckets.get(name, 0) for buckets in grouped.values()) for name in names}
-    small = {name for name in names if totals[name] < smallest}
-    for buckets in grouped.values():
-        for name in small & set(buckets):
-            other = "other imports" if name.startswith("import ") else "everything else"
-            buckets[other] = buckets.get(other, 0) + buckets.pop(name)
-    order = sorted(names - small, key=lambda name: -totals[name])
-    rest = [name for name in ("other imports", "everything else") if any(name in b for b in grouped.values())]
-    rows = []
-    for name in [*order, *rest]:
-        values = [buckets.get(name, 0) for buckets in grouped.values()]
-        rows.append([name, *(f"{v:.1f}" if v >= 0.05 else "" for v in values), f"{sum(values):.1f}"])
-    sums = [sum(buckets.values()) for buckets in grouped.values()]
-    rows.append(["dvc itself, between the stages", *[""] * len(stages), f"{profile['total'] - sum(sums):.1f}"])
-    rows.append(["**whole command**", *(f"**{v:.1f}**" for v in sums), f"**{profile['total']:.1f}**"])
-    return _table(["seconds", *stages, "sum"], rows)

@@ -1,10 +1,10 @@
-"""Throughput of the frozen trunk, input pipeline included: graft's engine and decoder against `model.predict` over tf.data.
+"""Throughput of the frozen trunk, input pipeline included: graft's runtime and decoder against `model.predict` over tf.data.
 
     python benchmarks/trunk.py graft|predict PHOTOS WEIGHTS --cut block_12_add
 
 PHOTOS: a class-per-folder data set. Both read the same files, decode, resize and run them through the same layers. The clock
 starts after a batch to warm up and stops with the last value in memory, as float16 (graft) or float32 (predict). Neither writes
-them: what the memo's writing costs is in the pipeline's own log line.
+them: what writing the feature cache costs is in the pipeline's own log line.
 """
 
 import argparse
@@ -22,25 +22,26 @@ BATCH = 64
 def graft(args, files):
     import numpy as np
 
-    from stages import console
+    from graft import pixels, runtimes
+    from graft.dataset import images
+    from graft.description import Description
+    from graft.network import backbones, classifier
+    from graft.system import environment
 
-    console.quiet_tensorflow()
-    from stages.dataset import images, loading
-    from stages.network import classifier, engines
-
-    spec = classifier.ClassifierSpec("mobilenet_v2", args.alpha, args.image_size, ("a", "b"), 0, 0.2, images.RESIZE)
-    model = classifier.build(spec, weights=args.weights)
-    engine = engines.choose(args.engine, "mobilenet_v2")
-    run = engines.start(model, [model.get_layer(args.cut).output], engine)
+    environment.quiet_tensorflow()
+    description = Description("mobilenet_v2", args.alpha, args.image_size, ("a", "b"), 0, 0.2, pixels.RESIZE)
+    model = classifier.build(description, weights=args.weights)
+    runtime = backbones.choose_runtime(args.runtime, "mobilenet_v2")
+    run = runtimes.start(model, [model.get_layer(args.cut).output], runtime)
 
     def go(paths):
-        for batch in loading.iter_batches(args.photos, paths, args.image_size, batch_size=BATCH):
+        for batch in images.iter_batches(args.photos, paths, args.image_size, batch_size=BATCH):
             run(batch)[0].astype(np.float16)
 
     go(files[:BATCH])
     started = time.monotonic()
     go(files)
-    return engine, time.monotonic() - started
+    return runtime, time.monotonic() - started
 
 
 def predict(args, files):
@@ -76,13 +77,13 @@ def main():
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--cut", default="pooling", help="layer of MobileNetV2 whose output is wanted, or pooling")
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--runtime", default="auto")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     files = sorted(path.relative_to(args.photos).as_posix() for path in args.photos.rglob("*") if path.is_file())
-    engine, seconds = {"graft": graft, "predict": predict}[args.what](args, files)
-    result = {"engine": engine, "images": len(files), "pass_seconds": seconds, "images_per_second": len(files) / seconds}
-    print(f"{args.what} to {args.cut} by {engine}: {len(files)} images in {seconds:.2f} s, {len(files) / seconds:.0f} images/s")
+    runtime, seconds = {"graft": graft, "predict": predict}[args.what](args, files)
+    result = {"runtime": runtime, "images": len(files), "pass_seconds": seconds, "images_per_second": len(files) / seconds}
+    print(f"{args.what} to {args.cut} by {runtime}: {len(files)} images in {seconds:.2f} s, {len(files) / seconds:.0f} images/s")
     if args.out:
         args.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from benchmarks import bench, measure, results, stagewatch
+from benchmarks import bench, measure, results
 
 REPOSITORY = Path(__file__).parents[1]
 WEIGHTS = REPOSITORY / "data" / "backbones" / "mobilenet_v2_0.35_96.weights.h5"
@@ -75,7 +75,7 @@ def small_backbone(size, alpha, weights):
     ],
 )
 def test_a_peer_trains_as_its_recipe_says_and_is_tested_on_the_split(split, tmp_path, monkeypatch, peer, epochs, moves):
-    from stages.console import quiet_tensorflow
+    from graft.system.environment import quiet_tensorflow
 
     quiet_tensorflow()
     from benchmarks.peers import cifar, common, course
@@ -110,7 +110,7 @@ def test_a_peer_trains_as_its_recipe_says_and_is_tested_on_the_split(split, tmp_
 
 
 def test_the_peers_start_from_the_weights_that_they_are_given():
-    from stages.console import quiet_tensorflow
+    from graft.system.environment import quiet_tensorflow
 
     quiet_tensorflow()
     from benchmarks.peers import common
@@ -201,8 +201,8 @@ def test_tables(tmp_path):
         row("first", r, s, 0.92, n=470, interval=[0.89, 0.94], epochs=[12, 8]) for r, s in ((1, 100.0), (2, 99.0), (3, 126.0))
     ]
     rows += [row("next", 1, 40.0, 0.91, n=470, training_starts=15.0), row("sweep", 1, 320.0)]
-    rows += [row("trunk graft to pooling", 1, 9.0, images_per_second=400.0, engine="litert")]
-    rows += [row("trunk predict to pooling", 1, 9.0, images_per_second=200.0, engine="model.predict")]
+    rows += [row("trunk graft to pooling", 1, 9.0, images_per_second=400.0, runtime="litert")]
+    rows += [row("trunk predict to pooling", 1, 9.0, images_per_second=200.0, runtime="model.predict")]
     rows += [row("next", 1, 50.0, 0.91, n=470, training_starts=16.0)]  # measured again: this one counts
     for line in rows:
         results.append(file, line)
@@ -224,31 +224,3 @@ def test_tables(tmp_path):
     assert "| 0.9200, 95%: 0.890 to 0.940 | 470 | 12 + 8 |" in table
     assert "| time, first run / course | 0.50 (0.45 to 0.60) |" in table
     assert "without files" not in table  # a column that nothing fills is left out
-
-
-def test_a_profile_adds_up(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "__init__.py").write_text("")
-    (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / "__init__.py").write_text("")
-    (tmp_path / "mine" / "heavy.py").write_text("import time; time.sleep(0.3)")
-    (tmp_path / "stages" / "work.py").write_text("import time\ndef work(): time.sleep(0.2)\n")
-    (tmp_path / "stages" / "one.py").write_text("import mine.heavy\nfrom stages.work import work\nwork()\n")
-    command = [sys.executable, Path(stagewatch.__file__), "out.json", "stages.one"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    buckets = json.loads((tmp_path / "out.json").read_text())
-    assert buckets["import mine"] >= 0.3
-    assert buckets["work.work"] >= 0.2
-    assert buckets["import stages"] < 0.2  # what is imported or called inside is not counted twice
-
-    split = {"import numpy": 1.0, "import csv": 0.1, "dataset.inventory.scan": 2.0, "dataset.inventory.hash": 1.0}
-    profile = {"total": 10.0, "stages": {"split": split, "export": {"import numpy": 1.5}}}
-    assert results.profile_table(profile).splitlines() == [
-        "| seconds | split | export | sum |",
-        "| --- | ---: | ---: | ---: |",
-        "| dataset.inventory | 3.0 |  | 3.0 |",
-        "| import numpy | 1.0 | 1.5 | 2.5 |",
-        "| other imports | 0.1 |  | 0.1 |",
-        "| dvc itself, between the stages |  |  | 4.4 |",
-        "| **whole command** | **4.1** | **1.5** | **10.0** |",
-    ]
