@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.console import GraftError
-from stages.dataset import importing, inventory
-from stages.params import ImportLimits
+from graft.dataset import archives, importing, scan
+from graft.dataset.scan_cache import ScanCache
+from graft.params import ImportLimits
+from graft.system.console import GraftError
 
 from .pictures import encoded, folder, scene
 
@@ -223,7 +224,7 @@ def test_links_out_of_a_folder_are_not_followed(tmp_path):
 
 
 def test_an_interrupted_import_leaves_nothing(tmp_path, monkeypatch):
-    write, done = importing._Budget.write, []
+    write, done = archives.Budget.write, []
 
     def interrupted(self, source, path):
         if len(done) == 2:
@@ -231,7 +232,7 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, monkeypatch):
         done.append(path)
         write(self, source, path)
 
-    monkeypatch.setattr(importing._Budget, "write", interrupted)
+    monkeypatch.setattr(archives.Budget, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(folder(tmp_path / "set"), tmp_path)
     assert len(done) == 2 and left_behind(tmp_path) == []
@@ -243,7 +244,7 @@ def test_what_a_kill_left_behind_looks_incomplete_and_is_swept_away(tmp_path):
     os.utime(old, (0, 0))
     run(folder(tmp_path / "set", each=1), tmp_path)
     assert left_behind(tmp_path) == ["set"]
-    assert old.name.startswith(".")  # which the inventory passes over
+    assert old.name.startswith(".")  # which a scan passes over
 
 
 @pytest.mark.parametrize("options, source, message", [
@@ -419,7 +420,7 @@ def test_tfds_of_one_split_has_no_split_folders(tmp_path, monkeypatch):
     ("coco", fake_tfds({"train": []}, features={"image": FakeImage(), "boxes": 1}, supervised=None)[1], "has no label"),
     ("odd", fake_tfds({"everything": []})[1], "none of its splits"),
     ("twins", fake_tfds({"train": []}, names=("a/b", "a_b"))[1], "same name on disk"),
-    ("none", None, r"pip install 'graft\[tfds\]'"),
+    ("none", None, r"pip install 'graft-vision\[tfds\]'"),
 ])  # fmt: skip
 def test_tfds_refused(tmp_path, monkeypatch, name, module, message):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
@@ -439,5 +440,5 @@ def test_the_course_data_sets(tmp_path, name, images, classes, splits):
     )
     assert (result.images, len(result.classes), {split for split, _ in result.counts}) == (images, classes, splits)
     if name == "alpaca.tar":
-        with inventory.Memo(None, result.folder) as memo:
-            assert len(inventory.scan(result.folder, memo=memo).pictures) == images
+        with ScanCache(None, result.folder) as cache:
+            assert len(scan.scan(result.folder, cache=cache).images) == images

@@ -3,10 +3,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from stages.console import GraftError
-from stages.dataset import splitting
-from stages.dataset.inventory import Picture
-from stages.dataset.splitting import Item
+from graft.dataset import splitting
+from graft.dataset.scan import ScannedImage
+from graft.dataset.splitting import Item
+from graft.system.console import GraftError
 
 SHARES = {"val_fraction": 0.15, "test_fraction": 0.15, "seed": 0}
 
@@ -139,16 +139,16 @@ def test_too_few(items, message):
     assert str(caught.value).startswith("photos: ") and "\n" not in str(caught.value)
 
 
-def pictures(*paths):
-    return tuple(Picture(path, path.split("/")[1], path.split("/")[0], path, 9, 9, None) for path in paths)
+def images(*paths):
+    return tuple(ScannedImage(path, path.split("/")[1], path.split("/")[0], path, 9, 9, None) for path in paths)
 
 
-LEAKY = pictures("test/a/1", "test/a/2", "train/a/1", "train/a/2", "train/a/3", "val/a/1")
+LEAKY = images("test/a/1", "test/a/2", "train/a/1", "train/a/2", "train/a/3", "val/a/1")
 GROUPS = {"test/a/1": "g", "train/a/1": "g", "val/a/1": "g", "train/a/2": "h", "train/a/3": "h"}
 
 
-def test_leaks_warn(capsys):
-    kept, problems = splitting.settle_leaks(LEAKY, GROUPS, [("train/a/9", "test/a/2")], policy="warn")
+def test_leakage_warn(capsys):
+    kept, problems = splitting.resolve_leakage(LEAKY, GROUPS, [("train/a/9", "test/a/2")], policy="warn")
     assert kept == LEAKY
     assert [(p.path, p.problem, p.action) for p in problems] == [
         ("train/a/1", "leak", "kept: same picture as test/a/1"),
@@ -158,21 +158,21 @@ def test_leaks_warn(capsys):
     assert "3 image(s) of train or val" in said and "1 byte for byte" in said and "train/a/1 ~ test/a/1" in said
 
 
-def test_leaks_drop_from_train():
-    kept, problems = splitting.settle_leaks(LEAKY, GROUPS, [], policy="drop_from_train")
+def test_leakage_drop_from_train():
+    kept, problems = splitting.resolve_leakage(LEAKY, GROUPS, [], policy="drop_from_train")
     assert [p.path for p in kept] == ["test/a/1", "test/a/2", "train/a/2", "train/a/3"]
     assert [(p.path, p.action) for p in problems] == [
         ("train/a/1", "set aside: same picture as test/a/1"), ("val/a/1", "set aside: same picture as test/a/1")]  # fmt: skip
 
 
 @pytest.mark.parametrize("groups, copies", [(GROUPS, []), ({}, [("train/a/9", "test/a/2")])])
-def test_leaks_fail(groups, copies):
-    with pytest.raises(GraftError, match=r"data\.leaks is fail"):
-        splitting.settle_leaks(LEAKY, groups, copies, policy="fail")
+def test_leakage_fail(groups, copies):
+    with pytest.raises(GraftError, match=r"data\.leakage is fail"):
+        splitting.resolve_leakage(LEAKY, groups, copies, policy="fail")
 
 
 @pytest.mark.parametrize("policy", ["warn", "drop_from_train", "fail"])
 def test_without_given_splits_there_is_no_leak(policy, capsys):
-    free = tuple(Picture(f"a/{k}", "a", "", f"{k}", 9, 9, None) for k in range(4))
-    assert splitting.settle_leaks(free, {"a/1": "g", "a/2": "g"}, [], policy=policy) == (free, [])
+    free = tuple(ScannedImage(f"a/{k}", "a", "", f"{k}", 9, 9, None) for k in range(4))
+    assert splitting.resolve_leakage(free, {"a/1": "g", "a/2": "g"}, [], policy=policy) == (free, [])
     assert capsys.readouterr().err == ""

@@ -1,17 +1,40 @@
-import dataclasses
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from stages import params as parameters
-from stages.console import GraftError
-from stages.network import backbones
+from graft import params as parameters
+from graft import runtimes
+from graft.network import backbones, classifier
+from graft.system.console import GraftError
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "data" / "backbones" / "mobilenet_v2_0.35_96.weights.h5"
 SHARED = ROOT.parent / "shared" / "weights"
+KERAS = {
+    "mobilenet": "mobilenet.MobileNet",
+    "mobilenet_v2": "mobilenet_v2.MobileNetV2",
+    "mobilenet_v3_small": "mobilenet_v3.MobileNetV3Small",
+    "mobilenet_v3_large": "mobilenet_v3.MobileNetV3Large",
+    "inception_v3": "inception_v3.InceptionV3",
+    "inception_resnet_v2": "inception_resnet_v2.InceptionResNetV2",
+    "xception": "xception.Xception",
+    "resnet50_v2": "resnet_v2.ResNet50V2",
+    "resnet101_v2": "resnet_v2.ResNet101V2",
+    "densenet121": "densenet.DenseNet121",
+    "efficientnet_b0": "efficientnet.EfficientNetB0",
+    "efficientnet_v2_b0": "efficientnet_v2.EfficientNetV2B0",
+    "efficientnet_v2_b3": "efficientnet_v2.EfficientNetV2B3",
+    "efficientnet_v2_s": "efficientnet_v2.EfficientNetV2S",
+}
+QUICK = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0")  # scaled by us, by the network, by the network wrongly
+
+
+def keras_own(name):
+    """(constructor, preprocess_input) in keras.applications."""
+    module, constructor = KERAS[name].split(".")
+    return getattr(keras.applications, constructor), getattr(keras.applications, module).preprocess_input
 
 
 def features(name, alpha, size, weights, pixels):
@@ -21,32 +44,54 @@ def features(name, alpha, size, weights, pixels):
 
 
 @pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
-def test_the_table_names_what_keras_has_and_smallest_is_no_larger_than_native(name):
+def test_smallest_is_no_larger_than_native_and_the_runtime_is_known(name):
     row = backbones.BACKBONES[name]
-    assert callable(getattr(keras.applications, row.constructor))
     assert row.smallest_size <= row.native_size
-    assert row.engine in ("tensorflow", "litert")
+    assert row.runtime in runtimes.RUNTIMES
+
+
+@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+def test_scaling_is_the_architectures_own(name, pixels):
+    images = pixels(2).array.astype(np.float32)
+    scale, offset = backbones.row(name).scaling or (1, 0)
+    assert np.allclose(images * scale + offset, keras_own(name)[1](images.copy()), atol=2e-6)
 
 
 @pytest.mark.parametrize(
-    ("name", "module"),
-    [
-        ("mobilenet_v2", "mobilenet_v2"),
-        ("inception_v3", "inception_v3"),
-        ("densenet121", "densenet"),
-        ("resnet50_v2", "resnet_v2"),
-        ("efficientnet_v2_b0", "efficientnet_v2"),
-        ("mobilenet_v3_small", "mobilenet_v3"),
-        ("xception", "xception"),
-    ],
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(backbones.BACKBONES)]
 )
-def test_scaling_is_the_architectures_own(name, module, pixels):
-    size = max(backbones.BACKBONES[name].smallest_size, 32) // 4 * 4 + 4
-    image = keras.Input((size, size, 3), dtype="uint8")
-    model = backbones.build(name, 1.0, image)[1]
-    ours = keras.Model(model.input, model.get_layer("scaling").output)(pixels(2, size=size).array)
-    theirs = getattr(keras.applications, module).preprocess_input(pixels(2, size=size).array.astype(np.float32))
-    assert np.allclose(ours, theirs, atol=2e-6)
+def test_each_row_computes_what_keras_computes_with_imagenets_weights_then_saved_and_loaded(
+    name, description, pixels, tmp_path, monkeypatch
+):
+    size = -(-backbones.row(name).smallest_size // 4) * 4
+    (constructor, preprocess), width = keras_own(name), {"alpha": 1.0} if backbones.row(name).has_alpha else {}
+
+    def make(weights):
+        return constructor(weights=weights, include_top=False, input_shape=(size, size, 3), **width)
+
+    keras.utils.set_random_seed(1)
+    source, rng = make(None), np.random.default_rng(1)
+    for layer in source.layers:  # fresh BatchNorm is the identity, a fresh Normalization too
+        if isinstance(layer, (keras.layers.BatchNormalization, keras.layers.Normalization)):
+            layer.set_weights([rng.uniform(0.5, 1.5, w.shape).astype(w.dtype) for w in layer.get_weights()])
+    source.save(tmp_path / "imagenet.h5")
+    # Every application imports it by name from there.
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: str(tmp_path / "imagenet.h5"))
+    images = pixels(2, size=size).array
+    expected = np.asarray(make("imagenet")(preprocess(images.astype(np.float32)), training=False))
+    scale = np.abs(expected).mean()
+    assert scale > 1e-6
+
+    wanted = description.replace(backbone=name, alpha=1.0, image_size=size)
+    model = classifier.build(wanted, weights="imagenet")
+    assert np.abs(_base(model)(images, training=False) - expected).max() < 1e-3 * scale
+    classifier.save(model, wanted, tmp_path / "model")
+    loaded, _ = classifier.load(tmp_path / "model")
+    assert np.array_equal(_base(loaded)(images, training=False), _base(model)(images, training=False))
+
+
+def _base(model):
+    return keras.Model(model.input, model.get_layer("pooling").input)
 
 
 def test_bundled_weights_are_the_file_that_ships_and_fit(pixels):
@@ -76,12 +121,6 @@ def test_weights_as_keras_publishes_them_load(pixels):
     assert np.allclose(features("mobilenet_v2", 0.35, 32, str(path), pixels), expected, atol=1e-4)
 
 
-def params(tmp_path, **changes):
-    given = parameters.load(ROOT / "params.yaml")
-    size = changes.pop("image_size", given.image_size)
-    return dataclasses.replace(given, image_size=size, backbone=dataclasses.replace(given.backbone, **changes))
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -96,9 +135,13 @@ def params(tmp_path, **changes):
         ({"weights": "imagenett"}, "backbone.weights must be bundled, imagenet, none or a path"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work_with_the_key(tmp_path, changes, words):
+def test_what_cannot_work_is_refused_before_any_work_with_the_key(monkeypatch, changes, words):
+    monkeypatch.chdir(ROOT)
+    given = parameters.load()
+    size = changes.get("image_size", given.image_size)
+    block = given.backbone.model_copy(update={key: value for key, value in changes.items() if key != "image_size"})
     with pytest.raises(GraftError, match=words) as error:
-        backbones.check(params(tmp_path, **changes))
+        backbones.check(given.model_copy(update={"image_size": size, "backbone": block}))
     assert "\n" not in str(error.value)
 
 
@@ -113,21 +156,36 @@ def test_a_damaged_bundled_file_is_refused(tmp_path, monkeypatch):
         backbones.weights_file("mobilenet_v2", 0.35, "bundled")
 
 
-def test_weights_of_another_architecture_do_not_fit(tmp_path, pixels):
+def test_weights_of_another_architecture_do_not_fit(pixels):
     with pytest.raises(GraftError, match=r"does not fit mobilenet_v2 \(check backbone.name and backbone.alpha\)"):
         features("mobilenet_v2", 0.5, 32, str(BUNDLED), pixels)
 
 
-def test_offline_imagenet_names_the_file_and_the_place(tmp_path, monkeypatch):
-    def offline(*_, **__):
-        raise Exception("URL fetch failure on https://host/x/mobilenet_v2_1.0_96_no_top.h5: None -- Name or service not known")
+def test_weights_that_are_not_finite_are_said(pixels, tmp_path, capsys):
+    source = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+    source.layers[1].kernel.assign(np.full(source.layers[1].kernel.shape, np.nan))
+    source.save_weights(tmp_path / "a.weights.h5")
+    features("mobilenet_v2", 0.35, 32, str(tmp_path / "a.weights.h5"), pixels)
+    assert "a.weights.h5 holds values that are not finite" in capsys.readouterr().err
+
+
+def test_offline_imagenet_names_the_file_of_that_width_and_size_and_the_place(tmp_path, monkeypatch):
+    def offline(name, origin, **_):
+        raise Exception(f"URL fetch failure on {origin}: None -- Name or service not known")
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(keras.applications, "MobileNetV2", offline)
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", offline)
     with pytest.raises(GraftError) as error:
-        backbones.build("mobilenet_v2", 1.0, keras.Input((96, 96, 3), dtype="uint8"), weights="imagenet")
-    assert "https://host/x/mobilenet_v2_1.0_96_no_top.h5" in str(error.value)
-    assert str(tmp_path / "models" / "mobilenet_v2_1.0_96_no_top.h5") in str(error.value)
+        backbones.build("mobilenet_v2", 0.35, keras.Input((96, 96, 3), dtype="uint8"), weights="imagenet")
+    file = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"
+    assert f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/{file}" in str(error.value)
+    assert str(tmp_path / "models" / file) in str(error.value)
+
+
+def test_a_width_without_imagenet_weights_is_one_line():
+    with pytest.raises(GraftError, match="no ImageNet weights for mobilenet_v2: .*alpha") as error:
+        backbones.build("mobilenet_v2", 0.9, keras.Input((96, 96, 3), dtype="uint8"), weights="imagenet")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +193,16 @@ def test_offline_imagenet_names_the_file_and_the_place(tmp_path, monkeypatch):
 )
 def test_auto_is_the_native_size(name, size, resolved):
     assert backbones.resolve_size(name, size) == resolved
+
+
+@pytest.mark.parametrize(
+    ("asked", "backbone", "chosen"),
+    [
+        ("auto", "mobilenet_v2", "litert"),
+        ("auto", "inception_v3", "tensorflow"),
+        ("onnx", "mobilenet_v2", "onnx"),
+        ("tensorflow", "mobilenet_v2", "tensorflow"),
+    ],
+)
+def test_auto_takes_the_runtime_that_the_table_says(asked, backbone, chosen):
+    assert backbones.choose_runtime(asked, backbone) == chosen

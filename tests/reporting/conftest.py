@@ -1,47 +1,66 @@
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
+from graft.description import Description
+from graft.reporting.evaluation import write_evaluation
+from graft.reporting.model_card import About
+from graft.scoring.calibration import Calibration
+from graft.scoring.results import Results
 
-def simulated(n, n_classes, *, seed=0, signal=2.5, sharpness=1.0):
-    """(y, probabilities): labels drawn evenly, logits normal with `signal` on the true class; `sharpness` 1 is calibrated
-    enough.
-    """
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, n_classes, n)
-    z = rng.normal(size=(n, n_classes))
-    z[np.arange(n), y] += signal
-    z = np.exp(sharpness * (z - z.max(axis=1, keepdims=True)))
-    return y, (z / z.sum(axis=1, keepdims=True)).astype(np.float32)
+CLASSES = ["daisy", "path", 'a "b", <c> & d']
 
 
-@pytest.fixture(scope="session")
-def simulate():
-    return simulated
+@dataclass
+class Noise:
+    """Stands for an ImageSet: every index is another image; keeps what was asked for last."""
 
+    size: int = 16
+    asked: tuple = ()
 
-@pytest.fixture(scope="session")
-def curves():
-    head = [(0, 1.5, 0.40, 1.4, 0.45), (1, 1.0, 0.60, 1.1, 0.58), (2, 0.8, 0.70, 1.2, 0.61)]
-    tuned = [(3, 0.6, 0.78, 0.9, 0.70), (4, 0.4, 0.85, 0.8, 0.74)]
-    keys = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    return [dict(zip(keys, row), lr=1e-3 if row[0] < 3 else 1e-4, seconds=9.87654321) for row in [*head, *tuned]]
+    def read(self, indices):
+        self.asked = tuple(int(i) for i in indices)
+        for some in np.array_split(np.array(self.asked), 2):  # in batches
+            made = [np.random.default_rng(i).integers(0, 256, (self.size, self.size, 3), np.uint8) for i in some]
+            yield np.array(made, np.uint8).reshape(-1, self.size, self.size, 3)
 
 
 @pytest.fixture(scope="session")
-def model():
-    """A small classifier of the pipeline's shape: uint8 (16, 16, 3), a residual block, "pooling", 3 classes; the block is
-    trained.
-    """
-    keras = pytest.importorskip("keras")
-    keras.utils.set_random_seed(1)
-    image = keras.Input((16, 16, 3), dtype="uint8", name="image")
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scaling")(image)
-    x = stem = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="Conv1", trainable=False)(x)
-    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="block_1_expand")(x)
-    x = keras.layers.Conv2D(4, 1, name="block_1_project")(x)
-    x = keras.layers.Add(name="block_1_add")([stem, x])
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="Conv_1", trainable=False)(x)
-    x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
-    x = keras.layers.Dropout(0.2, name="dropout")(x)
-    x = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)
-    return keras.Model(image, x)
+def images():
+    return Noise()
+
+
+@pytest.fixture(scope="session")
+def about():
+    return About(
+        Description("tiny & <small>", 0.35, 96, tuple(CLASSES), 1280, 0.25, "squash", 20, 1.23456),
+        counts={"train": {"daisy": 5, "path": 7}, "test": dict.fromkeys(CLASSES, 30)},
+        problems=[{"path": f"daisy/{k}.jpg", "problem": "truncated", "action": "set aside"} for k in range(50)],
+        digests={"data": "ab12"},
+    )
+
+
+@pytest.fixture(scope="session")
+def results(simulate, history):
+    """90 test images of 3 classes in groups, calibrated with the temperature 2."""
+    options = {"classes": CLASSES, "groups": ["" if i % 3 else f"g{i // 9}" for i in range(90)]}
+    bare, head = simulate(90, 3, signal=1.5, sharpness=2, **options), simulate(90, 3, signal=1, **options)
+    calibration = Calibration(2.0, applied=True)
+    return Results(calibration.shipped(bare), head, calibration, history)
+
+
+@pytest.fixture(scope="session")
+def arguments(about, residual_model):
+    """Of `write_evaluation`, but folder, results and images."""
+    return {"models": (residual_model, residual_model), "about": about, "resamples": 200, "seed": 7}
+
+
+@pytest.fixture(scope="session")
+def written(results, arguments, images, tmp_path_factory):
+    """(folder, Evaluation)"""
+    folder = tmp_path_factory.mktemp("evaluate")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return folder, write_evaluation(folder, results, images=images, **arguments)

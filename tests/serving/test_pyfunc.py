@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.serving import formats, pyfunc
+from graft import params as parameters
+from graft import pixels
+from graft.serving import pyfunc, readers
+from graft.system.console import GraftError
+from graft.tracking import registry, runs
 
 from .conftest import CLASSES, SIZE, encode
+
+ROOT = Path(__file__).parents[2]
 
 ALONE = """
 import json, sys
@@ -19,35 +25,37 @@ from pathlib import Path
 import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 found = model.predict([Path(name).read_bytes() for name in sys.argv[2:]])
-assert not any(name == "stages" or name.startswith("stages.") for name in sys.modules), "the project was imported"
+assert not any(name.partition(".")[0] in ("stages", "graft") for name in sys.modules), "the project was imported"
 print(json.dumps(found.to_dict("list")))
 """
 
 
 @pytest.fixture(scope="module")
 def folder(trained, tmp_path_factory):
-    model, spec = trained
     place = tmp_path_factory.mktemp("registered") / "model"
-    pyfunc.save(place, model, spec)
+    pyfunc.save(place, *trained)
     return place
 
 
 @pytest.fixture(scope="module")
-def loaded(folder):
-    return pyfunc.load(str(folder))
+def model(folder):
+    """What MLflow makes of the folder."""
+    import mlflow
+
+    return mlflow.pyfunc.load_model(str(folder))
 
 
 def figures(found):
     return np.array([list(row.values()) for row in found["probabilities"]])
 
 
-def test_loads_in_a_fresh_process_without_the_project(folder, tmp_path, pictures, expected):
+def test_loads_in_a_fresh_process_without_the_project(folder, tmp_path, images, expected):
     moved = tmp_path / "somewhere else"
     shutil.copytree(folder, moved)
     files = []
     for i in range(3):
         files.append(tmp_path / f"{i}.png")
-        files[-1].write_bytes(encode(pictures[i]))
+        files[-1].write_bytes(encode(images[i]))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     run = subprocess.run(
         [sys.executable, "-c", ALONE, moved, *files], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -89,22 +97,20 @@ def kinds():
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_every_kind_of_input(kind, loaded, pictures, expected, tmp_path):
-    (tmp_path / "0.png").write_bytes(encode(pictures[0]))
+def test_every_kind_of_input(kind, model, images, expected, tmp_path):
+    (tmp_path / "0.png").write_bytes(encode(images[0]))
     n, make = kinds()[kind]
-    found = loaded.predict(make(pictures, tmp_path))
+    found = model.predict(make(images, tmp_path))
     assert found.columns.tolist() == ["label", "confidence", "probabilities"]
     assert len(found) == n
     assert found["label"].tolist() == [CLASSES[k] for k in expected[:n].argmax(1)]
     np.testing.assert_allclose(figures(found).reshape(n, 3), expected[:n], atol=1e-5)
 
 
-def test_other_sizes_are_resized_as_in_training(loaded):
-    from stages.dataset import images
-
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
-    squashed = images.load(encode(pixels), SIZE)
-    found = loaded.predict([pixels, encode(pixels), squashed, pixels[:20]])
+def test_other_sizes_are_resized_as_in_training(model):
+    image = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    squashed = pixels.load(encode(image), SIZE)
+    found = model.predict([image, encode(image), squashed, image[:20]])
     np.testing.assert_array_equal(figures(found)[0], figures(found)[1])
     np.testing.assert_array_equal(figures(found)[0], figures(found)[2])
     assert (figures(found)[0] != figures(found)[3]).any()
@@ -129,17 +135,18 @@ def test_other_sizes_are_resized_as_in_training(loaded):
         (lambda p: {"a": [], "b": []}, "a dict of images must have one key, not 2"),
     ],
 )
-def test_unusable_input_is_named(make, message, loaded, pictures):
+def test_unusable_input_is_named(make, message, model, images):
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match=message) as refused:
-        loaded.predict(make(pictures))
+        model.predict(make(images))
     assert refused.value.get_http_status_code() == 400
 
 
-def test_what_the_model_says_of_itself(folder, loaded):
-    about = loaded.metadata
-    assert about.metadata == {"classes": list(CLASSES), "image_size": SIZE, "resize": "squash"}
+def test_what_the_model_says_of_itself(folder, model, trained):
+    about = model.metadata
+    _, description = trained
+    assert about.metadata == json.loads(description.replace(calibrated=True).to_json())
     assert about.get_output_schema().input_names() == ["label", "confidence", "probabilities"]
     assert about.get_input_schema() is not None
     required = (folder / "requirements.txt").read_text().split()
@@ -147,10 +154,10 @@ def test_what_the_model_says_of_itself(folder, loaded):
     assert all(line.split("==")[1] for line in required)
 
 
-def test_input_example_is_a_request(folder, loaded):
+def test_input_example_is_a_request(folder, model):
     request = json.loads((folder / "serving_input_example.json").read_text())
     assert list(request) == ["inputs"]
-    assert loaded.predict(request["inputs"])["label"][0] in CLASSES
+    assert model.predict(request["inputs"])["label"][0] in CLASSES
 
 
 def test_no_pickle_and_no_path_of_this_machine(folder):
@@ -160,16 +167,96 @@ def test_no_pickle_and_no_path_of_this_machine(folder):
     assert str(Path.home()) not in text
 
 
-def test_temperature_of_the_model(trained, tmp_path, pictures, expected):
-    model, spec = trained
-    pyfunc.save(tmp_path / "plain", model, spec, temperature=1.0)
-    found = pyfunc.load(str(tmp_path / "plain")).predict(pictures[:4])
-    np.testing.assert_allclose(figures(found), model(pictures[:4], training=False), atol=1e-5)
+def test_temperature_of_the_model(trained, tmp_path, images):
+    model, description = trained
+    pyfunc.save(tmp_path / "plain", model, description.replace(temperature=1.0))
+    found = pyfunc.load(str(tmp_path / "plain"))
+    np.testing.assert_allclose(found(images[:4]), model(images[:4], training=False), atol=1e-5)
 
 
-def test_exported_file_is_registered_as_it_is(exported, tmp_path):
-    pyfunc.save_exported(tmp_path / "model", exported / "model.keras")
-    assert list(tmp_path.rglob("*.pyc")) == []
-    copy = tmp_path / "model" / "artifacts" / "model.keras"
+def test_load_gives_what_an_exported_file_does(folder, trained, images, expected):
+    found = pyfunc.load(str(folder))
+    assert (found.name, found.description) == (str(folder), trained[1].replace(calibrated=True))
+    np.testing.assert_allclose(found(images), expected, atol=1e-5)
+
+
+def test_what_is_saved_is_the_exported_file(folder, exported):
+    copy = folder / "artifacts" / "model.keras"
     assert copy.read_bytes() == (exported / "model.keras").read_bytes()
-    assert formats.read_metadata(copy).classes == CLASSES
+    assert readers.read_description(copy).classes == CLASSES
+    assert list(folder.rglob("*.pyc")) == []
+
+
+def test_load_refuses_what_graft_did_not_make(tmp_path):
+    from mlflow.models import Model
+
+    Model().save(str(tmp_path / "MLmodel"))
+    with pytest.raises(GraftError, match=str(tmp_path)) as refused:
+        pyfunc.load(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_digest_is_of_weights_and_description(trained):
+    import keras
+
+    model, description = trained
+    digest = pyfunc.digest(model, description)
+    assert digest == pyfunc.digest(*trained)
+    assert digest != pyfunc.digest(model, description.replace(temperature=2.5))
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    assert pyfunc.digest(other, description) == digest
+    other.layers[-1].bias.assign_add([0, 0, 1e-6])
+    assert pyfunc.digest(other, description) != digest
+
+
+# --- the registry ---
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    """Of an empty clone, which is the working folder."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return parameters.load()
+
+
+def _stub(folder, model, description):
+    from mlflow.models import Model
+
+    folder.mkdir()
+    Model().save(str(folder / "MLmodel"))
+
+
+def test_register_saves_a_model_once(params, trained, monkeypatch):
+    model, description = trained
+    monkeypatch.setattr(pyfunc, "save", _stub)
+    with runs.stage_run("fine-tune", params) as run:
+        assert pyfunc.register(run, model, description, alias="fine-tuned", tags={"note": "größer"}) == "1"
+        assert run.client.get_run(run.run_id).data.tags["model.version"] == "1"
+        monkeypatch.setattr(pyfunc, "save", lambda *_: pytest.fail("saved again"))
+        assert pyfunc.register(run, model, description, alias="again") == "1"
+    with runs.stage_run("evaluate", params) as run:  # adds what it measured to the version that is there
+        found = pyfunc.register(run, model, description, alias="fine-tuned", stage="fine-tune", metrics={"accuracy": 0.97})
+        assert found == "1"
+        monkeypatch.setattr(pyfunc, "save", _stub)
+        assert pyfunc.register(run, model, description, alias="fine-tuned") == "2"  # another stage
+        changed = description.replace(temperature=3.0)
+        assert pyfunc.register(run, model, changed, alias="fine-tuned", stage="fine-tune") == "3"
+    first, last = (registry.by_alias(run.client, "graft", alias) for alias in ("again", "fine-tuned"))
+    assert (str(first.version), first.tags["accuracy"], first.tags["note"]) == ("1", "0.97", "größer")
+    assert (str(last.version), last.tags["stage"], last.tags["digest"]) == ("3", "fine-tune", pyfunc.digest(model, changed))
+
+
+def test_a_model_that_cannot_be_saved_leaves_no_version(params, trained, monkeypatch):
+    def broken(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pyfunc, "save", broken)
+    with pytest.raises(OSError, match="no space"), runs.stage_run("fine-tune", params) as run:
+        pyfunc.register(run, *trained, alias="fine-tuned")
+    assert run.client.search_model_versions("name = 'graft'") == []
+    assert registry.by_alias(run.client, "graft", "fine-tuned") is None

@@ -7,10 +7,20 @@ import warnings
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from stages import params as parameters
+from graft import params as parameters
+from graft.system import environment, files, paths
+from graft.tracking import registry
 
 REPOSITORY = Path(__file__).parents[2]
+STAGES = {
+    "split": {"params": ["seed", "data"], "metrics": ["data/split/metrics.json"]},
+    "train-head": {"params": ["seed", "head"], "metrics": ["data/train-head/metrics.json"]},
+    "fine-tune": {"params": ["lr", "seed", "fine_tune"], "metrics": ["data/fine-tune/metrics.json"]},
+    "evaluate": {"params": ["seed", "evaluate"], "metrics": ["data/evaluate/metrics.json"]},
+    "export": {"params": ["export"], "outs": ["data/export"]},
+}
 
 
 @pytest.fixture
@@ -18,13 +28,26 @@ def clone(tmp_path, monkeypatch):
     """The root of an empty clone, which is also the working folder."""
     root = tmp_path / "my clöne #1 50%"
     root.mkdir()
-    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    YAML().dump({"stages": STAGES}, root / "dvc.yaml")
     defaults = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     (root / "params.yaml").write_text(re.sub(r"^lr: \S+", "lr: 1.0e-4", defaults, flags=re.MULTILINE), encoding="utf-8")
     for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture
+def declare(clone):
+    """declare("train-head", deps=[…], outs=[…]) adds to what dvc.yaml says of a stage."""
+
+    def add(stage, **lists):
+        tree = YAML(typ="safe").load(clone / "dvc.yaml")
+        for key, values in lists.items():
+            tree["stages"][stage].setdefault(key, []).extend(map(str, values))
+        YAML().dump(tree, clone / "dvc.yaml")
+
+    return add
 
 
 @pytest.fixture
@@ -35,9 +58,7 @@ def params(clone):
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """An MLflow database with its tables and nothing in them: making one takes seconds, copying it none."""
-    from stages.tracking import store
-
-    store.quiet_mlflow()
+    environment.quiet_mlflow()
     from mlflow import MlflowClient
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -66,8 +87,6 @@ def with_params(clone):
     """with_params(lr="1e-05") edits params.yaml as `dvc exp run -S` does and loads it again."""
 
     def edit(**values):
-        from ruamel.yaml import YAML
-
         tree = YAML(typ="safe").load(clone / "params.yaml")
         for key, value in values.items():
             block, _, last = key.rpartition("__")
@@ -80,60 +99,72 @@ def with_params(clone):
 
 @pytest.fixture
 def write_manifest(clone):
-    return lambda **options: _write_manifest(clone, **options)
+    """write_manifest(n=9, labels="ab"): n images of two classes, every third a test image. Returns {split: [path]}."""
+
+    def write(*, n=9, labels="ab"):
+        images = [(f"{labels[i % 2]}/{i}.png", labels[i % 2], ("train", "val", "test")[i % 3]) for i in range(n)]
+        columns = ["path", "label", "split", "sha256", "width", "height", "group"]
+        files.write_csv(paths.SPLIT / "manifest.csv", columns, [(*i, f"{k:064x}", 8, 8, "") for k, i in enumerate(images)])
+        files.write_json(paths.SPLIT / "classes.json", sorted(labels))
+        return {split: [path for path, _, found in images if found == split] for split in ("train", "val", "test")}
+
+    return write
 
 
 @pytest.fixture
 def manifest(write_manifest):
     """Path, relative to the clone, of a manifest of 9 images."""
-    return write_manifest()
+    write_manifest()
+    return paths.SPLIT / "manifest.csv"
 
 
-def _write_manifest(root, *, n=9, labels="ab"):
-    """n images of two classes, every third a test image."""
-    file = root / "data/split/manifest.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [f"{labels[i % 2]}/{i}.png,{labels[i % 2]},{('train', 'val', 'test')[i % 3]},{i:064x},8,8,\n" for i in range(n)]
-    file.write_text("path,label,split,sha256,width,height,group\n" + "".join(rows), encoding="utf-8")
-    return file.relative_to(root)
+@pytest.fixture
+def register(tmp_path):
+    """register(run, digest, alias, stage=None, write=write_stub): a model's version, as the stages register theirs."""
+
+    def do(run, digest, alias, *, stage=None, write=write_stub):
+        with registry.lock():
+            version = registry.find(run, digest, stage)
+            if version is None:
+                folder = tmp_path / f"model {digest[:8]} {stage}"
+                write(folder)
+                version = registry.create(run, folder, digest=digest, stage=stage)
+            registry.point(run, alias, version)
+        return version
+
+    return do
+
+
+def write_stub(folder):
+    """The least that MLflow takes for a model, quickly written."""
+    from mlflow.models import Model
+
+    folder.mkdir()
+    Model().save(str(folder / "MLmodel"))
 
 
 @pytest.fixture
 def write_model():
-    """A save_model for `registry.register`: a model that can be loaded."""
-    return _write_model
-
-
-@pytest.fixture
-def write_stub():
-    """A save_model for `registry.register`: the least that MLflow takes for a model, quickly written."""
+    """write_model(folder): an MLflow model that can be loaded, and counts its inputs."""
 
     def write(folder):
-        from mlflow.models import Model
+        import mlflow.pyfunc
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
 
-        folder.mkdir()
-        Model().save(str(folder / "MLmodel"))
+        code = folder.with_name("counting.py")
+        code.write_text(
+            "from mlflow.models import set_model\n"
+            "from mlflow.pyfunc import PythonModel\n"
+            "class Counting(PythonModel):\n"
+            "    def predict(self, context, model_input, params=None):\n"
+            "        return [len(model_input)]\n"
+            "set_model(Counting())\n"
+        )
+        signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 8, 8, 3))]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.save_model(str(folder), python_model=str(code), pip_requirements=["numpy"], signature=signature)
 
     return write
-
-
-def _write_model(folder):
-    """An MLflow model that counts its inputs."""
-    import mlflow.pyfunc
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    code = folder.parent / "counting.py"
-    code.write_text(
-        "from mlflow.models import set_model\n"
-        "from mlflow.pyfunc import PythonModel\n"
-        "class Counting(PythonModel):\n"
-        "    def predict(self, context, model_input, params=None):\n"
-        "        return [len(model_input)]\n"
-        "set_model(Counting())\n"
-    )
-    signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 8, 8, 3))]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mlflow.pyfunc.save_model(str(folder), python_model=str(code), pip_requirements=["numpy"], signature=signature)

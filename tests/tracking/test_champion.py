@@ -1,18 +1,16 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stages import paths
-from stages.common.statistics import Comparison
-from stages.console import GraftError
-from stages.tracking import champion, registry, runs, store
-from stages.tracking.champion import decide
-
-CLASSES = ["a", "b"]
-
+from graft.scoring.predictions import Predictions
+from graft.scoring.statistics import Comparison
+from graft.system.console import GraftError
+from graft.tracking import champion, registry, runs, store
+from graft.tracking.champion import decide, failed_gates
 
 # The rule
 
@@ -36,7 +34,7 @@ def test_who_is_promoted(comparison, better, significant):
 def test_reason_is_a_sentence_with_the_numbers():
     decision = decide(BETTER, promote="significant", champion="version 3")
     assert decision.reason == (
-        "better, but not significantly: accuracy 0.8500 against 0.8000 of version 3 on the same 100 test images, "
+        "better, but not significantly: accuracy 0.8500 against 0.8000 of version 3 on the same 100 validation images, "
         "difference +0.0500 (-0.0100 to +0.1100), p = 0.23"
     )
     assert (decision.accuracy, decision.champion_accuracy, decision.n) == (0.85, 0.80, 100)
@@ -46,7 +44,8 @@ def test_reason_is_a_sentence_with_the_numbers():
 @pytest.mark.parametrize("promote", ["better", "significant", "never"])
 def test_what_cannot_be_compared_is_not_promoted(promote):
     decision = decide(None, promote=promote, champion="version 3", obstacle="the class lists differ, with c")
-    assert not decision.promoted and decision.accuracy is None
+    assert not decision.promoted
+    assert decision.accuracy is None
     assert "not comparable with version 3: the class lists differ, with c" in decision.reason
 
 
@@ -54,49 +53,41 @@ def test_what_cannot_be_compared_is_not_promoted(promote):
 @pytest.mark.parametrize("value", [0.89, math.nan])
 def test_gates_forbid(promote, value):
     gates, metrics = {"accuracy": 0.5, "min_class_recall": 0.9}, {"accuracy": 0.95, "min_class_recall": value}
-    decision = decide(CLEARLY, promote=promote, gates=gates, metrics=metrics)
-    assert not decision.promoted and f"min_class_recall {value:.4f} is below the gate of 0.9" in decision.reason
-    assert decide(CLEARLY, promote=promote, gates=gates, metrics={**metrics, "min_class_recall": 0.9}).promoted
+    decision = decide(CLEARLY, promote=promote, failed=failed_gates(gates, metrics))
+    assert not decision.promoted
+    assert f"min_class_recall {value:.4f} is below the gate of 0.9" in decision.reason
+    reached = failed_gates(gates, {**metrics, "min_class_recall": 0.9})
+    assert reached == []
+    assert decide(CLEARLY, promote=promote, failed=reached).promoted
 
 
 def test_gate_of_an_unknown_metric():
     with pytest.raises(GraftError, match=r"evaluate\.gates: accurcy is not measured; known: accuracy"):
-        decide(None, gates={"accurcy": 0.9}, metrics={"accuracy": 1.0})
+        failed_gates({"accurcy": 0.9}, {"accuracy": 1.0})
 
 
 # In the registry
 
 
 @pytest.fixture
-def arena(params, database, write_manifest, write_stub, with_params, monkeypatch, clone):
-    """arena(name, wrong): a new model with that many wrong answers on 40 test images contests the champion."""
+def arena(database, write_manifest, register, with_params, monkeypatch):
+    """arena(name, wrong): a new model with that many wrong answers on 40 validation images challenges the champion."""
 
-    def contest(name, wrong, *, settings=None, labels="ab", shuffle=False, keep=True, predict=None, digest=None):
+    def challenge(name, wrong, *, settings=None, labels="ab", shuffle=False, digest=None, images=120):
         monkeypatch.setenv("DVC_EXP_NAME", name)
         settings = {"tracking__promote": "better", **(settings or {})}
-        rows = write_manifest(n=120, labels=labels).read_text().splitlines()[1:]
-        images = [row.split(",")[0] for row in rows if row.split(",")[2] == "test"]
-        if shuffle:
-            images = images[::-1]
-        classes = sorted(labels)
-        y = np.array([classes.index(path[0]) for path in images])
-        predicted = y.copy()
-        predicted[:wrong] = 1 - y[:wrong]
+        paths = write_manifest(n=images, labels=labels)["val"]
+        paths = paths[::-1] if shuffle else paths
+        truth = np.array([sorted(labels).index(path[0]) for path in paths])
+        said = np.where(np.arange(len(paths)) < wrong, 1 - truth, truth)
+        predictions = Predictions(paths, truth, np.eye(2)[said], sorted(labels))
         with runs.stage_run("evaluate", with_params(**settings)) as run:
-            version = registry.register(run, digest=digest or name, save_model=write_stub, alias="fine-tuned")
-            paths.EVALUATE.mkdir(parents=True, exist_ok=True)
-            file = paths.EVALUATE / "predictions.csv"
-            lines = [f"{p},{classes[t]},{classes[k]}\n" for p, t, k in zip(images, y, predicted)]
-            file.write_text("path,label,predicted\n" + "".join(lines))
-            if not keep:
-                file.unlink()
-            decision = champion.contest(
-                run, version=version, image_paths=images, y=y, probabilities=np.eye(2)[predicted], classes=classes,
-                metrics={"accuracy": 1 - wrong / 40}, predict=predict,
-            )  # fmt: skip
+            version = register(run, digest or name, "fine-tuned", stage="fine-tune")
+            metrics = {"accuracy": 1 - wrong / 40}
+            decision = champion.challenge(run, version=version, predictions=predictions, metrics=metrics)
         return decision, run
 
-    return contest
+    return challenge
 
 
 def current(params):
@@ -107,66 +98,77 @@ def test_first_then_worse_then_better(arena, params, capsys):
     first, _ = arena("one", 8)
     assert (first.promoted, first.champion, current(params)) == (True, None, "1")
     worse, run = arena("two", 10, shuffle=True)
-    assert not worse.promoted and current(params) == "1"
+    assert (worse.promoted, current(params)) == (False, "1")
     assert (worse.accuracy, worse.champion_accuracy, worse.n, worse.version, worse.champion) == (0.75, 0.8, 40, "2", "1")
     better, run = arena("three", 0)
-    assert better.promoted and better.p_value == 2 * 0.5**8 and current(params) == "3"
+    assert (better.promoted, better.p_value, current(params)) == (True, 2 * 0.5**8, "3")
     assert f"champion: version 3 promoted; {better.reason}\n" in capsys.readouterr().out
     for run_id in (run.run_id, run.pipeline_id):
         tags = run.client.get_run(run_id).data.tags
         assert (tags["champion.decision"], tags["champion.reason"]) == ("promoted", better.reason)
-    written = json.loads(open(run.client.download_artifacts(run.run_id, "champion.json")).read())  # noqa: PTH123, SIM115
-    assert written["difference"] == 0.2 and written["champion"] == "1"
+    written = json.loads(Path(run.client.download_artifacts(run.run_id, "champion.json")).read_text())
+    assert (written["difference"], written["champion"]) == (0.2, "1")
     again, _ = arena("four", 0, digest="three")
-    assert not again.promoted and again.reason == "it is the champion already" and current(params) == "3"
+    assert (again.promoted, again.reason, current(params)) == (False, "it is the champion already", "3")
 
 
-def test_champion_is_run_again_when_its_predictions_are_gone(arena, params):
-    arena("one", 8, keep=False)
-    asked = []
-
-    def predict(version):
-        asked.append(str(version.version))
-        return np.eye(2)[[i % 2 for i in range(40)]]  # all right: the test images are of the two classes in turn
-
-    decision, _ = arena("two", 1, predict=predict)
-    assert asked == ["1"] and (decision.n, decision.champion_accuracy, decision.accuracy) == (40, 1.0, 0.975)
-    assert not decision.promoted and "may have seen" not in decision.reason
+def test_a_challengers_validation_predictions_stay_with_it(arena, params):
+    _, run = arena("one", 8)
+    tags = run.client.get_model_version("graft", "1").tags
+    assert (tags["evaluate.run"], tags["val_accuracy"], len(tags["validation.digest"])) == (run.run_id, "0.8000", 12)
+    kept = runs.read_predictions(run.client, run.run_id, champion.PREDICTIONS)
+    assert (len(kept), kept.correct.sum(), kept.classes) == (40, 32, ("a", "b"))
 
 
-def test_without_predictions_nothing_is_compared(arena, params):
-    arena("one", 8, keep=False)
+@pytest.mark.parametrize("text", [None, "path,label\n"])
+def test_without_predictions_nothing_is_compared(arena, params, database, text):
+    _, run = arena("one", 8)
+    file = database.parent / "artifacts" / run.run_id / "artifacts" / champion.PREDICTIONS
+    file.write_text(text) if text else file.unlink()
     decision, _ = arena("two", 0)
-    assert not decision.promoted and "its predictions for these test images are not at hand" in decision.reason
-    broken, _ = arena("three", 0, predict=lambda version: 1 / 0)
-    assert not broken.promoted and "it could not be run" in broken.reason and current(params) == "1"
+    assert (decision.promoted, current(params)) == (False, "1")
+    missing = f"its validation predictions are missing (validation_predictions.csv of run {run.run_id})"
+    expected = f"the champion stays; `graft champion --set VERSION` can change it: not comparable with version 1: {missing}"
+    assert decision.reason == expected
+
+
+def test_a_champion_that_was_never_evaluated(arena, params):
+    arena("one", 8, settings={"tracking__promote": "never"})
+    client = store.connect(params).client
+    client.delete_model_version_tag("graft", "1", "evaluate.run")
+    champion.set_champion(params, "1")
+    decision, _ = arena("two", 0)
+    assert not decision.promoted
+    assert "no evaluate run of it is recorded (tag evaluate.run)" in decision.reason
 
 
 def test_other_classes_are_not_compared(arena, params):
     arena("one", 8)
     decision, _ = arena("two", 0, labels="ac")
-    assert not decision.promoted and decision.accuracy is None
+    assert (decision.promoted, decision.accuracy) == (False, None)
     assert "not comparable with version 1: the class lists differ, without b and with c" in decision.reason
     forced, _ = arena("three", 0, labels="ac", settings={"tracking__promote": "always"})
-    assert forced.promoted and current(params) == "3"
+    assert (forced.promoted, current(params)) == (True, "3")
 
 
-def test_another_test_set_is_said(arena, params, monkeypatch, write_manifest):
+def test_other_images_are_not_compared(arena, params):
     arena("one", 8)
-    connection = store.connect(params)
-    connection.client.set_model_version_tag("graft", "1", "test.digest", "another")
-    decision, _ = arena("two", 0, predict=lambda version: np.eye(2)[[0] * 40])
-    assert decision.promoted and decision.champion_accuracy == 0.5
-    assert decision.reason.endswith("another split of the data and may have seen some of these images")
+    decision, _ = arena("two", 0, images=90)
+    assert (decision.promoted, decision.accuracy) == (False, None)
+    assert "its validation images are others (30 of these 30 by path; " in decision.reason
+    store.connect(params).client.set_model_version_tag("graft", "1", "validation.digest", "another")
+    decision, _ = arena("three", 0)
+    assert "(40 of these 40 by path; labels or bytes may have changed)" in decision.reason
 
 
 def test_gates_of_params(arena, params):
     decision, _ = arena("one", 8, settings={"evaluate__gates": {"accuracy": 0.9}})
-    assert not decision.promoted and decision.reason.startswith("accuracy 0.8000 is below the gate of 0.9")
+    assert not decision.promoted
+    assert decision.reason.startswith("accuracy 0.8000 is below the gate of 0.9")
     assert registry.by_alias(store.connect(params).client, "graft", "champion") is None
 
 
-def test_a_champion_that_changes_meanwhile_is_contested_anew(arena, params, monkeypatch):
+def test_a_champion_that_changes_meanwhile_is_challenged_anew(arena, params, monkeypatch):
     arena("one", 8)
     judge, seen = champion._judge, []
 
@@ -180,7 +182,8 @@ def test_a_champion_that_changes_meanwhile_is_contested_anew(arena, params, monk
     arena("two", 4, settings={"tracking__promote": "never"})
     monkeypatch.setattr(champion, "_judge", slow)
     decision, _ = arena("three", 6)
-    assert seen == ["1", "2"] and not decision.promoted and decision.champion == "2" and current(params) == "2"
+    assert seen == ["1", "2"]
+    assert (decision.promoted, decision.champion, current(params)) == (False, "2", "2")
 
 
 def test_history_set_and_rollback(arena, params):
@@ -190,15 +193,20 @@ def test_history_set_and_rollback(arena, params):
     assert champion.set_champion(params, 1) == "version 1 is the champion of graft now"
     assert champion.set_champion(params, "champion") == "version 1 is the champion of graft already"
     assert [champion.rollback(params) for _ in range(3)] == [f"version {v} is the champion of graft again" for v in (3, 2, 1)]
-    with pytest.raises(GraftError, match="no former champion"):
+    with pytest.raises(GraftError, match="no former champion to go back to; `graft champion --set VERSION` names one"):
         champion.rollback(params)
     with pytest.raises(GraftError, match="no version 9"):
         champion.set_champion(params, "9")
-    entries = champion.history(store.connect(params).client, "graft")
+    client = store.connect(params).client
+    entries = champion.history(client, "graft")
     assert [(e["action"], e["version"], e["before"]) for e in entries] == [
         ("promoted", "1", None), ("promoted", "2", "1"), ("promoted", "3", "2"), ("set", "1", "3"),
         ("rolled back", "3", "1"), ("rolled back", "2", "3"), ("rolled back", "1", "2"),
     ]  # fmt: skip
+    client.set_model_version_tag("graft", "1", "accuracy", "0.75")
     table = champion.show(params).splitlines()
-    assert table[0].startswith("champion of graft: version 1 (evaluate") and len(table) == 3 + 7
-    assert "promoted" in table[3] and "one" in table[3] and table[3].endswith("there is no champion yet")
+    assert table[0] == "champion of graft: version 1 (fine-tune, validation accuracy 0.8000, test accuracy 0.7500)"
+    assert len(table) == 3 + 7
+    assert "promoted" in table[3]
+    assert "one" in table[3]
+    assert table[3].endswith("there is no champion yet")

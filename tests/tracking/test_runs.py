@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import os
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import paths
-from stages.console import GraftError
-from stages.tracking import runs, store
+from graft.system import files, paths
+from graft.system.console import GraftError
+from graft.tracking import dvc_lock, runs, store
 
 CURVE = [
     {"epoch": 0, "lr": 1e-5, "train_loss": 0.9, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.4, "seconds": 2.0},
@@ -26,8 +27,7 @@ def stage_runs(params, stage):
 
 
 def write_metrics(stage, values):
-    paths.STAGES[stage].mkdir(parents=True, exist_ok=True)
-    (paths.STAGES[stage] / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
+    files.write_json(paths.STAGES[stage] / "metrics.json", values)
 
 
 # Pipeline run
@@ -55,7 +55,7 @@ def test_stages_gather_under_one_pipeline_run_with_all_params(with_params, datab
     assert pipeline.data.metrics == {"train-head/val_accuracy": 0.9, "fine-tune/val_accuracy": 0.9}
     assert pipeline.data.tags["stages"] == "train-head, fine-tune"
     assert pipeline.data.tags["data.images"] == "9" and pipeline.data.tags["data.test"] == "3"
-    assert [d.dataset.name for d in pipeline.inputs.dataset_inputs] == ["digits"]
+    assert [d.dataset.name for d in pipeline.inputs.dataset_inputs] == ["fashion"]
     (run,) = stage_runs(params, "fine-tune")
     assert run.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
     assert pipeline.data.tags["run.fine-tune"] == run.info.run_id
@@ -108,7 +108,7 @@ def test_metrics_of_skipped_stages(params, database, manifest, monkeypatch):
     """Earlier stages are valid; of the later ones only those that dvc.lock vouches for."""
     for stage in paths.STAGES:
         write_metrics(stage, {"x": 1})
-    monkeypatch.setattr(runs, "matches_lock", lambda stage: stage == "export")
+    monkeypatch.setattr(dvc_lock, "matches_lock", lambda stage: stage == "export")
     with runs.stage_run("fine-tune", params):
         pass
     (pipeline,) = pipelines(params)
@@ -133,15 +133,15 @@ def test_pipeline_run_names_the_runs_behind_skipped_stages(params, with_params, 
 
 def test_curves_metrics_and_times(params, database):
     with runs.stage_run("fine-tune", params) as run:
-        run.log_epoch(CURVE[0])
-        run.log_curve(CURVE[1:])
+        for row in CURVE:
+            run.log_epoch(row)
         run.log_metrics({"val_accuracy": 0.5, "nested": {"loss": 0.8, "skipped": "text"}, "nan": math.nan})
-        with run.timed("trunk"):
+        with run.timed("convert"):
             pass
     history = {key: [(m.step, m.value) for m in run.client.get_metric_history(run.run_id, key)] for key in ("lr", "val/loss")}
     assert history == {"lr": [(0, 1e-5), (1, 5e-6)], "val/loss": [(0, 1.0), (1, 0.8)]}
     metrics = run.client.get_run(run.run_id).data.metrics
-    assert {"train/loss", "train/accuracy", "val/accuracy", "seconds/epoch", "seconds/trunk", "seconds/total"} < set(metrics)
+    assert {"train/loss", "train/accuracy", "val/accuracy", "seconds/epoch", "seconds/convert", "seconds/total"} < set(metrics)
     assert metrics["nested/loss"] == 0.8 and "nested/skipped" not in metrics and math.isnan(metrics["nan"])
     assert not any("seconds" in key for key in pipelines(params)[0].data.metrics)
 
@@ -164,56 +164,120 @@ def test_an_epoch_that_the_store_refuses_is_sent_again(params, database, monkeyp
     assert [m.step for m in run.client.get_metric_history(run.run_id, "train/loss")] == [0, 1]
 
 
-def test_reports_become_artifacts_and_weights_do_not(params, database):
+def test_figures_that_metrics_json_has_no_room_for(params, database):
+    """`dvc exp show` has about eight columns per stage, MLflow all of report.json's summary."""
+    with runs.stage_run("evaluate", params):
+        write_metrics("evaluate", {"n": 40, "accuracy": 0.9})
+        summary = {"accuracy": 0.9, "macro_f1_low": 0.8, "nested": {"x": 1}, "text": "y"}
+        files.write_json(paths.EVALUATE / "report.json", {"classes": [], "summary": summary})
+    figures = {"n": 40, "accuracy": 0.9, "macro_f1_low": 0.8, "nested/x": 1}
+    assert pipelines(params)[0].data.metrics == {f"evaluate/{key}": value for key, value in figures.items()}
+
+
+def artifacts(run, folder=None):
+    return {file.path for file in run.client.list_artifacts(run.run_id, folder)}
+
+
+def test_reports_become_artifacts_and_weights_do_not(params, database, declare):
     folder = paths.FINE_TUNE
     (folder / "plots" / "deep").mkdir(parents=True)
     (folder / "saved_model").mkdir()
     for name in ("model.weights.h5", "report.json", "plots/größe 1.png", "plots/deep/x.csv", "saved_model/weights.bin"):
-        (folder / name).write_bytes(b"x")
-    outputs = [folder / n for n in ("model.weights.h5", "report.json", "plots", "saved_model", "not written.txt")]
-    with runs.stage_run("fine-tune", params, outputs=outputs) as run:
+        (folder / name).write_bytes(b"{}")
+    declare(
+        "fine-tune", outs=[folder / n for n in ("model.weights.h5", "report.json", "plots", "saved_model", "not written.txt")]
+    )
+    with runs.stage_run("fine-tune", params) as run:
         write_metrics("fine-tune", {"x": 1})
-    listed = {f.path for f in run.client.list_artifacts(run.run_id)} | {
-        f.path for f in run.client.list_artifacts(run.run_id, "plots")
-    }
-    assert listed == {"report.json", "metrics.json", "plots", "plots/größe 1.png", "plots/deep"}
+    assert artifacts(run) == {"report.json", "metrics.json", "plots"}
+    assert artifacts(run, "plots") == {"plots/größe 1.png", "plots/deep"}
     tags = run.client.get_run(run.run_id).data.tags
-    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # sha256 of "x"
-    assert tags["output.data/fine-tune/model.weights.h5"] == digest
-    assert "output.data/fine-tune/saved_model" in tags and "output.data/fine-tune/not written.txt" not in tags
+    assert tags["output.data/fine-tune/model.weights.h5"] == hashlib.sha256(b"{}").hexdigest()
+    assert "output.data/fine-tune/saved_model" in tags
+    assert "output.data/fine-tune/not written.txt" not in tags
 
 
-def test_what_the_stage_logged_itself_is_not_overwritten(params, database):
-    paths.EVALUATE.mkdir(parents=True)
-    with runs.stage_run("evaluate", params, outputs=[paths.EVALUATE / "card.html"]) as run:
-        (paths.EVALUATE / "card.html").write_text("the same on every run")
+def test_a_folder_that_is_the_stages_only_output_is_taken_apart(params, database):
+    with runs.stage_run("export", params) as run:
+        (paths.EXPORT / "saved_model").mkdir(parents=True)
+        for name in ("model.keras", "labels.txt", "saved_model/saved_model.pb"):
+            (paths.EXPORT / name).write_bytes(b"x")
+    assert artifacts(run) == {"labels.txt"}
+    outputs = {key for key in run.client.get_run(run.run_id).data.tags if key.startswith("output.")}
+    assert outputs == {f"output.data/export/{name}" for name in ("model.keras", "labels.txt", "saved_model")}
+
+
+def test_what_the_stage_logged_itself_is_not_overwritten(params, database, declare):
+    declare("evaluate", outs=[paths.EVALUATE / "card.html"])
+    with runs.stage_run("evaluate", params) as run:
+        files.write_text(paths.EVALUATE / "card.html", "the same on every run")
         run.log_text("with the run's id", "card.html")
     assert Path(run.client.download_artifacts(run.run_id, "card.html")).read_text() == "with the run's id"
 
 
-def test_inputs_lead_to_the_runs_that_made_them(params, database, manifest):
-    with runs.stage_run("split", params, outputs=[manifest]) as split:
+def test_a_folder_of_figures_that_is_no_output(params, database, tmp_path):
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "curves.png").write_bytes(b"x")
+    with runs.stage_run("fine-tune", params) as run:
+        run.log_artifacts(tmp_path / "drawn", "plots")
+    assert artifacts(run, "plots") == {"plots/curves.png"}
+
+
+def test_inputs_lead_to_the_runs_that_made_them(params, database, manifest, declare):
+    declare("split", outs=[manifest])
+    declare("train-head", deps=[manifest, "data/no such file"])
+    with runs.stage_run("split", params) as split:
         pass
-    with runs.stage_run("train-head", params, inputs={"manifest": manifest, "missing": "no/such/file"}) as run:
+    with runs.stage_run("train-head", params) as run:
         pass
     tags = run.client.get_run(run.run_id).data.tags
-    assert tags["input.manifest.run"] == split.run_id
-    assert tags["input.manifest"] == split.client.get_run(split.run_id).data.tags[f"output.{manifest}"]
+    assert tags["input.split/manifest.csv.run"] == split.run_id
+    assert tags["input.split/manifest.csv"] == split.client.get_run(split.run_id).data.tags[f"output.{manifest}"]
     assert f"[split of {runs.pipeline_name(params)}](#/experiments/" in tags["mlflow.note.content"]
-    assert "input.missing" not in tags
+    assert "input.no such file" not in tags
     manifest.write_text(manifest.read_text() + "c/9.png,c,train,0,8,8,\n")
-    with runs.stage_run("train-head", params, inputs={"manifest": manifest}) as changed:
+    with runs.stage_run("train-head", params) as changed:
         pass
-    assert "input.manifest.run" not in changed.client.get_run(changed.run_id).data.tags
+    assert "input.split/manifest.csv.run" not in changed.client.get_run(changed.run_id).data.tags
+
+
+def test_what_a_stage_follows_from_is_known_to_it_and_digested_once(params, database, manifest, declare, monkeypatch):
+    digested, sha256 = [], files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: digested.append(str(path)) or sha256(path))
+    weights = paths.TRAIN_HEAD / "model.weights.h5"
+    files.write_text(weights, "weights")
+    declare("fine-tune", deps=[manifest, weights])
+    with runs.stage_run("fine-tune", params) as run:
+        assert run.digests == {"split/manifest.csv": run.dataset.digest, "train-head/model.weights.h5": sha256(weights)}
+        inputs = {**run.digests}
+        assert run.identity == {"params": dvc_lock.stage_keys("fine-tune", params), "inputs": inputs}
+    assert sorted(digested) == [str(manifest), str(weights)]
+
+
+def test_what_a_card_says_of_a_run(params, database):
+    with runs.stage_run("evaluate", params) as run:
+        assert run.shown_params == run.client.get_run(run.pipeline_id).data.params
+        names = {
+            "git commit": runs.git_commit() or "none",
+            "pipeline run": runs.pipeline_name(params),
+            "MLflow run": run.run_id,
+        }
+        assert run.provenance == names
 
 
 def test_dataset_is_an_input(params, database, manifest):
     with runs.stage_run("evaluate", params) as run:
-        run.log_dataset(name="extra", digest="0" * 64, path="/elsewhere", counts={"images": 3}, context="testing")
-    found = {d.dataset.name: d for d in run.client.get_run(run.run_id).inputs.dataset_inputs}
-    assert json.loads(found["digits"].dataset.profile) == {"images": 9, "classes": 2, "train": 3, "val": 3, "test": 3}
-    assert json.loads(found["digits"].dataset.source) == {"uri": "data/raw/digits"}
-    assert found["digits"].tags[0].value == "testing" and found["extra"].dataset.digest == "0" * 12
+        pass
+    (found,) = run.client.get_run(run.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("fashion", run.dataset.digest[:12])
+    assert json.loads(found.dataset.profile) == {"images": 9, "classes": 2, "train": 3, "val": 3, "test": 3}
+    assert json.loads(found.dataset.source) == {"uri": "data/raw/fashion"}
+    assert found.tags[0].value == "testing"
+
+
+def test_flat_metrics():
+    nested = {"accuracy": 0.5, "keras": {"mb": 2, "name": "x", "ok": True}, "list": [1], "none": None}
+    assert runs.flat_metrics(nested) == {"accuracy": 0.5, "keras/mb": 2}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +290,7 @@ def test_dataset_is_an_input(params, database, manifest):
 )
 def test_a_stage_that_fails(params, database, error, status, text):
     with pytest.raises(type(error)), runs.stage_run("fine-tune", params) as run:
-        run._send(runs.metric_entities({"last": 1}))
+        run._pending += runs.metric_entities({"last": 1})
         raise error
     found, pipeline = run.client.get_run(run.run_id), run.client.get_run(run.pipeline_id)
     assert (found.info.status, pipeline.info.status) == (status, status)

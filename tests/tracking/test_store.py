@@ -1,13 +1,15 @@
+import http.server
 import os
 import shutil
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
-from stages import params as parameters
-from stages.console import GraftError
-from stages.tracking import runs, store
+from graft import params as parameters
+from graft.system.console import GraftError
+from graft.tracking import runs, store
 
 
 def test_first_use_makes_database_and_artifacts_in_the_root(params, clone, monkeypatch):
@@ -55,7 +57,16 @@ def test_unreachable_server_is_refused_before_any_work(params, monkeypatch):
     expected = r"MLflow at http://127\.0\.0\.1:\d+ cannot be reached"
     with pytest.raises(GraftError, match=expected) as caught, runs.stage_run("split", params):
         pytest.fail("the stage began to work")
-    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_behind_a_password_is_reached(monkeypatch):
+    """Python's urllib takes `user:secret@127.0.0.1` for a host's name."""
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store._probe(f"http://user:secret@127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 def test_silent_server_is_refused(params, monkeypatch):

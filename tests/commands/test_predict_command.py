@@ -1,0 +1,110 @@
+"""`graft predict` with a model that needs no network: its classes are the brightness of the photo, and two odd names."""
+
+import argparse
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graft import pixels
+from graft.commands import predict as command
+from graft.description import Description
+from graft.serving import readers
+from graft.serving.predict import Prediction
+from graft.system.console import GraftError
+
+CLASSES = ("dark", "path", "class:x")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos ü"
+    folder.mkdir()
+    Image.new("RGB", (9, 7), (51, 0, 0)).save(folder / "0.png")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:40])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """run(sources, model=…, output=…): the command, as its parser calls it."""
+
+    def probabilities(batch):
+        bright = batch[:, 0, 0, 0] / 255
+        return np.stack([0.9 - bright, bright, np.full(len(batch), 0.1)], axis=1)
+
+    def open_model(name):
+        return readers.Loaded(name, Description("x", 1.0, 4, CLASSES, 0, 0.0, pixels.RESIZE), probabilities)
+
+    monkeypatch.setattr(command, "open_model", open_model)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return lambda *words: command.predict(parser.parse_args([str(word) for word in words]))
+
+
+def test_csv_has_every_column_once(run, photos, tmp_path, capsys):
+    output = tmp_path / "new folder" / "out.csv"
+    run(photos, "--model", "m", "--output", output)
+    assert b"\r" not in output.read_bytes()
+    with output.open(encoding="utf-8", newline="") as file:
+        header, good, *bad = csv.reader(file)
+    assert header == ["path", "predicted", "confidence", "problem", "dark", "class:path", "class:class:x"]
+    assert good == [(photos / "0.png").as_posix(), "dark", "0.700000", "", "0.700000", "0.200000", "0.100000"]
+    assert [row[0] for row in bad] == [(photos / name).as_posix() for name in ("cut.png", "empty.jpg")]
+    assert bad[0][3].startswith("truncated")
+    assert bad[0][1:3] + bad[0][4:] == [""] * 5
+    said = capsys.readouterr()
+    summary = f"predict: 1 image predicted by m, 2 could not be read, 1 other files skipped; written to {output}\n"
+    assert said.out.endswith(summary)
+    assert said.err.count("warning: ") == 2
+
+
+def test_json_lines(run, photos, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(photos, "--output", output)
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert rows[0] == {
+        "path": (photos / "0.png").as_posix(),
+        "predicted": "dark",
+        "confidence": 0.7,
+        "probabilities": {"dark": 0.7, "path": 0.2, "class:x": 0.1},
+    }
+    assert set(rows[1]) == {"path", "problem"}
+    assert len(rows) == 3
+
+
+def test_lines_on_the_terminal(run, photos, capsys):
+    run(photos / "0.png", photos / "cut.png", "--model", "m")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f" 70.0%  dark     {(photos / '0.png').as_posix()}"
+    assert lines[1].startswith(f"     -  -        {(photos / 'cut.png').as_posix()}  (truncated: ")
+    assert lines[2] == "predict: 1 image predicted by m, 1 could not be read"
+
+
+def test_output_appears_whole_or_not_at_all(run, photos, tmp_path, monkeypatch):
+    output = tmp_path / "out.csv"
+    output.write_text("what was there")
+
+    def fail(*_):
+        yield Prediction("x", problem="y")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "predict_files", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, "--output", output)
+    assert output.read_text() == "what was there"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "photos ü"]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, photos):
+    with pytest.raises(GraftError, match=r"--output .*out.csv: cannot be written: "):
+        run(photos, "--output", photos / "notes.txt" / "out.csv")
+
+
+def test_output_of_an_unknown_kind_is_refused_before_any_work(run):
+    with pytest.raises(GraftError, match=r"--output out.xlsx: must end in .csv or .jsonl"):
+        run("no photo", "--output", "out.xlsx")

@@ -1,0 +1,196 @@
+"""train-head, fine-tune and evaluate as real functions on a few tiny images; MLflow is not what is tested here."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graft import params as parameters
+from graft.dataset import images, manifest
+from graft.scoring.calibration import apply_temperature
+from graft.scoring.predictions import Predictions
+from graft.system import environment, paths
+from graft.system.files import read_csv, read_json
+from stages import evaluate, fine_tune, split, train_head
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("dark", "light grey")
+FILES = {
+    "model.weights.h5", "model.json", "curves.csv", "predictions.csv", "metrics.json", "report.json", "report.txt",
+    "confusion_matrix.csv",
+}  # fmt: skip
+
+
+class NullRun:
+    """Stands for a StageRun: keeps what is logged."""
+
+    def __init__(self, stage, params):
+        self.stage, self.params = stage, params
+        self.identity, self.digests, self.shown_params = {"stage": stage, "params": params.flat()}, {}, {"lr": str(params.lr)}
+        self.provenance = {"MLflow run": "0"}
+        self.metrics, self.rows, self.texts, self.pictures = {}, [], {}, set()
+
+    def log_metrics(self, values):
+        self.metrics.update(values)
+
+    def log_epoch(self, row):
+        self.rows.append(row)
+
+    def log_text(self, text, name):
+        self.texts[name] = text
+
+    def log_artifacts(self, folder, name=None):
+        self.pictures |= {path.name for path in Path(folder).iterdir()}
+
+    def timed(self, what):
+        return contextlib.nullcontext()
+
+
+def changed(params, **blocks):
+    """`params` with some fields of its blocks replaced: changed(params, head={"epochs": 3})."""
+    update = {
+        key: getattr(params, key).model_copy(update=value) if isinstance(value, dict) else value for key, value in blocks.items()
+    }
+    return params.model_copy(update=update)
+
+
+def run(stage, params):
+    """The recipe `stage` on `params`, as `run_stage` calls it. Returns its NullRun."""
+    recipe = {"split": split.split, "train-head": train_head.train_head, "fine-tune": fine_tune.fine_tune,
+              "evaluate": evaluate.evaluate}[stage]  # fmt: skip
+    made = NullRun(stage, params)
+    with environment.training_scope(params.seed):
+        recipe(params, made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def given():
+    params = parameters.load(ROOT / "params.yaml")
+    return changed(
+        params,
+        image_size=32,
+        batch_size=4,
+        data={"path": "photos", "val_fraction": 0.25, "test_fraction": 0.25, "near_duplicates": -1},
+        augment={"views": 2},
+        head={"epochs": 3, "lr": 0.01},
+        fine_tune={"layers": 20, "epochs": 2},
+        evaluate={"bootstrap": 100},
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(given, tmp_path_factory):
+    """A folder in which split, train-head, fine-tune and evaluate have run once; (root, their runs, what was registered)."""
+    environment.quiet_tensorflow()
+    root = tmp_path_factory.mktemp("stages") / "clone"
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(CLASSES):
+        (root / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(120 * k, 120 * k + 100, (24, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "photos" / name / f"{i}.png")
+    (root / "data").mkdir()
+    shutil.copytree(ROOT / "data" / "backbones", root / "data" / "backbones")
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, root)
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "MLFLOW_TRACKING_URI"):
+            patch.delenv(key, raising=False)
+        patch.chdir(root)
+        registered, challenges = [], []
+        patch.setattr("graft.serving.pyfunc.register", lambda *_, **options: registered.append(options) or "1")
+        patch.setattr("graft.tracking.champion.challenge", lambda _, **options: challenges.append(options))
+        runs = {stage: run(stage, given) for stage in ("split", "train-head", "fine-tune", "evaluate")}
+        yield root, runs, registered, challenges
+
+
+@pytest.mark.parametrize(("stage", "epochs", "first"), [("train-head", 3, 0), ("fine-tune", 2, 3)])
+def test_a_training_stage_writes_logs_and_registers_one_model(clone, stage, epochs, first):
+    root, runs, registered, _ = clone
+    folder = root / paths.STAGES[stage]
+    assert {p.name for p in folder.iterdir()} == FILES  # no picture: a colour must not retrain a network
+    assert [row["epoch"] for row in runs[stage].rows] == list(range(first, first + epochs))
+    curves = read_csv(folder / "curves.csv")
+    assert len(curves) == first + epochs  # fine-tune's curves go on where the head's end
+    assert [float(row["val_loss"]) for row in curves[first:]] == [row["val_loss"] for row in runs[stage].rows]
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["n"] == 6
+    assert metrics["epochs"] == epochs
+    assert runs[stage].pictures >= {"curves.png", "confusion_matrix.png", "model_graph.png"}
+    assert registered[0 if stage == "train-head" else 1]["alias"] == {"train-head": "head", "fine-tune": "fine-tuned"}[stage]
+
+
+def test_what_is_saved_gives_what_the_report_says(clone):
+    """The model as it lies on disk, run by Keras on the validation images, against the stage's own figures."""
+    from graft.network import classifier
+
+    root, *_ = clone
+    val = manifest.read(root / paths.SPLIT).split("val")
+    pixels = np.stack(list(images.load_images(root / "photos", val.paths, 32)))
+    model, description = classifier.load(root / paths.FINE_TUNE)
+    assert description.classes == CLASSES
+    assert description.trainable_layers == 20
+    probabilities = np.asarray(model(pixels, training=False))
+    accuracy = (probabilities.argmax(1) == val.labels).mean()
+    assert read_json(root / paths.FINE_TUNE / "metrics.json")["accuracy"] == pytest.approx(accuracy)
+    written = Predictions.read(root / paths.FINE_TUNE / "predictions.csv")
+    assert written.paths == val.paths
+    assert np.allclose(written.probabilities, probabilities, atol=1e-3)  # features are kept in half precision
+
+
+def test_evaluate_measures_both_models_on_the_test_images_alone(clone):
+    from graft.network import classifier
+
+    root, runs, _, challenges = clone
+    test = manifest.read(root / paths.SPLIT).split("test")
+    pixels = np.stack(list(images.load_images(root / "photos", test.paths, 32)))
+    written = Predictions.read(root / paths.EVALUATE / "predictions.csv")
+    assert written.paths == test.paths
+    model, description = classifier.load(root / paths.FINE_TUNE)
+    expected = apply_temperature(np.asarray(model(pixels, training=False), np.float64), description.temperature)
+    assert np.allclose(written.probabilities, expected, atol=1e-5)
+    head, _ = classifier.load(root / paths.TRAIN_HEAD)
+    figures = read_json(root / paths.EVALUATE / "metrics.json")
+    assert figures["n"] == len(test) == 6
+    assert figures["head_accuracy"] == (np.asarray(head(pixels, training=False)).argmax(1) == test.labels).mean()
+    card = (root / paths.EVALUATE / "card.html").read_text(encoding="utf-8")
+    assert "http://" not in card.replace("http://www.w3.org", "")
+    assert "MLflow run" in runs["evaluate"].texts["card.html"]
+    assert "MLflow run" not in card
+
+
+def test_the_champion_is_challenged_on_validation_images(clone):
+    root, _, _, challenges = clone
+    (challenge,) = challenges
+    val = manifest.read(root / paths.SPLIT).split("val")
+    assert challenge["predictions"].paths == val.paths
+    assert challenge["metrics"]["accuracy"] == read_json(root / paths.FINE_TUNE / "metrics.json")["accuracy"]
+    assert "min_class_recall" in challenge["metrics"]
+
+
+def test_a_second_experiment_computes_no_frozen_layer_again(clone, given, monkeypatch, capsys):
+    root, *_ = clone
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("graft.runtimes.start", lambda *_: pytest.fail("the trunk was started"))
+    before = (root / paths.FINE_TUNE / "model.weights.h5").read_bytes()
+    run("fine-tune", changed(given, lr=1e-5))
+    assert "12 images x 2 views" in capsys.readouterr().out
+    assert (root / paths.FINE_TUNE / "model.weights.h5").read_bytes() != before
+
+
+def test_no_layer_to_unfreeze_leaves_the_heads_model_as_it_is(clone, given, monkeypatch):
+    from graft.network import classifier
+
+    root, *_ = clone
+    monkeypatch.chdir(root)
+    made = run("fine-tune", changed(given, fine_tune={"layers": 0}))
+    assert made.rows == []
+    head, tuned = (classifier.load(root / folder)[0] for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE))
+    assert all(np.array_equal(a, b) for a, b in zip(head.get_weights(), tuned.get_weights()))
+    assert len(read_csv(root / paths.FINE_TUNE / "curves.csv")) == 3
+    assert json.loads((root / paths.FINE_TUNE / "metrics.json").read_text())["epochs"] == 0

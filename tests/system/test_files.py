@@ -1,0 +1,72 @@
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from graft.system import files
+
+
+def test_sha256_of_file_and_folder(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "x.txt").write_bytes(b"one")
+    assert files.sha256(folder / "x.txt") == hashlib.sha256(b"one").hexdigest()
+    before = files.sha256(str(folder))
+    assert before == hashlib.sha256(f"x.txt\0{files.sha256(folder / 'x.txt')}\n".encode()).hexdigest()
+    (folder / "cache.pyc").write_bytes(b"ignored")
+    (folder / ".DS_Store").write_bytes(b"ignored")
+    assert files.sha256(folder) == before
+    (folder / "x.txt").rename(folder / "y.txt")
+    assert files.sha256(folder) != before
+    with pytest.raises(FileNotFoundError):
+        files.sha256(folder / "x.txt")
+
+
+def test_sha256_of_several_files_is_of_their_bytes_in_that_order(tmp_path):
+    (tmp_path / "a").write_bytes(b"weights")
+    (tmp_path / "b").write_bytes(b"{}")
+    assert files.sha256_of(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"weights{}").hexdigest()
+
+
+def test_dvc_md5_is_what_dvc_records(tmp_path):
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    for name in ("data/B.txt", "data/a.txt", "data/deep/ü b.txt", "data/deep.txt", "data/deep-er.txt"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "large").write_bytes(os.urandom(3 * files.BLOCK // 2))
+    (tmp_path / ".dvcignore").write_text("*.pyc\n")
+    (tmp_path / "data" / "code.pyc").write_bytes(b"ignored")
+    for command in (["init", "-q", "--no-scm"], ["add", "-q", "data", "large"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, cwd=tmp_path, capture_output=True)
+    for name in ("data", "large"):
+        recorded = (tmp_path / f"{name}.dvc").read_text(encoding="utf-8")
+        assert f"md5: {files.dvc_md5(tmp_path / name)}\n" in recorded
+    assert files.dvc_md5(tmp_path / "none") is None
+
+
+def test_texts_are_utf8_with_plain_line_ends(tmp_path):
+    path = tmp_path / "new" / "folder" / "ä.txt"
+    files.write_text(path, "ä\nb\n")
+    assert path.read_bytes() == b"\xc3\xa4\nb\n"
+
+
+def test_json(tmp_path):
+    content = {"b": ["ä", None, 0.1], "a": 1}
+    files.write_json(tmp_path / "new" / "x.json", content)
+    text = (tmp_path / "new" / "x.json").read_text(encoding="utf-8")
+    assert text == '{\n  "b": [\n    "ä",\n    null,\n    0.1\n  ],\n  "a": 1\n}\n'
+    assert files.read_json(tmp_path / "new" / "x.json") == content
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "nan.json", {"a": float("nan")})
+    assert not (tmp_path / "nan.json").exists()
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "new" / "x.csv"
+    files.write_csv(path, ["name", "value"], [["a,\nb", 0.1 + 0.2], ['"ä"', None]])
+    assert path.read_bytes() == 'name,value\n"a,\nb",0.30000000000000004\n"""ä""",\n'.encode()
+    assert files.read_csv(path) == [
+        {"name": "a,\nb", "value": "0.30000000000000004"},
+        {"name": '"ä"', "value": ""},
+    ]

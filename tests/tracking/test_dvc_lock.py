@@ -1,0 +1,77 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graft.tracking import dvc_lock
+
+
+def test_stage_keys_are_those_of_dvc_yaml(params, clone):
+    (clone / "dvc.yaml").write_text(
+        "stages:\n  split: {cmd: x, params: [seed, data]}\n  fine-tune: {cmd: x, params: [lr, head.class_weights, features]}\n"
+    )
+    assert set(dvc_lock.stage_keys("split", params)) == {"seed", *(k for k in params.flat() if k.startswith("data."))}
+    tuned = dvc_lock.stage_keys("fine-tune", params)
+    assert tuned == {"lr": 1e-4, "head.class_weights": "balanced", "features.runtime": "auto"}
+    assert dvc_lock.stage_keys("no such stage", params) == params.flat()
+
+
+def test_stage_files_are_those_of_dvc_yaml_below_data(clone):
+    (clone / "dvc.yaml").write_text(
+        """
+stages:
+  split:
+    cmd: x
+    deps: ["${data.path}", graft/dataset, data/split/manifest.csv, data/backbones]
+    outs:
+      - data/split/classes.json
+      - data/split/plots: {cache: false}
+      - elsewhere.txt
+    metrics: [data/split/metrics.json: {cache: false}]
+    plots: [data/split/curves.csv]
+  empty: {cmd: x, deps: }
+"""
+    )
+    inputs, outputs = dvc_lock.stage_files("split")
+    assert inputs == {"split/manifest.csv": Path("data/split/manifest.csv"), "backbones": Path("data/backbones")}
+    assert list(map(str, outputs)) == [f"data/split/{name}" for name in ("classes.json", "plots", "metrics.json", "curves.csv")]
+    assert dvc_lock.stage_files("empty") == dvc_lock.stage_files("no such stage") == ({}, [])
+    (clone / "dvc.yaml").unlink()
+    assert dvc_lock.stage_files("split") == ({}, [])
+
+
+@pytest.fixture
+def locked(clone):
+    """A clone in which DVC itself ran one stage that depends on a file, a folder and two params."""
+    (clone / "dvc.yaml").write_text(
+        "stages:\n  evaluate:\n    cmd: echo done > out.txt\n    deps: [in.txt, code]\n"
+        "    params: [lr, data.path]\n    outs: [out.txt]\n"
+    )
+    (clone / "in.txt").write_text("one")
+    (clone / "code" / "deep").mkdir(parents=True)
+    (clone / "code" / "a.py").write_text("a")
+    (clone / "code" / "deep" / "ü b.py").write_text("b")
+    (clone / ".dvcignore").write_text("__pycache__\n*.pyc\n")
+    for command in (["init", "-q", "--no-scm"], ["repro", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, cwd=clone, capture_output=True)
+    return clone
+
+
+def test_lock_matches_what_dvc_recorded(locked):
+    assert dvc_lock.matches_lock("evaluate")
+    assert not dvc_lock.matches_lock("export")
+    (locked / "code" / "__pycache__").mkdir()
+    (locked / "code" / "__pycache__" / "a.pyc").write_bytes(b"x")
+    assert dvc_lock.matches_lock("evaluate")
+    for file, new in (("in.txt", "two"), ("code/deep/ü b.py", "c"), ("params.yaml", None)):
+        before = (locked / file).read_text(encoding="utf-8")
+        (locked / file).write_text(new or before.replace("lr: 1.0e-4", "lr: 1.0e-05"), encoding="utf-8")
+        assert not dvc_lock.matches_lock("evaluate"), file
+        (locked / file).write_text(before, encoding="utf-8")
+    assert dvc_lock.matches_lock("evaluate")
+
+
+def test_lock_of_a_missing_dependency(locked):
+    (locked / "in.txt").unlink()
+    assert not dvc_lock.matches_lock("evaluate")
