@@ -140,22 +140,23 @@ def _fit(top, train, val, config, *, checkpoint, on_epoch, baseline):
     )
     top.optimizer.build(top.trainable_variables)
     validation = _dataset(val, config, epoch=None)
-    monitor = TrainingMonitor(top, phase, checkpoint, on_epoch, steps)
+    monitor = TrainingMonitor(top, phase, checkpoint, on_epoch)
     first = monitor.resume()
     if first == 0 and baseline:
         monitor.keep_best(top.evaluate(validation, verbose=0, return_dict=True)["loss"])
     if first < phase.epochs and not monitor.is_over():
-        top.fit(
-            _dataset(train, config, epoch=first),
-            initial_epoch=first,
-            epochs=phase.epochs,
-            steps_per_epoch=steps,
-            validation_data=validation,
-            class_weight=dict(enumerate(config.class_weights)) if config.class_weights else None,
-            callbacks=[monitor.callback()],
-            shuffle=False,
-            verbose=0,
-        )
+        with Progress("training", steps * (phase.epochs - first), unit="step") as progress:
+            top.fit(
+                _dataset(train, config, epoch=first),
+                initial_epoch=first,
+                epochs=phase.epochs,
+                steps_per_epoch=steps,
+                validation_data=validation,
+                class_weight=dict(enumerate(config.class_weights)) if config.class_weights else None,
+                callbacks=[monitor.callback(progress)],
+                shuffle=False,
+                verbose=0,
+            )
     monitor.restore_best()
     return monitor.rows
 
@@ -241,34 +242,29 @@ def _dataset(features, config, *, epoch):
 class TrainingMonitor:
     """Keeps curves, best weights and checkpoint of one training of `model`, compiled."""
 
-    def __init__(self, model, phase, checkpoint, on_epoch, steps):
-        self.model, self.phase, self.checkpoint, self.on_epoch, self.steps = model, phase, checkpoint, on_epoch, steps
+    def __init__(self, model, phase, checkpoint, on_epoch):
+        self.model, self.phase, self.checkpoint, self.on_epoch = model, phase, checkpoint, on_epoch
         self.rows, self.best_loss, self.best, self.waited = [], math.inf, None, 0
 
-    def callback(self):
+    def callback(self, progress):
         """The same as Keras takes it; a subclass of its own class would need Keras when this module is imported."""
         import keras
 
-        hooks = ("on_train_begin", "on_epoch_begin", "on_train_batch_end", "on_epoch_end", "on_train_end")
-        return keras.callbacks.LambdaCallback(**{hook: getattr(self, hook) for hook in hooks})
+        def on_train_batch_end(batch, logs):
+            progress.advance()
+            self._require_finite("loss", logs["loss"])
 
-    def on_train_begin(self, logs=None):
-        self.progress = Progress("training", self.steps * (self.phase.epochs - len(self.rows)), unit="step").__enter__()
+        return keras.callbacks.LambdaCallback(
+            on_epoch_begin=self.on_epoch_begin, on_epoch_end=self.on_epoch_end, on_train_batch_end=on_train_batch_end
+        )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch, logs):
         self.epoch, self.lr, self.started = epoch, float(self.model.optimizer.learning_rate), time.monotonic()
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.progress.advance()
-        if not math.isfinite(logs["loss"]):
-            self.progress.__exit__()
-            self._refuse("loss", logs["loss"])
-
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch, logs):
+        self._require_finite("validation loss", logs["val_loss"])
         row = {"epoch": epoch, "lr": self.lr, "train_loss": float(logs["loss"]), "train_accuracy": float(logs["accuracy"]),
                "val_loss": float(logs["val_loss"]), "val_accuracy": float(logs["val_accuracy"])}  # fmt: skip
-        if not math.isfinite(row["val_loss"]):
-            self._refuse("validation loss", row["val_loss"])
         self.rows.append(row)
         self.waited = 0 if self.keep_best(row["val_loss"]) else self.waited + 1
         log(
@@ -282,14 +278,12 @@ class TrainingMonitor:
         if self.is_over():
             self.model.stop_training = True
 
-    def _refuse(self, what, value):
-        raise GraftError(
-            f"the {what} is {value} in epoch {self.epoch} at lr {self.lr:.3g}: training diverged; "
-            f"lower {self.phase.lr_key} in params.yaml"
-        )
-
-    def on_train_end(self, logs=None):
-        self.progress.__exit__()
+    def _require_finite(self, what, value):
+        if not math.isfinite(value):
+            raise GraftError(
+                f"the {what} is {value} in epoch {self.epoch} at lr {self.lr:.3g}: training diverged; "
+                f"lower {self.phase.lr_key} in params.yaml"
+            )
 
     def is_over(self):
         return self.waited >= self.phase.patience
