@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -48,11 +47,9 @@ def _print(rows, classes):
     """A line per Prediction. Returns the number of those with a problem."""
     width, problems = max(map(len, classes)), 0
     for row in rows:
-        if row.problem:
-            problems += 1
-            log(f"{'-':>6}  {'-':{width}}  {row.path}  ({row.problem})")
-        else:
-            log(f"{row.confidence:6.1%}  {row.predicted:{width}}  {row.path}")
+        problems += bool(row.problem)
+        seen, why = ("-", f"  ({row.problem})") if row.problem else (f"{row.confidence:.1%}", "")
+        log(f"{seen:>6}  {row.predicted or '-':{width}}  {row.path}{why}")
     return problems
 
 
@@ -73,20 +70,18 @@ def _write(rows, classes, output, total):
 @contextlib.contextmanager
 def _atomic(path: Path) -> Iterator[TextIO]:
     """A text file that appears at `path` when the block ends well, and not at all otherwise."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        file = part.open("w", encoding="utf-8", newline="")
     except OSError as error:
         raise GraftError(f"--output {path}: cannot be written: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        with file:
             yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(part).chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
-        Path(part).replace(path)
+        part.replace(path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def _csv(file, classes):
@@ -105,12 +100,11 @@ def _csv(file, classes):
 
 def _json_lines(file, classes):
     def put(row):
-        if row.problem:
-            tree = {"path": row.path, "problem": row.problem}
-        else:
+        tree = {"path": row.path, "problem": row.problem}
+        if not row.problem:
             figures = {name: round(float(p), 6) for name, p in zip(classes, row.probabilities)}
-            tree = {"path": row.path, "predicted": row.predicted, "confidence": round(row.confidence, 6)}
-            tree["probabilities"] = figures
+            told = {"predicted": row.predicted, "confidence": round(row.confidence, 6), "probabilities": figures}
+            tree = {"path": row.path, **told}
         file.write(json.dumps(tree, ensure_ascii=False) + "\n")
 
     return put

@@ -56,7 +56,7 @@ def original(model, description: Description, images: np.ndarray) -> np.ndarray:
 
     images: uint8 (n, S, S, 3). No exported file plays a part in it.
     """
-    probabilities = readers.of_keras(model, description)(images)
+    probabilities = readers.Loaded(model.name, description, readers.keras_call(model))(images)
     return apply_temperature(probabilities, 1.0 if description.calibrated else description.temperature)
 
 

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import shutil
 import tempfile
 from importlib import metadata as packages
 from pathlib import Path
@@ -110,8 +109,6 @@ def _forget_origins(folder):
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
     model.save(str(folder / "MLmodel"))
-    for cache in list(folder.rglob("__pycache__")):
-        shutil.rmtree(cache, ignore_errors=True)
 
 
 def _example():

@@ -101,8 +101,6 @@ def _as_list(images):
         if images.shape[1] != 1:
             raise _invalid(f"a DataFrame of images must have one column, not {images.shape[1]}")
         images = images.iloc[:, 0]
-    if isinstance(images, pd.Series):
-        return images.tolist()
     if isinstance(images, dict):  # {"image": …} of a JSON request
         if len(images) != 1:
             raise _invalid(f"a dict of images must have one key, not {len(images)}")

@@ -45,11 +45,6 @@ def missing(packages: Iterable[str]) -> list[str]:
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
-def of_keras(model, description: Description) -> Loaded:
-    """A keras.Model as it is: no exported file and no frozen graph plays a part in what it says."""
-    return Loaded(model.name, description, _keras_call(model))
-
-
 def load(format: str, folder: Path) -> Loaded:
     """The model that `writers.write` left in `folder` in `format`. Raises GraftError where it is missing or damaged."""
     return load_file(folder / FILES[format], format)
@@ -102,7 +97,8 @@ def read_description(path: Path, format: str | None = None) -> Description:
     return Description.from_json(text, path)
 
 
-def _keras_call(model):
+def keras_call(model) -> Callable[[np.ndarray], np.ndarray]:
+    """What runs a keras.Model as it is: no exported file and no frozen graph plays a part in what it says."""
     import tensorflow as tf
 
     # As a graph: called eagerly, the model keeps every layer's output until it is done, 1.3 GB for 32 images at 160 px.
@@ -114,7 +110,7 @@ def _keras_call(model):
 def _load_keras(path):
     import keras
 
-    return _keras_call(keras.saving.load_model(path, compile=False))  # safe_mode, the default, refuses code in the file
+    return keras_call(keras.saving.load_model(path, compile=False))  # safe_mode, the default, refuses code in the file
 
 
 def _load_saved_model(path):

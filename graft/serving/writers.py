@@ -189,11 +189,8 @@ def _sort_functions(file):
     saved = SavedModel.FromString(file.read_bytes())
     for graph in saved.meta_graphs:
         library = graph.graph_def.library
-        functions = sorted(library.function, key=lambda function: function.signature.name)
-        gradients = sorted(library.gradient, key=lambda gradient: gradient.function_name)
-        del library.function[:], library.gradient[:]
-        library.function.extend(functions)
-        library.gradient.extend(gradients)
+        library.function.sort(key=lambda function: function.signature.name)
+        library.gradient.sort(key=lambda gradient: gradient.function_name)
     file.write_bytes(saved.SerializeToString(deterministic=True))
 
 
@@ -282,14 +279,13 @@ def _canonical_names(graph):
                 names[name] = _unused(f"{node.name}:{place}", names)
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names[name] for name in node.output]
-    used = (constant for constant in graph.initializer if constant.name in names)
-    constants = sorted(used, key=lambda constant: list(names).index(constant.name))
-    for constant in constants:
+    for constant in [constant for constant in graph.initializer if constant.name not in names]:
+        graph.initializer.remove(constant)  # the shape of a Reshape that is gone
+    order = list(names)
+    graph.initializer.sort(key=lambda constant: order.index(constant.name))
+    for constant in graph.initializer:
         constant.name = names[constant.name]
     del graph.value_info[:]
-    constants = [type(constant).FromString(constant.SerializeToString()) for constant in constants]
-    del graph.initializer[:]
-    graph.initializer.extend(constants)
     for value in (graph.input[0], graph.output[0]):
         value.name = names[value.name]
         value.type.tensor_type.shape.dim[0].dim_param = "n"

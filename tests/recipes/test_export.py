@@ -125,8 +125,9 @@ def test_the_registered_model_is_the_exported_one(clone):
 
     execute(export, settings(formats=("keras",)), writers.check_available)
     mlflow.set_tracking_uri(store.tracking_uri())
-    copy = Path(mlflow.artifacts.download_artifacts("models:/graft@exported")) / "artifacts" / "model.keras"
-    assert copy.read_bytes() == (clone / paths.EXPORT / "model.keras").read_bytes()
+    registered = Path(mlflow.artifacts.download_artifacts("models:/graft@exported"))
+    assert list(registered.rglob("*.pyc")) == []
+    assert (registered / "artifacts" / "model.keras").read_bytes() == (clone / paths.EXPORT / "model.keras").read_bytes()
     found = mlflow.pyfunc.load_model("models:/graft@exported").predict((clone / "photos" / "03.png").read_bytes())
     expected = readers.load("keras", clone / paths.EXPORT)(make_images(30)[3:4])[0]
     np.testing.assert_allclose(list(found["probabilities"][0].values()), expected, atol=1e-6)

@@ -184,7 +184,6 @@ def test_what_is_saved_is_the_exported_file(folder, exported):
     copy = folder / "artifacts" / "model.keras"
     assert copy.read_bytes() == (exported / "model.keras").read_bytes()
     assert readers.read_description(copy).classes == CLASSES
-    assert list(folder.rglob("*.pyc")) == []
 
 
 def test_load_refuses_what_graft_did_not_make(tmp_path):
