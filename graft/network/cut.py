@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graft import keras_graph
-from graft.network.classifier import backbone_layers
+from graft.network.classifier import backbone_layers, head_input
 
 if TYPE_CHECKING:
     import keras
@@ -38,15 +38,15 @@ def find_cut(model: keras.Model, layers: int) -> Cut:
     Below it nothing is trained and nothing is random: its value for an image never changes during training, so it can be
     computed once. A block ends in a narrow tensor and begins by widening it in a cheap 1 x 1 convolution, and to keep
     the wide one would cost more than to widen again; so a tensor of at most half the size, up to NEAR operations
-    further down, is taken instead. It is an output of the backbone or of "pooling", or the model's input where the
+    further down, is taken instead. It is an output of the backbone or the pooled features, or the model's input where the
     unfreezing reaches down so far that only scaling is left to compute.
     """
     operations = {operation.name: operation for operation in model.operations}
     order = {name: i for i, name in enumerate(keras_graph.parents(model))}
-    named = list(order)
+    named, pooled = list(order), head_input(model)
     base = backbone_layers(model)
     trained = {layer.name for layer in base[len(base) - min(layers, len(base)) :] if _learns(layer)}
-    boundary = min([order["pooling"] + 1, *(order[name] for name in trained)])
+    boundary = min([order[pooled] + 1, *(order[name] for name in trained)])
     # One pass upwards: `reach` is the furthest operation that anything seen so far feeds. Where nothing below i feeds past i,
     # the output of operation i is all that those above it see.
     reach, cuts, taking = 0, [], keras_graph.consumers(model)
@@ -57,7 +57,7 @@ def find_cut(model: keras.Model, layers: int) -> Cut:
     sizes = {i: math.prod(operations[named[i]].output.shape[1:]) for i in cuts}
     deepest = cuts[-1]
     cut = min((i for i in cuts if i >= deepest - NEAR), key=lambda i: (sizes[i], -i))
-    if sizes[cut] > sizes[deepest] / 2 or deepest == order["pooling"]:
+    if sizes[cut] > sizes[deepest] / 2 or deepest == order[pooled]:
         cut = deepest
     if cut <= order["scaling"]:
         return _cut(model, model.input, "image", -1, named[: order["image"] + 1])
