@@ -84,7 +84,9 @@ class Data(Block):
 class Backbone(Block):
     name: Word = Field(description="mobilenet_v2, inception_v3 and others of Keras; a wrong name lists all")
     alpha: float = Field(gt=0, le=2, description="width of the MobileNets; other backbones have one width")
-    weights: Word = Field(description="packaged (with an installed package), bundled, imagenet, none, or a path to .h5, .keras or .weights.h5")
+    weights: Word = Field(
+        description="packaged (with an installed package), bundled, imagenet, none, or a path to .h5, .keras or .weights.h5"
+    )
 
 
 class Augment(Block):

@@ -143,9 +143,7 @@ def decode(
     return image, facts
 
 
-def load(
-    source: Source, size: int, *, resize: str = "squash", max_megapixels: float | None = MAX_MEGAPIXELS
-) -> np.ndarray:
+def load(source: Source, size: int, *, resize: str = "squash", max_megapixels: float | None = MAX_MEGAPIXELS) -> np.ndarray:
     """The image as `size` x `size`, by one of RESIZE: uint8, shape (size, size, 3), RGB, 0..255.
 
     A large JPEG is decoded at a reduced scale of at least twice the size: 3 times as fast for a phone's photo.

@@ -18,9 +18,9 @@ def fine_tune(params, run):
     model, description = classifier.load(paths.TRAIN_HEAD)
     layers = classifier.unfreeze(model, params.fine_tune.layers)
     cut = find_cut(model, layers)
-    train, val = images.image_sets(manifest.read(), params.data.path, description.image_size, "train", "val", resize=description.resize)
-    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
-    (seen,) = extractor.extract(model, [cut], train, views=params.augment.views, label="train")
+    train, val = images.image_sets(manifest.read(), params.data.path, description.image_size, "train", "val",
+    resize=description.resize) extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime,
+    description.backbone)) (seen,) = extractor.extract(model, [cut], train, views=params.augment.views, label="train")
     (val_seen,) = extractor.extract(model, [cut], val, label="val")
 
     checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})

@@ -38,7 +38,8 @@ def load_images(
             content = (root / path).read_bytes()
             if expected is not None and hashlib.sha256(content).hexdigest() != expected:
                 raise pixels.ImageProblem("changed", "its content is not what the manifest says")
-            return pixels.load(content, size, resize=resize, max_megapixels=None)  # split has applied data.max_megapixels already
+            return pixels.load(content, size, resize=resize, max_megapixels=None)  # split has applied
+            data.max_megapixels already
         except (OSError, pixels.ImageProblem) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise GraftError(f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`") from None

@@ -1,19 +1,20 @@
 """The feature cache: what the frozen layers make of an image is computed once and then read from disk, by every experiment.
 
 What is kept belongs to the photo, not to a list of photos: a row is found by what determines its values (the *space*: network,
-cut, size, runtime, view …) and the image's SHA-256. Rows lie in segments of at most 512, one file each, written beside
-their place and renamed into it, so that a segment is whole or absent. Every row carries a checksum, tested when the row
-is first read; a damaged one counts as missing. The least recently used segments go when the bound is reached.
+cut, size, runtime, view …) and the image's SHA-256. Rows lie in segments of at most 512, one file each (an index, then the
+rows), written beside their place and renamed into it, so that a segment is whole or absent. Every row carries a checksum,
+tested when the row is first read; a damaged one counts as missing. The least recently used segments go when the bound is
+reached.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -67,13 +68,18 @@ class FeatureCache:
         """Remove least recently used segments, but none of `keep`, until `needed` bytes fit. False if they cannot."""
         held = sorted(_segments(self.folder), key=lambda entry: entry[1].st_mtime)
         total = sum(status.st_size for _, status in held)
+
+        def fits():
+            return total + needed <= self.max_bytes and shutil.disk_usage(self.folder).free >= needed + SPARE
+
+        self.folder.mkdir(parents=True, exist_ok=True)
         for path, status in held:
-            if total + needed <= self.max_bytes and self._free() >= needed + SPARE:
+            if fits():
                 break
             if path not in keep:
                 path.unlink(missing_ok=True)
                 total -= status.st_size
-        return total + needed <= self.max_bytes and self._free() >= needed + SPARE
+        return fits()
 
     def lock(self, name: str):
         """A file lock for who computes rows: a process that waits finds them when its turn comes."""
@@ -81,10 +87,6 @@ class FeatureCache:
 
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / "locks" / f"{name}.lock")
-
-    def _free(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self.folder).free
 
 
 def _segments(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -157,25 +159,20 @@ class Writer:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         if not (folder / ABOUT).exists():
-            _write_whole(folder / ABOUT, lambda file: file.write(json.dumps(self.space.about).encode()))
-
-        def fill(file):
-            np.save(file, index)
-            np.save(file, np.stack(self.rows))
-
+            _write_whole(folder / ABOUT, json.dumps(self.space.about).encode())
         path = folder / f"{os.getpid():x}-{time.time_ns():x}{SUFFIX}"
-        _write_whole(path, fill)
+        _write_whole(path, index, *self.rows)
         return path
 
 
-def _write_whole(path, fill):
-    handle, part = tempfile.mkstemp(suffix=".part", dir=path.parent)
+def _write_whole(path, *parts):
+    handle, name = tempfile.mkstemp(suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            fill(file)
-        Path(part).replace(path)
+            file.writelines(parts)
+        Path(name).replace(path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
 
 
 def _sweep(folder):
@@ -186,39 +183,22 @@ def _sweep(folder):
 
 
 def _checksum(name, row):
-    return zlib.crc32(row.data if row.flags.c_contiguous else row.tobytes(), zlib.crc32(name))
+    return zlib.crc32(np.ascontiguousarray(row), zlib.crc32(name))
 
 
 def _read_index(path, space):
-    """The index of a segment; None for one that is damaged (it is removed) or has just gone."""
+    """The index of a segment; None for one that is cut off (it is removed) or has just gone."""
     try:
-        with path.open("rb") as file:
-            index = np.load(file, allow_pickle=False)
-            whole = index.dtype == INDEX and len(index) <= ROWS
-            _data_offset(file, (len(index), *space.shape), space.dtype, path.stat().st_size)
-        if not whole:
-            raise ValueError("not an index")
-    except FileNotFoundError:
+        count, rest = divmod(path.stat().st_size, INDEX.itemsize + space.row_bytes)
+        index = np.fromfile(path, INDEX, count)
+    except OSError:
         return None
-    except Exception as error:  # NumPy's parser of headers raises whatever the damage leads it to
-        _discard(path, error)
-        return None
-    return index
+    return index if not rest else _discard(path, "its length")
 
 
 def _discard(path, why):
     warn(f"feature cache: segment {path.parent.name[:12]}/{path.name} is damaged ({why}); its rows are computed again")
     path.unlink(missing_ok=True)
-
-
-def _data_offset(file, shape, dtype, size):
-    """Where the rows begin in a segment whose index has just been read. Raises ValueError unless they are as they should be."""
-    np.lib.format.read_magic(file)
-    found = np.lib.format.read_array_header_1_0(file)
-    start = file.tell()
-    if found != (tuple(shape), False, dtype) or size != start + int(np.prod(shape)) * dtype.itemsize:
-        raise ValueError("its rows are not what they should be")
-    return start
 
 
 class Rows:
@@ -227,8 +207,7 @@ class Rows:
     def __init__(self, space, files, segment, row):
         self.space, self.files, self.segment, self.row = space, files, segment, row
         self._checked = np.zeros(len(segment), bool)
-        self._maps: dict[int, tuple] = {}
-        self._lock = threading.Lock()
+        self._mapped = functools.lru_cache(OPEN_MAPS)(self._map)
 
     @property
     def missing(self) -> np.ndarray:
@@ -240,7 +219,7 @@ class Rows:
         segments = self.segment[positions]
         for number in np.unique(segments[segments >= 0]):
             chosen = np.flatnonzero(segments == number)
-            held = self._map(int(number))
+            held = self._mapped(int(number))
             if held is None:
                 self.segment[self.segment == number] = -1
                 continue
@@ -261,18 +240,9 @@ class Rows:
 
     def _map(self, number):
         """(index, memory map) of a segment, or None where it has gone since it was found."""
-        with self._lock:
-            if number in self._maps:
-                return self._maps[number]
-            path = self.files[number]
-            index = _read_index(path, self.space)
-            if index is None:
-                return None
-            with path.open("rb") as file:
-                np.load(file, allow_pickle=False)
-                shape = (len(index), *self.space.shape)
-                start = _data_offset(file, shape, self.space.dtype, path.stat().st_size)
-            if len(self._maps) >= OPEN_MAPS:
-                self._maps.pop(next(iter(self._maps)))
-            self._maps[number] = index, np.memmap(path, self.space.dtype, "r", start, shape)
-            return self._maps[number]
+        path, space = self.files[number], self.space
+        index = _read_index(path, space)
+        with contextlib.suppress(OSError):
+            if index is not None:
+                return index, np.memmap(path, space.dtype, "r", index.nbytes, (len(index), *space.shape))
+        return None

@@ -18,7 +18,7 @@ from graft.features.views import Augmentation
 from graft.system.console import GraftError, Progress, log, warn
 from graft.system.prefetch import prefetch, processors
 
-FORMAT = 2  # raise it when the meaning of a row changes
+FORMAT = 3  # raise it when the meaning of a row changes
 HALF = np.finfo(np.float16).max
 
 
@@ -91,7 +91,8 @@ class FeatureExtractor:
         whenever it is asked for: slower, no less right. Raises GraftError where the frozen layers give no finite numbers.
         """
         views = 1 if self.augmentation.is_identity else max(1, views)
-        spaces = [[self._space(cut, images, v) for v in range(views)] for cut in cuts]
+        distinct = list({cut.digest: cut for cut in cuts}.values())
+        spaces = [[self._space(cut, images, v) for v in range(views)] for cut in distinct]
         rows = [[space.find(images.sha256) for space in per_cut] for per_cut in spaces]
         kept = self._affordable(spaces, len(images), label)
         missing = [(c, v) for c in kept for v in range(views) if rows[c][v].missing.any()]
@@ -101,12 +102,13 @@ class FeatureExtractor:
                     rows[c][v] = spaces[c][v].find(images.sha256)
                 missing = [(c, v) for c, v in missing if rows[c][v].missing.any()]
                 if missing:
-                    self._fill(model, cuts, images, spaces, rows, missing, label)
-        if not missing and len(kept) == len(cuts):
+                    self._fill(model, distinct, images, spaces, rows, missing, label)
+        if not missing and len(kept) == len(distinct):
             log(f"{label}: cached features of {len(images)} images x {views} views")
         for c, v in missing:
             rows[c][v] = spaces[c][v].find(images.sha256)
-        return [Features(images, rows[c], self._on_demand(model, cut, images)) for c, cut in enumerate(cuts)]
+        found = {cut.digest: Features(images, held, self._on_demand(model, cut, images)) for cut, held in zip(distinct, rows)}
+        return [found[cut.digest] for cut in cuts]
 
     def _space(self, cut, images, view):
         """Everything that determines the values of a row but the image itself, as a key."""

@@ -152,8 +152,9 @@ def choose_runtime(setting: str, backbone: str) -> str:
 def resolve_size(name: str, image_size: int | str, shorter_sides: Sequence[int] = ()) -> int:
     """Image side in pixels: `image_size`, or for "auto" what suits network and images.
 
-    shorter_sides: of the images, pixels. "auto" is the native size, or for smaller images three times their median shorter side,
-    in steps of 32 and at least 96: enlarging further costs time and shows nothing more. Raises GraftError below the smallest size.
+    shorter_sides: of the images, pixels. "auto" is the native size, or for smaller images three times their median
+    shorter side, in steps of 32 and at least 96: enlarging further costs time and shows nothing more. Raises GraftError
+    below the smallest size.
     """
     facts = row(name)
     size = image_size
@@ -220,9 +221,9 @@ def build(
     """The backbone on top of `inputs`, without its classifier: the same graph whatever its weights are.
 
     inputs: Keras tensor (None, S, S, 3) of raw pixels, 0..255.
-    weights: packaged, bundled, imagenet, none (random) or a path; "imagenet" downloads what Keras offers unless it is in Keras' cache.
-    Returns (features: Keras tensor (None, h, w, channels), the Keras model from the source of `inputs` to them).
-    Raises GraftError if the weights are missing or do not fit.
+    weights: packaged, bundled, imagenet, none (random) or a path; "imagenet" downloads what Keras offers unless it is
+    in Keras' cache. Returns (features: Keras tensor (None, h, w, channels), the Keras model from the source of `inputs`
+    to them). Raises GraftError if the weights are missing or do not fit.
     """
     import keras
 

@@ -44,7 +44,8 @@ def build(description: Description, *, weights: str = "none") -> keras.Model:
 def _pooled(backbone, depths, features):
     """The global averages that the head sees: of the last feature map, and of those at the ends of some stages below it.
 
-    Several depths tell more than the last one alone (Head2Toe, Evci et al. 2022, in its cheapest form): handsigns 0.939 -> 0.957.
+    Several depths tell more than the last one alone (Head2Toe, Evci et al. 2022, in its cheapest form): handsigns 0.939
+    -> 0.957.
     """
     import keras
 

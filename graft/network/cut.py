@@ -22,8 +22,8 @@ NEAR = 6  # operations; an inverted residual block has 8 or 9
 @dataclass(frozen=True)
 class Cut:
     """tensors: Keras tensors, usually one, that all above depends on. name: of the operation that makes the last of them.
-    position: of that operation in the graph; -1 where the cut is the input. digest: SHA-256 of all that computes them.
-    shapes: of the tensors, without the batch."""
+    position: of that operation in the graph. digest: SHA-256 of all that computes them. shapes: of the tensors, without
+    the batch."""
 
     tensors: tuple
     name: str
@@ -41,36 +41,32 @@ def find_cut(model: keras.Model, layers: int) -> Cut:
     further down, is taken instead. It is an output of the backbone or the pooled features, or the model's input where the
     unfreezing reaches down so far that only scaling is left to compute.
     """
-    operations = {operation.name: operation for operation in model.operations}
-    order = {name: i for i, name in enumerate(keras_graph.parents(model))}
-    named, pooled = list(order), head_input(model)
-    base = backbone_layers(model)
-    trained = {layer.name for layer in base[len(base) - min(layers, len(base)) :] if _learns(layer)}
-    boundary = min([order[pooled] + 1, *(order[name] for name in trained)])
+    operations, taking = _operations(model), keras_graph.consumers(model)
+    order = {name: i for i, name in enumerate(operations)}
+    base, pooled = backbone_layers(model), head_input(model)
+    trained = [layer.name for layer in base[len(base) - min(layers, len(base)) :] if _learns(layer)]
     # One pass upwards: `reach` is the furthest operation that anything seen so far feeds. Where nothing below i feeds past i,
     # the output of operation i is all that those above it see.
-    reach, cuts, taking = 0, [], keras_graph.consumers(model)
-    for i in range(boundary):
-        if reach <= i:
-            cuts.append(i)
-        reach = max([reach, *(order[name] for name in taking[named[i]])])
-    sizes = {i: math.prod(operations[named[i]].output.shape[1:]) for i in cuts}
-    deepest = cuts[-1]
-    cut = min((i for i in cuts if i >= deepest - NEAR), key=lambda i: (sizes[i], -i))
+    reach, sizes = 0, {}
+    for name in list(operations)[: min([order[pooled] + 1, *(order[name] for name in trained)])]:
+        if reach <= order[name]:
+            sizes[order[name]] = math.prod(operations[name].output.shape[1:])
+        reach = max([reach, *(order[taker] for taker in taking[name])])
+    deepest = max(sizes)
+    cut = min((i for i in sizes if i >= deepest - NEAR), key=lambda i: (sizes[i], -i))
     if sizes[cut] > sizes[deepest] / 2 or deepest == order[pooled]:
         cut = deepest
-    if cut <= order["scaling"]:
-        return _cut(model, model.input, "image", -1, named[: order["image"] + 1])
-    return _cut(model, operations[named[cut]].output, named[cut], cut, named[: cut + 1])
+    return cut_at(model, order["image"] if cut <= order["scaling"] else cut)
 
 
-def same_cut(model: keras.Model, cut: Cut) -> Cut:
-    """`cut` of a model built alike, in `model`. By position: Keras counts names up from model to model (add_6, add_18)."""
-    if cut.position < 0:
-        return _cut(model, model.input, "image", -1, ["image"])
-    named = list(keras_graph.parents(model))
-    tensor = next(operation.output for operation in model.operations if operation.name == named[cut.position])
-    return _cut(model, tensor, named[cut.position], cut.position, named[: cut.position + 1])
+def cut_at(model: keras.Model, position: int) -> Cut:
+    """The cut above the operation at `position`, as `find_cut` gave it for this model or for another that is built alike.
+
+    By position, not by name: Keras counts names up from model to model (add_6, add_18).
+    """
+    below = list(_operations(model).values())[: position + 1]
+    tensor = below[-1].output
+    return Cut((tensor,), below[-1].name, position, _digest(model, below), (tuple(tensor.shape[1:]),))
 
 
 def split_at(model: keras.Model, cut: Cut, *, name: str = "top") -> tuple[keras.Model | None, keras.Model]:
@@ -78,12 +74,14 @@ def split_at(model: keras.Model, cut: Cut, *, name: str = "top") -> tuple[keras.
     import keras
 
     (tensor,) = cut.tensors
-    frozen = None if cut.position < 0 else keras.Model(model.input, tensor, name="frozen")
+    frozen = None if tensor is model.input else keras.Model(model.input, tensor, name="frozen")
     return frozen, keras.Model(tensor, model.output, name=name)
 
 
-def _cut(model, tensor, name, position, below):
-    return Cut((tensor,), name, position, _digest(model, below), (tuple(tensor.shape[1:]),))
+def _operations(model):
+    """{name: operation}, every one after all that feed it."""
+    named = {operation.name: operation for operation in model.operations}
+    return {name: named[name] for name in keras_graph.parents(model)}
 
 
 def _learns(layer):
@@ -92,16 +90,13 @@ def _learns(layer):
     return bool(layer.weights) and not isinstance(layer, keras.layers.BatchNormalization)
 
 
-def _digest(model, names):
-    """SHA-256 of topology, settings and weights of the operations `names`, in order; their names play no part."""
-    operations = {operation.name: operation for operation in model.operations}
-    feeding = keras_graph.parents(model)
-    position = {name: i for i, name in enumerate(names)}
-    digest = hashlib.sha256()
-    for name in names:
-        operation = operations[name]
+def _digest(model, operations):
+    """SHA-256 of topology, settings and weights of `operations`, in order; their names play no part."""
+    feeding, digest = keras_graph.parents(model), hashlib.sha256()
+    position = {operation.name: i for i, operation in enumerate(operations)}
+    for operation in operations:
         settings = {k: v for k, v in operation.get_config().items() if k not in ("name", "trainable", "dtype")}
-        sources = [position[source] for source in feeding[name]]
+        sources = [position[source] for source in feeding[operation.name]]
         digest.update(json.dumps([type(operation).__name__, sources, settings], sort_keys=True, default=str).encode())
         for weight in getattr(operation, "weights", ()):
             digest.update(np.ascontiguousarray(weight.numpy()).data)

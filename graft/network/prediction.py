@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graft import runtimes
-from graft.network.cut import find_cut, same_cut, split_at
+from graft.network.cut import cut_at, find_cut, split_at
 from graft.scoring.predictions import normalise
 from graft.system.console import Progress
 
@@ -32,7 +32,7 @@ def predict_pair(model: keras.Model, other: keras.Model, layers: int, images, *,
     cut = find_cut(model, layers)
     frozen, top = split_at(model, cut)
     shared = model.input if frozen is None else frozen.output
-    outputs = [top(shared), split_at(other, same_cut(other, cut), name="other")[1](shared)]
+    outputs = [top(shared), split_at(other, cut_at(other, cut.position), name="other")[1](shared)]
     run = runtimes.start(keras.Model(model.input, outputs), outputs, runtime)
     parts = [run(batch) for batch in batches]
     return [normalise(np.concatenate(values)) for values in zip(*parts)]

@@ -141,7 +141,8 @@ def _predictor(top, features):
 
 
 def _fit(top, train, val, config, *, checkpoint, on_epoch, mix):
-    """Train; leave the chosen weights in `top`. mix: whether the weights before training, and mixtures with them, are candidates.
+    """Train; leave the chosen weights in `top`. mix: whether the weights before training, and mixtures with them, are
+    candidates.
 
     Returns the TrainingMonitor.
     """
@@ -162,19 +163,20 @@ def _fit(top, train, val, config, *, checkpoint, on_epoch, mix):
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
     top.optimizer.build(top.trainable_variables)
-    monitor = TrainingMonitor(top, val, phase, checkpoint, on_epoch, steps)
+    monitor = TrainingMonitor(top, val, phase, checkpoint, on_epoch)
     first = monitor.resume(mix)
     if first < phase.epochs and not monitor.is_over():
-        top.fit(
-            _dataset(train, config, epoch=first),
-            initial_epoch=first,
-            epochs=phase.epochs,
-            steps_per_epoch=steps,
-            class_weight=dict(enumerate(config.class_weights)) if config.class_weights else None,
-            callbacks=[monitor.callback()],
-            shuffle=False,
-            verbose=0,
-        )
+        with Progress("training", steps * (phase.epochs - first), unit="step") as progress:
+            top.fit(
+                _dataset(train, config, epoch=first),
+                initial_epoch=first,
+                epochs=phase.epochs,
+                steps_per_epoch=steps,
+                class_weight=dict(enumerate(config.class_weights)) if config.class_weights else None,
+                callbacks=[monitor.callback(progress)],
+                shuffle=False,
+                verbose=0,
+            )
     monitor.choose(mix)
     return monitor
 
@@ -267,21 +269,23 @@ class TrainingMonitor:
     Candidates are compared by the log loss of the validation images after the temperature that fits each best.
     """
 
-    def __init__(self, model, val, phase, checkpoint, on_epoch, steps):
-        self.model, self.phase, self.checkpoint, self.on_epoch, self.steps = model, phase, checkpoint, on_epoch, steps
+    def __init__(self, model, val, phase, checkpoint, on_epoch):
+        self.model, self.phase, self.checkpoint, self.on_epoch = model, phase, checkpoint, on_epoch
         self.labels, self.predict = val.images.labels, _predictor(model, val)
         self.start, self.rows, self.waited = self._weights(), [], 0
         self.start_losses, self.best, self.losses = None, self.start, np.full(len(self.labels), np.inf)
 
-    def callback(self):
+    def callback(self, progress):
         """The same as Keras takes it; a subclass of its own class would need Keras when this module is imported."""
         import keras
 
-        hooks = ("on_train_begin", "on_epoch_begin", "on_train_batch_end", "on_epoch_end", "on_train_end")
-        return keras.callbacks.LambdaCallback(**{hook: getattr(self, hook) for hook in hooks})
+        def on_train_batch_end(batch, logs):
+            progress.advance()
+            self._require_finite("loss", logs["loss"])
 
-    def on_train_begin(self, logs=None):
-        self.progress = Progress("training", self.steps * (self.phase.epochs - len(self.rows)), unit="step").__enter__()
+        return keras.callbacks.LambdaCallback(
+            on_epoch_begin=self.on_epoch_begin, on_epoch_end=self.on_epoch_end, on_train_batch_end=on_train_batch_end
+        )
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.lr, self.started = epoch, float(self.model.optimizer.learning_rate), time.monotonic()
@@ -294,8 +298,7 @@ class TrainingMonitor:
 
     def on_epoch_end(self, epoch, logs=None):
         probabilities = self.predict()
-        if not np.isfinite(probabilities).all():
-            self._refuse("validation loss", math.nan)
+        self._require_finite("validation loss", float(probabilities.sum()))
         row = {"epoch": epoch, "lr": self.lr, "train_loss": float(logs["loss"]), "train_accuracy": float(logs["accuracy"]),
                **self._validation(probabilities)}  # fmt: skip
         self.rows.append(row)
@@ -319,20 +322,19 @@ class TrainingMonitor:
         accuracy = (probabilities.argmax(axis=1) == self.labels).mean()
         return {"val_loss": float(-np.log(right.astype(np.float64)).mean()), "val_accuracy": float(accuracy)}
 
-    def _refuse(self, what, value):
-        raise GraftError(
-            f"the {what} is {value} in epoch {self.epoch} at lr {self.lr:.3g}: training diverged; "
-            f"lower {self.phase.lr_key} in params.yaml"
-        )
-
-    def on_train_end(self, logs=None):
-        self.progress.__exit__()
+    def _require_finite(self, what, value):
+        if not math.isfinite(value):
+            raise GraftError(
+                f"the {what} is {value} in epoch {self.epoch} at lr {self.lr:.3g}: training diverged; "
+                f"lower {self.phase.lr_key} in params.yaml"
+            )
 
     def is_over(self):
         return self.waited >= self.phase.patience
 
     def choose(self, mix):
-        """Leave the best weights in the model: of an epoch, or mixed with those before training (WiSE-FT, Wortsman et al. 2022).
+        """Leave the best weights in the model: of an epoch, or mixed with those before training (WiSE-FT, Wortsman et
+        al. 2022).
 
         Those before training give way only where the gain exceeds its standard error over the images: less is noise.
         """

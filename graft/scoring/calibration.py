@@ -85,7 +85,8 @@ class Calibration:
 def calibrated_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """float64 (n,): log loss of each image, nats, after the temperature that fits them best.
 
-    What candidates are chosen by: overconfidence spoils the raw loss of the more accurate one, and a temperature is fitted anyway.
+    What candidates are chosen by: overconfidence spoils the raw loss of the more accurate one, and a temperature is
+    fitted anyway.
     """
     logits = log_probabilities(np.asarray(probabilities, np.float64))
     tempered = apply_temperature(probabilities, fit_temperature(logits, labels))

@@ -244,10 +244,28 @@ def _tflite(frozen, format, images, min_agreement):
 
 def _write_onnx(frozen, description, path):
     model = runtimes.onnx_model(frozen)
+    _drop_idle_reshapes(model)
     _canonical_names(model.graph)
     model.graph.name, model.graph.doc_string = "classifier", ""
     model.metadata_props.add(key="graft", value=description.to_json())
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _drop_idle_reshapes(model):
+    """Take out what gives a tensor the shape it has: at maps of 1 x 1 tf2onnx leaves one more or less, as its sets fall."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in inferred}
+    targets = {c.name: onnx.numpy_helper.to_array(c).tolist() for c in model.graph.initializer if len(c.dims) == 1}
+    same = {}
+    for node in list(model.graph.node):
+        node.input[:] = [same.get(name, name) for name in node.input]
+        target = targets.get(node.input[1]) if node.op_type == "Reshape" else None
+        known = shapes.get(node.input[0])
+        if target and known and target[1:] == known[1:]:  # the first is the number of images
+            same[node.output[0]] = node.input[0]
+            model.graph.node.remove(node)
 
 
 def _canonical_names(graph):
@@ -264,7 +282,8 @@ def _canonical_names(graph):
                 names[name] = _unused(f"{node.name}:{place}", names)
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names[name] for name in node.output]
-    constants = sorted(graph.initializer, key=lambda constant: list(names).index(constant.name))
+    used = (constant for constant in graph.initializer if constant.name in names)
+    constants = sorted(used, key=lambda constant: list(names).index(constant.name))
     for constant in constants:
         constant.name = names[constant.name]
     del graph.value_info[:]

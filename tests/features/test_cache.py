@@ -1,4 +1,4 @@
-"""The feature cache: rows belong to photos, segments are whole or absent, and whatever happens to them nothing wrong is read."""
+"""The feature cache: rows belong to photos, segments are whole or absent, and nothing wrong is ever read."""
 
 import os
 import time
@@ -82,7 +82,7 @@ def test_a_damaged_segment_is_never_read_as_if_it_were_whole(space, capsys, wher
     out, there = read(space, [0, 1, 2])
     assert not there.all()
     assert all(np.array_equal(row, value(n)) for n, row in enumerate(out) if there[n])
-    assert "damaged" in capsys.readouterr().err
+    assert ("damaged" in capsys.readouterr().err) == (where != "index")  # there a row has lost its photo, no more
     fill(space, np.flatnonzero(~there))
     again, there = read(space, [0, 1, 2])
     assert there.all()
@@ -124,7 +124,7 @@ def test_the_least_recently_used_segment_goes_first_and_what_a_run_reads_stays(c
 
 
 def test_a_full_disk_is_one_warning_and_no_error(space, monkeypatch, capsys):
-    def full(path, fill):
+    def full(path, *parts):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "_write_whole", full)
@@ -134,11 +134,10 @@ def test_a_full_disk_is_one_warning_and_no_error(space, monkeypatch, capsys):
 
 
 def test_a_kill_in_the_middle_leaves_whole_segments_only(space, monkeypatch):
-    def killed(file, array):
-        file.write(b"half")
+    def killed(path, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np, "save", killed)
+    monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         fill(space, range(3))
     assert not list(space.folder.glob("*.seg"))
@@ -198,3 +197,32 @@ print(before, peak())
     before, after = map(float, done.stdout.split())
     assert before < 150
     assert after < 250  # MiB; the rows are 256
+
+
+def test_opening_reads_no_row(space, monkeypatch):
+    fill(space, range(3))
+    monkeypatch.setattr(module, "_checksum", lambda *_: pytest.fail("a row was read"))
+    assert not space.find(names(0, 1, 2)).missing.any()
+
+
+def test_two_processes_near_the_bound_lose_nothing_and_read_nothing_wrong(tmp_path):
+    import subprocess
+    import sys
+
+    code = """
+import sys
+import numpy as np
+from graft.features.cache import FeatureCache
+space = FeatureCache(sys.argv[1], max_gb=100_000 / 1e9).space("00", (64,), np.dtype(np.float16), {})
+for _ in range(20):
+    with space.writer() as writer:
+        for i in range(600):  # 77 kB: one and a half times this would not fit
+            writer.append(f"{i:064x}", np.full(64, i, np.float16))
+    rows, out = space.find([f"{i:064x}" for i in range(600)]), np.full((600, 64), -1, np.float16)
+    there = rows.read(np.arange(600), out)
+    assert (out[there] == np.arange(600)[there, None]).all()
+"""
+    workers = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(worker.communicate()[1], worker.returncode) for worker in workers]
+    assert [code for _, code in ended] == [0, 0], ended
+    assert not list(tmp_path.glob("*/*.part"))

@@ -1,5 +1,7 @@
 """The views: what is drawn for an image, and what the change does to its pixels."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -91,3 +93,9 @@ def test_nothing_switched_on_is_the_identity(pixels):
     assert not FULL.is_identity
     images = pixels(3)
     assert np.array_equal(views(STILL, images, 2), images.array)
+
+
+def test_a_worker_without_tensorflow_can_make_views():
+    code = "import sys, graft.features.views; print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

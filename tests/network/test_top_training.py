@@ -15,7 +15,6 @@ from graft.network.checkpoint import Checkpoint
 from graft.network.cut import find_cut
 from graft.network.top_training import Phase, TrainConfig
 from graft.scoring.calibration import fit_temperature, log_probabilities
-from graft.scoring.history import History
 from graft.system import environment
 from graft.system.console import GraftError
 
@@ -229,11 +228,12 @@ def test_xla_is_left_to_keras_on_a_gpu_and_off_on_a_cpu(model, pixels, tmp_path,
     import tensorflow as tf
 
     said, compile = [], keras.Model.compile
-    monkeypatch.setattr(
-        keras.Model,
-        "compile",
-        lambda top, **how: said.append(how["jit_compile"]) or compile(top, **{**how, "jit_compile": False}),
-    )
+
+    def spy(top, **how):
+        said.append(how.pop("jit_compile"))
+        compile(top, **how, jit_compile=False)
+
+    monkeypatch.setattr(keras.Model, "compile", spy)
     run(model, pixels, tmp_path, phase(epochs=0))
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [object()])
     run(model, pixels, tmp_path, phase(epochs=0))

@@ -53,6 +53,15 @@ def test_bytes_are_the_same_in_another_process(exported, tmp_path):
     assert {name for name in one if one[name] != here[name]} <= {"saved_model/saved_model.pb"}
 
 
+def test_onnx_reshapes_nothing_to_the_shape_it_has(exported):
+    """At 32 px the last maps are 1 x 1; tf2onnx then left nine or ten such nodes, another number at every second start."""
+    import onnx
+
+    operations = [node.op_type for node in onnx.load(exported / "model.onnx").graph.node]
+    assert "Reshape" not in operations
+    assert operations.count("Conv") == 52
+
+
 def test_class_names_travel_beside_and_inside(exported):
     assert (exported / "labels.txt").read_bytes() == LABELS
     for name in ("model.keras", "model.tflite", "model_fp16.tflite", "model_int8.tflite"):
@@ -101,7 +110,5 @@ def test_a_missing_package_is_named_before_any_work(monkeypatch):
     without = params.model_copy(update={"export": params.export.model_copy(update={"formats": ("keras", "tflite")})})
     writers.check_available(without)
     assert readers.missing(readers.NEEDS["onnx"]) == []  # loading takes less than writing
-    with pytest.raises(
-        GraftError, match=r"^onnx needs tf2onnx; pip install 'graft-vision\[onnx\]', or drop it from "
-    ):
+    with pytest.raises(GraftError, match=r"^onnx needs tf2onnx; pip install 'graft-vision\[onnx\]', or drop it from "):
         writers.check_available(params)
