@@ -21,9 +21,9 @@ def export(params, run):
     model, description = classifier.load(paths.FINE_TUNE)
     if not params.evaluate.calibrate:
         description = description.replace(temperature=1.0)
-    train, test = images.image_sets(manifest.read(), params.data.path, description.image_size, "train", "test",
-    resize=description.resize) shipped, shipped_description = writers.self_contained(model, description) with
-    run.timed("convert"):
+    train, test = images.image_sets(manifest.read(), params.data.path, description, "train", "test")
+    shipped, shipped_description = writers.self_contained(model, description)
+    with run.timed("convert"):
         representative = _some(train, REPRESENTATIVE_IMAGES)[0] if "tflite_int8" in formats else None
         min_agreement = params.export.min_agreement
         writers.write(formats, shipped, shipped_description, folder, representative=representative, min_agreement=min_agreement)

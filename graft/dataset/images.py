@@ -38,8 +38,9 @@ def load_images(
             content = (root / path).read_bytes()
             if expected is not None and hashlib.sha256(content).hexdigest() != expected:
                 raise pixels.ImageProblem("changed", "its content is not what the manifest says")
-            return pixels.load(content, size, resize=resize, max_megapixels=None)  # split has applied
-            data.max_megapixels already
+            return pixels.load(
+                content, size, resize=resize, max_megapixels=None
+            )  # split has applied data.max_megapixels already
         except (OSError, pixels.ImageProblem) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise GraftError(f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`") from None
@@ -116,13 +117,10 @@ class ImageSet:
         """
         chosen = [self.manifest.rows[i] for i in indices]
         names, digests = (row.path for row in chosen), [row.sha256 for row in chosen]
-        return iter_batches(
-            self.root, names, self.size, batch_size=self.batch_size, resize=self.resize, sha256=digests
-        )
+        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, resize=self.resize, sha256=digests)
 
 
-def image_sets(
-    manifest: Manifest, root: str | Path, size: int, *splits: str, resize: str = "squash"
-) -> tuple[ImageSet, ...]:
-    """One ImageSet for each of `splits`, e.g. "train", "val". resize: one of `pixels.RESIZE`."""
+def image_sets(manifest: Manifest, root: str | Path, description, *splits: str) -> tuple[ImageSet, ...]:
+    """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them."""
+    size, resize = description.image_size, description.resize
     return tuple(ImageSet(manifest.split(name), root, size, resize=resize) for name in splits)

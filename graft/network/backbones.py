@@ -202,8 +202,8 @@ def weights_file(name: str, alpha: float, weights: str) -> Path:
         path = Path(weights).expanduser()
         if path.suffix not in (".h5", ".keras"):
             raise GraftError(
-                "params.yaml: backbone.weights must be packaged, bundled, imagenet, none or a path to .h5, .keras or .weights.h5, "
-                f"not {weights!r}"
+                "params.yaml: backbone.weights must be packaged, bundled, imagenet, none or a path to .h5, .keras "
+                f"or .weights.h5, not {weights!r}"
             )
     if not path.is_file():
         raise GraftError(f"params.yaml: backbone.weights: no such file: {path}")

@@ -147,7 +147,8 @@ def _parts(rows, seen, groups, n):
 
 
 def _choose(parts, variance):
-    states, losses, best, since = [_nothing(fit, variance) for fit, _ in parts], {}, math.inf, 0
+    states, losses = [_nothing(fit, variance) for fit, _ in parts], {}
+    best, since, chosen = math.inf, 0, GRID[0]
     weights = np.concatenate([judge.weights for _, judge in parts])
     for strength in GRID:
         judged = []

@@ -39,13 +39,17 @@ class History:
     def write(self, path):
         """epoch, phase (head | fine-tune), FIGURES; no times, which would differ on a rerun."""
         phases = ["head"] * len(self.head) + ["fine-tune"] * len(self.fine_tuning)
-        rows = ([row["epoch"], phase, *(None if row[key] is None else float(row[key]) for key in FIGURES)] for row,
-        phase in zip(self.rows, phases)) files.write_csv(path, ["epoch", "phase", *FIGURES], rows)
+        rows = (
+            [row["epoch"], phase, *(None if row[key] is None else float(row[key]) for key in FIGURES)]
+            for row, phase in zip(self.rows, phases)
+        )
+        files.write_csv(path, ["epoch", "phase", *FIGURES], rows)
 
     @classmethod
     def read(cls, path) -> "History":
         """What `write` wrote."""
         table = files.read_csv(path)
-        rows = ({"epoch": int(row["epoch"]), **{key: float(row[key]) if row[key] else None for key in FIGURES}} for row
-        in table) return cls(tuple(rows), next((int(row["epoch"]) for row in table if row["phase"] == "fine-tune"),
-        None))
+        rows = (
+            {"epoch": int(row["epoch"]), **{key: float(row[key]) if row[key] else None for key in FIGURES}} for row in table
+        )
+        return cls(tuple(rows), next((int(row["epoch"]) for row in table if row["phase"] == "fine-tune"), None))
