@@ -22,14 +22,14 @@ BATCH = 64
 def graft(args, files):
     import numpy as np
 
-    from graft import pixels, runtimes
+    from graft import runtimes
     from graft.dataset import images
     from graft.description import Description
     from graft.network import backbones, classifier
     from graft.system import environment
 
     environment.quiet_tensorflow()
-    description = Description("mobilenet_v2", args.alpha, args.image_size, ("a", "b"), 0, 0.2, pixels.RESIZE)
+    description = Description("mobilenet_v2", args.alpha, args.image_size, ("a", "b"), 0, 0.2, "squash")
     model = classifier.build(description, weights=args.weights)
     runtime = backbones.choose_runtime(args.runtime, "mobilenet_v2")
     run = runtimes.start(model, [model.get_layer(args.cut).output], runtime)
@@ -83,7 +83,8 @@ def main():
     files = sorted(path.relative_to(args.photos).as_posix() for path in args.photos.rglob("*") if path.is_file())
     runtime, seconds = {"graft": graft, "predict": predict}[args.what](args, files)
     result = {"runtime": runtime, "images": len(files), "pass_seconds": seconds, "images_per_second": len(files) / seconds}
-    print(f"{args.what} to {args.cut} by {runtime}: {len(files)} images in {seconds:.2f} s, {len(files) / seconds:.0f} images/s")
+    rate = len(files) / seconds
+    print(f"{args.what} to {args.cut} by {runtime}: {len(files)} images in {seconds:.2f} s, {rate:.0f} images/s")
     if args.out:
         args.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 

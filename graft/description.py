@@ -29,9 +29,9 @@ class Description:
     """A classifier.
 
     alpha: width of the backbone. image_size: side S in pixels of the square input. classes: name of each output.
-    hidden_units: of the dense layer before the softmax, 0 for none. dropout: rate in [0, 1). resize: how a photo becomes S x S.
-    trainable_layers: how many of the backbone's top layers were trained; 0 means the head alone.
-    temperature: T of softmax(logits / T), fitted on the validation images; 1.0 = none.
+    hidden_units: of the dense layer before the softmax, 0 for none. dropout: rate in [0, 1). resize: how a photo
+    becomes S x S, one of squash, crop, pad. trainable_layers: how many of the backbone's top layers were trained; 0
+    means the head alone. temperature: T of softmax(logits / T), fitted on the validation images; 1.0 = none.
     calibrated: whether the outputs are divided by it already.
     """
 

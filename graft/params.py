@@ -84,7 +84,9 @@ class Data(Block):
 class Backbone(Block):
     name: Word = Field(description="mobilenet_v2, inception_v3 and others of Keras; a wrong name lists all")
     alpha: float = Field(gt=0, le=2, description="width of the MobileNets; other backbones have one width")
-    weights: Word = Field(description="bundled, imagenet, none, or a path to .h5, .keras or .weights.h5")
+    weights: Word = Field(
+        description="packaged (with an installed package), bundled, imagenet, none, or a path to .h5, .keras or .weights.h5"
+    )
 
 
 class Augment(Block):
@@ -116,6 +118,8 @@ class FineTune(Block):
         description="share of the steps over which the learning rate rises to lr, before it falls along half a cosine",
     )
     patience: Whole = Field(ge=1, description="epochs without a smaller validation loss before training stops")
+    weight_decay: float = Field(ge=0, lt=1, description="decoupled weight decay (AdamW), times the learning rate in each step")
+    label_smoothing: float = Field(ge=0, lt=1, description="share of each label that is spread over all classes in training")
 
 
 class Evaluate(Block):
@@ -172,7 +176,10 @@ class Params(Block):
         ge=0, le=2**31 - 1, description="of the split, the initial head, the augmentation, the order of training"
     )
     image_size: Annotated[int, Ge(16), Le(4096), BeforeValidator(_whole)] | Literal["auto"] = Field(
-        description="side of the square input in pixels, or auto: what the backbone was trained at"
+        description="side of the square input in pixels, or auto: what the backbone was trained at, less for smaller images"
+    )
+    resize: Literal["squash", "crop", "pad"] = Field(
+        description="how a photo becomes a square: proportions changed, the middle cut out, or laid on grey"
     )
     batch_size: Whole = Field(ge=1, description="images per training step")
     data: Data = Field(description="the data set, and how it is split")

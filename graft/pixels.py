@@ -17,7 +17,11 @@ from PIL import Image, ImageFile
 
 Source = str | Path | bytes | bytearray | memoryview | BinaryIO  # of an image
 
-RESIZE = "squash to size x size, bilinear with antialiasing (Pillow)"
+RESIZE = {  # how an image becomes size x size; bilinear with antialiasing (Pillow) in any case
+    "squash": "the whole image, its proportions changed",
+    "crop": "the square in the middle",
+    "pad": "the whole image in its proportions, on grey",
+}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
 # Suffixes of images that graft does not read. Such a file is reported, not passed over as if it were a text file.
@@ -139,14 +143,28 @@ def decode(
     return image, facts
 
 
-def load(source: Source, size: int, *, max_megapixels: float | None = MAX_MEGAPIXELS) -> np.ndarray:
-    """The whole image squashed to `size` x `size`: uint8, shape (size, size, 3), RGB, 0..255. See RESIZE.
+def load(source: Source, size: int, *, resize: str = "squash", max_megapixels: float | None = MAX_MEGAPIXELS) -> np.ndarray:
+    """The image as `size` x `size`, by one of RESIZE: uint8, shape (size, size, 3), RGB, 0..255.
 
     A large JPEG is decoded at a reduced scale of at least twice the size: 3 times as fast for a phone's photo.
     Raises as `open_rgb`.
     """
-    image = open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels)
-    if image.size != (size, size):
+    return fit(open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels), size, resize)
+
+
+def fit(image: Image.Image, size: int, resize: str) -> np.ndarray:
+    """An RGB image as uint8 (size, size, 3), by one of RESIZE."""
+    wide, high = image.size
+    if resize == "crop" and wide != high:
+        side = min(wide, high)
+        left, top = (wide - side) // 2, (high - side) // 2
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    elif resize == "pad" and wide != high:
+        scale = size / max(wide, high)
+        inner = image.resize((max(1, round(wide * scale)), max(1, round(high * scale))), Image.Resampling.BILINEAR)
+        image = Image.new("RGB", (size, size), (127, 127, 127))
+        image.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    elif image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8)
 
@@ -219,9 +237,9 @@ def _is_cut_off(kind, stream):
     return False
 
 
-def probe(size: int) -> np.ndarray:
+def probe(size: int, resize: str = "squash") -> np.ndarray:
     """A small fixed JPEG as `load` gives it: its pixels change with what decodes and resizes, and with nothing else."""
-    return load(base64.b64decode(PROBE), size)
+    return load(base64.b64decode(PROBE), size, resize=resize)
 
 
 PROBE = (

@@ -19,7 +19,7 @@ def evaluate(params, run):
     rows = manifest.read()
     head, head_description = classifier.load(paths.TRAIN_HEAD)
     model, description = classifier.load(paths.FINE_TUNE)
-    (test,) = images.image_sets(rows, params.data.path, description.image_size, "test")
+    (test,) = images.image_sets(rows, params.data.path, description, "test")
     runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
     tuned, untuned = prediction.predict_pair(model, head, description.trainable_layers, test, runtime=runtime)
     calibration, head_calibration = (

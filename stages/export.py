@@ -21,7 +21,7 @@ def export(params, run):
     model, description = classifier.load(paths.FINE_TUNE)
     if not params.evaluate.calibrate:
         description = description.replace(temperature=1.0)
-    train, test = images.image_sets(manifest.read(), params.data.path, description.image_size, "train", "test")
+    train, test = images.image_sets(manifest.read(), params.data.path, description, "train", "test")
     shipped, shipped_description = writers.self_contained(model, description)
     with run.timed("convert"):
         representative = _some(train, REPRESENTATIVE_IMAGES)[0] if "tflite_int8" in formats else None

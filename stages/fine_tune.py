@@ -18,7 +18,7 @@ def fine_tune(params, run):
     model, description = classifier.load(paths.TRAIN_HEAD)
     layers = classifier.unfreeze(model, params.fine_tune.layers)
     cut = find_cut(model, layers)
-    train, val = images.image_sets(manifest.read(), params.data.path, description.image_size, "train", "val")
+    train, val = images.image_sets(manifest.read(), params.data.path, description, "train", "val")
     extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
     (seen,) = extractor.extract(model, [cut], train, views=params.augment.views, label="train")
     (val_seen,) = extractor.extract(model, [cut], val, label="val")
@@ -33,13 +33,9 @@ def fine_tune(params, run):
     description = description.replace(trainable_layers=layers, temperature=trained.temperature)
     classifier.save(model, description, paths.FINE_TUNE)
     summary = report.write_training(
-        paths.FINE_TUNE,
-        trained.predictions,
-        trained.history,
-        temperature=trained.temperature,
-        epochs=trained.epochs,
+        paths.FINE_TUNE, trained.predictions, trained.history, temperature=trained.temperature, epochs=trained.epochs,
         seed=params.seed,
-    )
+    )  # fmt: skip
     run.log_metrics(summary)
     plots.log_training(run, trained.predictions, trained.history, model)
     version = pyfunc.register(run, model, description, alias="fine-tuned", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})

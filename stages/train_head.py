@@ -3,7 +3,7 @@
 from graft.dataset import images, manifest
 from graft.description import Description
 from graft.features.extractor import FeatureExtractor
-from graft.network import backbones, classifier, top_training
+from graft.network import backbones, classifier, head_solver, top_training
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import find_cut
 from graft.network.top_training import Phase, TrainConfig
@@ -19,34 +19,35 @@ def train_head(params, run):
     description = Description(
         backbone=params.backbone.name,
         alpha=params.backbone.alpha,
-        image_size=backbones.resolve_size(params.backbone.name, params.image_size),
+        image_size=backbones.resolve_size(params.backbone.name, params.image_size, rows.shorter_sides),
         classes=rows.classes,
         hidden_units=params.head.hidden_units,
         dropout=params.head.dropout,
-        resize=images.RESIZE,
+        resize=params.resize,
     )
-    train, val = images.image_sets(rows, params.data.path, description.image_size, "train", "val")
+    train, val = images.image_sets(rows, params.data.path, description, "train", "val")
     model = classifier.build(description, weights=params.backbone.weights)
     # The next stage's features come out of the same pass over the images; they change no byte of this stage's outputs.
     cuts = find_cut(model, 0), find_cut(model, params.fine_tune.layers)
     extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
-    seen = [extractor.extract(model, cuts, part, views=views, label=label)[0]
-            for part, views, label in ((train, params.augment.views, "train"), (val, 1, "val"))]  # fmt: skip
+    seen = extractor.extract(model, cuts, train, views=params.augment.views, label="train")[0]
+    val_seen = extractor.extract(model, cuts, val, label="val")[0]
 
     checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})
-    config = TrainConfig.of(params, Phase.head(params), train.labels)
-    trained = top_training.train(model, cuts[0], *seen, config, checkpoint=checkpoint, on_epoch=run.log_epoch)
+    if params.head.hidden_units:
+        config = TrainConfig.of(params, Phase.head(params), train.labels)
+        trained = top_training.train(model, cuts[0], seen, val_seen, config, checkpoint=checkpoint, on_epoch=run.log_epoch)
+    else:
+        trained = head_solver.solve(model, cuts[0], seen, val_seen, balanced=params.head.class_weights == "balanced")
+        for row in trained.history.rows:
+            run.log_epoch(row)
 
     description = description.replace(temperature=trained.temperature)
     classifier.save(model, description, paths.TRAIN_HEAD)
     summary = report.write_training(
-        paths.TRAIN_HEAD,
-        trained.predictions,
-        trained.history,
-        temperature=trained.temperature,
-        epochs=trained.epochs,
+        paths.TRAIN_HEAD, trained.predictions, trained.history, temperature=trained.temperature, epochs=trained.epochs,
         seed=params.seed,
-    )
+    )  # fmt: skip
     run.log_metrics(summary)
     plots.log_training(run, trained.predictions, trained.history, model)
     version = pyfunc.register(run, model, description, alias="head", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})

@@ -40,8 +40,8 @@ def test_the_projects_own_file_loads_with_the_types_that_it_declares():
     assert given.data.path == "data/raw/fashion"
     assert given.features.runtime == "auto"
     assert given.export.formats == typing.get_args(parameters.Format)
-    assert given.flat()["fine_tune.layers"] == 50
-    assert len(given.flat()) == 45
+    assert given.flat()["fine_tune.layers"] == 46
+    assert len(given.flat()) == 48
 
 
 def test_every_format_has_a_file_name_and_the_other_way_round():

@@ -45,7 +45,7 @@ def test_the_lock_of_make_has_hashes_and_names_no_host():
 
 def test_each_lock_holds_what_it_is_about():
     declared = importlib.metadata.requires("graft-vision")
-    names = {extra: set() for extra in ("", "onnx", "dev", "tfds")}
+    names = {extra: set() for extra in ("", "onnx", "dev", "tfds", "backbones")}
     for line in declared:
         extra = re.search(r"extra == .(\w+)", line)
         names[extra.group(1) if extra else ""].add(re.match(r"[\w.-]+", line).group().replace(".", "-").lower())

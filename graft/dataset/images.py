@@ -14,11 +14,15 @@ from graft.dataset.manifest import Manifest
 from graft.system.console import GraftError
 from graft.system.prefetch import prefetch, processors
 
-RESIZE = pixels.RESIZE
-
 
 def load_images(
-    root: str | Path, paths: Iterable[str], size: int, *, sha256: Iterable[str] | None = None, workers: int | None = None
+    root: str | Path,
+    paths: Iterable[str],
+    size: int,
+    *,
+    resize: str = "squash",
+    sha256: Iterable[str] | None = None,
+    workers: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Iterate over the images at `root`/path, in the order of `paths`: uint8 (size, size, 3), as `pixels.load`.
 
@@ -34,7 +38,9 @@ def load_images(
             content = (root / path).read_bytes()
             if expected is not None and hashlib.sha256(content).hexdigest() != expected:
                 raise pixels.ImageProblem("changed", "its content is not what the manifest says")
-            return pixels.load(content, size, max_megapixels=None)  # split has applied data.max_megapixels already
+            return pixels.load(
+                content, size, resize=resize, max_megapixels=None
+            )  # split has applied data.max_megapixels already
         except (OSError, pixels.ImageProblem) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise GraftError(f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`") from None
@@ -44,10 +50,10 @@ def load_images(
 
 
 def iter_batches(
-    root: str | Path, paths: Iterable[str], size: int, *, batch_size: int, sha256: Iterable[str] | None = None
+    root: str | Path, paths: Iterable[str], size: int, *, batch_size: int, resize: str = "squash", sha256=None
 ) -> Iterator[np.ndarray]:
     """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is left."""
-    images = load_images(root, paths, size, sha256=sha256)
+    images = load_images(root, paths, size, resize=resize, sha256=sha256)
     while stack := list(islice(images, batch_size)):
         yield np.stack(stack)
 
@@ -78,7 +84,7 @@ class ImageSet:
     root: str | Path
     size: int
     batch_size: int = 64
-    resize: str = RESIZE
+    resize: str = "squash"
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -111,9 +117,10 @@ class ImageSet:
         """
         chosen = [self.manifest.rows[i] for i in indices]
         names, digests = (row.path for row in chosen), [row.sha256 for row in chosen]
-        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, sha256=digests)
+        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, resize=self.resize, sha256=digests)
 
 
-def image_sets(manifest: Manifest, root: str | Path, size: int, *splits: str) -> tuple[ImageSet, ...]:
-    """One ImageSet for each of `splits`, e.g. "train", "val"."""
-    return tuple(ImageSet(manifest.split(name), root, size) for name in splits)
+def image_sets(manifest: Manifest, root: str | Path, description, *splits: str) -> tuple[ImageSet, ...]:
+    """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them."""
+    size, resize = description.image_size, description.resize
+    return tuple(ImageSet(manifest.split(name), root, size, resize=resize) for name in splits)

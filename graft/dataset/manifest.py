@@ -61,6 +61,11 @@ class Manifest:
         return np.array([index[row.label] for row in self.rows], dtype=np.int64)
 
     @cached_property
+    def shorter_sides(self) -> tuple[int, ...]:
+        """Pixels, of each row."""
+        return tuple(min(row.width, row.height) for row in self.rows)
+
+    @cached_property
     def sha256(self) -> tuple[str, ...]:
         return tuple(row.sha256 for row in self.rows)
 

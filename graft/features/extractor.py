@@ -113,7 +113,7 @@ class FeatureExtractor:
     def _space(self, cut, images, view):
         """Everything that determines the values of a row but the image itself, as a key."""
         (tensor,) = cut.tensors
-        probe = pixels.probe(images.size)
+        probe = pixels.probe(images.size, images.resize)
         plain = view == 0 or self.augmentation.is_identity
         seen = probe if plain else self.augmentation.view(probe, "probe", view)
         identity = {

@@ -21,14 +21,17 @@ def grad_cam(model, images, targets, *, batch_size: int = BATCH) -> np.ndarray:
 
     pooling = model.get_layer(POOLING)
     last = model.layers[-1]
-    below = keras.Model(model.inputs, pooling.input)
-    above = keras.Model(pooling.input, last.input)
+    # A head that looks at several depths: what the others say stays as it is.
+    others = [layer.output for layer in model.layers if layer.name.startswith(f"{POOLING}_")]
+    below = keras.Model(model.inputs, [pooling.input, *others] if others else pooling.input)
+    above = keras.Model([pooling.input, *others] if others else pooling.input, last.input)
     maps = []
     for start in range(0, len(images), batch_size):
-        features = tf.cast(below(tf.convert_to_tensor(images[start : start + batch_size]), training=False), tf.float32)
+        found = below(tf.convert_to_tensor(images[start : start + batch_size]), training=False)
+        features, *rest = (tf.cast(part, tf.float32) for part in (found if others else [found]))
         with tf.GradientTape() as tape:
             tape.watch(features)
-            hidden = tf.cast(above(features, training=False), tf.float32)
+            hidden = tf.cast(above([features, *rest] if rest else features, training=False), tf.float32)
             scores = hidden @ tf.cast(tf.convert_to_tensor(last.kernel), tf.float32)  # the bias does not move the gradient
             asked = tf.gather(scores, np.asarray(targets[start : start + batch_size], np.int64), axis=1, batch_dims=1)
         weights = tf.reduce_mean(tape.gradient(asked, features), axis=(1, 2), keepdims=True)

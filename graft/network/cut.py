@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graft import keras_graph
-from graft.network.classifier import backbone_layers
+from graft.network.classifier import backbone_layers, head_input
 
 if TYPE_CHECKING:
     import keras
@@ -38,23 +38,23 @@ def find_cut(model: keras.Model, layers: int) -> Cut:
     Below it nothing is trained and nothing is random: its value for an image never changes during training, so it can be
     computed once. A block ends in a narrow tensor and begins by widening it in a cheap 1 x 1 convolution, and to keep
     the wide one would cost more than to widen again; so a tensor of at most half the size, up to NEAR operations
-    further down, is taken instead. It is an output of the backbone or of "pooling", or the model's input where the
+    further down, is taken instead. It is an output of the backbone or the pooled features, or the model's input where the
     unfreezing reaches down so far that only scaling is left to compute.
     """
     operations, taking = _operations(model), keras_graph.consumers(model)
     order = {name: i for i, name in enumerate(operations)}
-    base = backbone_layers(model)
+    base, pooled = backbone_layers(model), head_input(model)
     trained = [layer.name for layer in base[len(base) - min(layers, len(base)) :] if _learns(layer)]
     # One pass upwards: `reach` is the furthest operation that anything seen so far feeds. Where nothing below i feeds past i,
     # the output of operation i is all that those above it see.
     reach, sizes = 0, {}
-    for name in list(operations)[: min([order["pooling"] + 1, *(order[name] for name in trained)])]:
+    for name in list(operations)[: min([order[pooled] + 1, *(order[name] for name in trained)])]:
         if reach <= order[name]:
             sizes[order[name]] = math.prod(operations[name].output.shape[1:])
         reach = max([reach, *(order[taker] for taker in taking[name])])
     deepest = max(sizes)
     cut = min((i for i in sizes if i >= deepest - NEAR), key=lambda i: (sizes[i], -i))
-    if sizes[cut] > sizes[deepest] / 2 or deepest == order["pooling"]:
+    if sizes[cut] > sizes[deepest] / 2 or deepest == order[pooled]:
         cut = deepest
     return cut_at(model, order["image"] if cut <= order["scaling"] else cut)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 from graft.features.extractor import Features
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import Cut, split_at
-from graft.scoring.calibration import fit_temperature, log_probabilities
+from graft.scoring.calibration import calibrated_losses, fit_temperature, log_probabilities
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
 from graft.system.console import GraftError, Progress, log
@@ -23,19 +24,24 @@ if TYPE_CHECKING:
     import keras
 
 PREDICT_BATCH = 64
+CLIP = 1.0  # of the gradients' global norm
+SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
 
 
 @dataclass(frozen=True)
 class Phase:
     """lr: peak learning rate, decayed to 0 along half a cosine over `epochs`. lr_key: the parameter that it came from.
     patience: epochs without a smaller validation loss before training stops.
-    warmup: share of all steps over which the rate first rises to lr, in [0, 1)."""
+    warmup: share of all steps over which the rate first rises to lr, in [0, 1).
+    weight_decay: AdamW's, decoupled. label_smoothing: share of each label that is spread over all classes."""
 
     lr: float
     lr_key: str
     epochs: int
     patience: int
     warmup: float = 0.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
 
     @classmethod
     def head(cls, params) -> Phase:
@@ -45,7 +51,8 @@ class Phase:
     @classmethod
     def fine_tune(cls, params) -> Phase:
         block = params.fine_tune
-        return cls(params.lr, "lr", block.epochs if block.layers else 0, block.patience, block.warmup)
+        return cls(params.lr, "lr", block.epochs if block.layers else 0, block.patience, block.warmup,
+                   block.weight_decay, block.label_smoothing)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,45 +112,59 @@ def train(
         if on_epoch:
             on_epoch({**row, "epoch": row["epoch"] + first})
 
-    rows = _fit(top, train, val, config, checkpoint=checkpoint, on_epoch=report, baseline=previous is not None)
+    monitor = _fit(top, train, val, config, checkpoint=checkpoint, on_epoch=report, mix=previous is not None)
     predictions = Predictions.of(val.images, predict(top, val))
-    history = previous.continued(rows) if previous else History(tuple(rows))
+    history = previous.continued(monitor.rows) if previous else History(tuple(monitor.rows))
     temperature = fit_temperature(log_probabilities(predictions.probabilities), predictions.labels)
-    return TrainingResult(history, predictions, temperature, len(rows))
+    return TrainingResult(history, predictions, temperature, len(monitor.rows))
 
 
 def predict(top: keras.Model, features: Features) -> np.ndarray:
     """Probabilities float (n, C) of `top` on view 0. In batches of one size, padded: bits do not depend on company."""
+    return _predictor(top, features)()
+
+
+def _predictor(top, features):
+    """`predict` of these two, to be called again and again as `top` changes."""
     import tensorflow as tf
 
     call = tf.function(lambda x: top(x, training=False), input_signature=[_signature(features)], autograph=False)
-    n, parts = len(features), []
-    for start in range(0, n, PREDICT_BATCH):
-        indices = np.minimum(np.arange(start, start + PREDICT_BATCH), n - 1)
-        parts.append(call(_ready(features.take(indices))).numpy()[: n - start])
-    return np.concatenate(parts)
+
+    def run():
+        n, parts = len(features), []
+        for start in range(0, n, PREDICT_BATCH):
+            indices = np.minimum(np.arange(start, start + PREDICT_BATCH), n - 1)
+            parts.append(call(_ready(features.take(indices))).numpy()[: n - start])
+        return np.concatenate(parts)
+
+    return run
 
 
-def _fit(top, train, val, config, *, checkpoint, on_epoch, baseline):
-    """Rows of the curves, epochs from 0. baseline: whether the weights before training count as a candidate for the best."""
+def _fit(top, train, val, config, *, checkpoint, on_epoch, mix):
+    """Train; leave the chosen weights in `top`. mix: whether the weights before training, and mixtures with them, are
+    candidates.
+
+    Returns the TrainingMonitor.
+    """
     import keras
     import tensorflow as tf
 
     phase, config = config.phase, _divisible(config)
     steps = math.ceil(len(train) / config.batch_size)
+    optimizer = keras.optimizers.AdamW(
+        _rate(phase, steps * phase.epochs), weight_decay=phase.weight_decay, global_clipnorm=CLIP
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
     top.compile(
-        optimizer=keras.optimizers.Adam(_rate(phase, steps * phase.epochs)),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+        optimizer=optimizer,
+        loss=_smoothed(phase.label_smoothing, top.output.shape[1]),
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         # XLA makes training ten times slower on a CPU; "auto" leaves out what has no kernel on a GPU.
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
     top.optimizer.build(top.trainable_variables)
-    validation = _dataset(val, config, epoch=None)
-    monitor = TrainingMonitor(top, phase, checkpoint, on_epoch)
-    first = monitor.resume()
-    if first == 0 and baseline:
-        monitor.keep_best(top.evaluate(validation, verbose=0, return_dict=True)["loss"])
+    monitor = TrainingMonitor(top, val, phase, checkpoint, on_epoch)
+    first = monitor.resume(mix)
     if first < phase.epochs and not monitor.is_over():
         with Progress("training", steps * (phase.epochs - first), unit="step") as progress:
             top.fit(
@@ -151,14 +172,24 @@ def _fit(top, train, val, config, *, checkpoint, on_epoch, baseline):
                 initial_epoch=first,
                 epochs=phase.epochs,
                 steps_per_epoch=steps,
-                validation_data=validation,
                 class_weight=dict(enumerate(config.class_weights)) if config.class_weights else None,
                 callbacks=[monitor.callback(progress)],
                 shuffle=False,
                 verbose=0,
             )
-    monitor.restore_best()
-    return monitor.rows
+    monitor.choose(mix)
+    return monitor
+
+
+def _smoothed(smoothing, classes):
+    """Cross-entropy of class indices against probabilities, a share `smoothing` of each label spread over all classes."""
+    import keras
+
+    def loss(labels, probabilities):
+        targets = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(labels, (-1,)), "int32"), classes)
+        return keras.losses.categorical_crossentropy(targets, probabilities, label_smoothing=smoothing)
+
+    return loss
 
 
 def _divisible(config):
@@ -205,7 +236,7 @@ def _signature(features):
 
 
 def _dataset(features, config, *, epoch):
-    """tf.data over shuffled batches; `epoch` is the epoch to begin with, or None for one ordered pass (validation).
+    """tf.data over shuffled batches, beginning with `epoch`.
 
     The order of epoch e depends on the seed and e alone, so that a resumed training sees what it would have seen.
     """
@@ -214,23 +245,16 @@ def _dataset(features, config, *, epoch):
     labels, n, size = features.images.labels, len(features), config.batch_size
 
     def batches():
-        e = epoch
-        while True:
-            order = np.arange(n) if e is None else np.random.default_rng([config.seed, e]).permutation(n)
+        for e in itertools.count(epoch):
+            order = np.random.default_rng([config.seed, e]).permutation(n)
             for start in range(0, n, size):
                 indices = order[start : start + size]
                 # Each image goes through its views in turn, but not all in step: an epoch of unaugmented images alone, every
                 # few epochs, makes the validation loss swing with that period.
-                view = 0 if e is None else (indices + e) % features.views
-                yield _ready(features.take(indices, view)), labels[indices]
-            if e is None:
-                return
-            e += 1
+                yield _ready(features.take(indices, (indices + e) % features.views)), labels[indices]
 
     signature = (_signature(features), tf.TensorSpec((None,), tf.int64))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    if epoch is None:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(n / size)))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # There is nothing to tune, and now and then the tuner's thread held up the end of a training until its own next turn. Its
@@ -240,11 +264,16 @@ def _dataset(features, config, *, epoch):
 
 
 class TrainingMonitor:
-    """Keeps curves, best weights and checkpoint of one training of `model`, compiled."""
+    """Keeps curves, best weights and checkpoint of one training of `model`, compiled; chooses what it ends with.
 
-    def __init__(self, model, phase, checkpoint, on_epoch):
+    Candidates are compared by the log loss of the validation images after the temperature that fits each best.
+    """
+
+    def __init__(self, model, val, phase, checkpoint, on_epoch):
         self.model, self.phase, self.checkpoint, self.on_epoch = model, phase, checkpoint, on_epoch
-        self.rows, self.best_loss, self.best, self.waited = [], math.inf, None, 0
+        self.labels, self.predict = val.images.labels, _predictor(model, val)
+        self.start, self.rows, self.waited = self._weights(), [], 0
+        self.start_losses, self.best, self.losses = None, self.start, np.full(len(self.labels), np.inf)
 
     def callback(self, progress):
         """The same as Keras takes it; a subclass of its own class would need Keras when this module is imported."""
@@ -258,25 +287,40 @@ class TrainingMonitor:
             on_epoch_begin=self.on_epoch_begin, on_epoch_end=self.on_epoch_end, on_train_batch_end=on_train_batch_end
         )
 
-    def on_epoch_begin(self, epoch, logs):
+    def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.lr, self.started = epoch, float(self.model.optimizer.learning_rate), time.monotonic()
 
-    def on_epoch_end(self, epoch, logs):
-        self._require_finite("validation loss", logs["val_loss"])
+    def on_train_batch_end(self, batch, logs=None):
+        self.progress.advance()
+        if not math.isfinite(logs["loss"]):
+            self.progress.__exit__()
+            self._refuse("loss", logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        probabilities = self.predict()
+        self._require_finite("validation loss", float(probabilities.sum()))
         row = {"epoch": epoch, "lr": self.lr, "train_loss": float(logs["loss"]), "train_accuracy": float(logs["accuracy"]),
-               "val_loss": float(logs["val_loss"]), "val_accuracy": float(logs["val_accuracy"])}  # fmt: skip
+               **self._validation(probabilities)}  # fmt: skip
         self.rows.append(row)
-        self.waited = 0 if self.keep_best(row["val_loss"]) else self.waited + 1
+        losses = calibrated_losses(probabilities, self.labels)
+        self.waited += 1
+        if losses.mean() < self.losses.mean():
+            self.losses, self.best, self.waited = losses, self._weights(), 0
         log(
             f"epoch {epoch + 1}/{self.phase.epochs}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
             f"val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}, "
             f"{time.monotonic() - self.started:.1f} s"
         )
         self.on_epoch(row)
-        state = {"rows": self.rows, "best_loss": self.best_loss, "waited": self.waited}
-        self.checkpoint.save(state, {"now": [v.numpy() for v in self._moving()], "best": self.best})
+        state = {"rows": self.rows, "waited": self.waited}
+        self.checkpoint.save(state, {"now": self._moving(), "best": self.best, "losses": [self.losses]})
         if self.is_over():
             self.model.stop_training = True
+
+    def _validation(self, probabilities):
+        right = np.maximum(probabilities[np.arange(len(self.labels)), self.labels], np.finfo(np.float32).tiny)
+        accuracy = (probabilities.argmax(axis=1) == self.labels).mean()
+        return {"val_loss": float(-np.log(right.astype(np.float64)).mean()), "val_accuracy": float(accuracy)}
 
     def _require_finite(self, what, value):
         if not math.isfinite(value):
@@ -288,33 +332,57 @@ class TrainingMonitor:
     def is_over(self):
         return self.waited >= self.phase.patience
 
-    def keep_best(self, loss):
-        if loss >= self.best_loss:
-            return False
-        self.best_loss, self.best = float(loss), [v.numpy() for v in self.model.trainable_variables]
-        return True
+    def choose(self, mix):
+        """Leave the best weights in the model: of an epoch, or mixed with those before training (WiSE-FT, Wortsman et
+        al. 2022).
 
-    def restore_best(self):
-        for variable, value in zip(self.model.trainable_variables, self.best or ()):
+        Those before training give way only where the gain exceeds its standard error over the images: less is noise.
+        """
+        if not mix:
+            return self._put(self.best)
+        found = {"epoch": (self.losses, self.best)} if self.rows else {}
+        for name, tuned in (("best", self.best), ("last", self._weights())) if self.rows else ():
+            for share in SHARES:
+                self._put([(1 - share) * a + share * b for a, b in zip(self.start, tuned)])
+                found[f"{name}, {share:g} of it"] = calibrated_losses(self.predict(), self.labels), self._weights()
+        name = min(found, key=lambda key: found[key][0].mean(), default=None)
+        gain = self.start_losses - found[name][0] if found else np.zeros(1)
+        kept = gain.mean() <= gain.std() / math.sqrt(len(gain))
+        self._put(self.start if kept else found[name][1])
+        if found:
+            log(
+                f"validation loss after temperature: {self.start_losses.mean():.4f} before, {found[name][0].mean():.4f} after "
+                f"({name}): {'the head stays, the gain is within its standard error' if kept else 'taken'}"
+            )
+
+    def _put(self, weights):
+        for variable, value in zip(self.model.trainable_variables, weights):
             variable.assign(value)
 
-    def resume(self):
+    def _weights(self):
+        return [v.numpy() for v in self.model.trainable_variables]
+
+    def resume(self, mix):
         """Take up the checkpoint of this training, if there is one. Returns the epoch to go on with."""
-        moving, trained = self._moving(), self.model.trainable_variables
-        held = self.checkpoint.load({"now": [v.numpy() for v in moving], "best": [v.numpy() for v in trained]})
+        if mix:
+            self.start_losses = calibrated_losses(self.predict(), self.labels)
+        like = {"now": self._moving(), "best": self.start, "losses": [self.losses]}
+        held = self.checkpoint.load(like)
         if held is None:
             return 0
         state, arrays = held
-        for variable, value in zip(moving, arrays["now"]):
+        for variable, value in zip(self._variables(), arrays["now"]):
             variable.assign(value)
-        self.rows, self.best_loss, self.waited = state["rows"], state["best_loss"], state["waited"]
-        self.best = arrays["best"]
+        self.rows, self.waited, self.best, (self.losses,) = state["rows"], state["waited"], arrays["best"], arrays["losses"]
         log(f"resumed after epoch {len(self.rows)} of {self.phase.epochs}")
         for row in self.rows:
             self.on_epoch(row)
         return len(self.rows)
 
-    def _moving(self):
-        """Everything that a step changes: weights, Adam's state, and the states of the random generators (dropout)."""
+    def _variables(self):
+        """Everything that a step changes: weights, the optimiser's state, and the states of the random generators (dropout)."""
         generators = [v for v in self.model.non_trainable_variables if "seed_generator_state" in v.path]
         return [*self.model.trainable_variables, *self.model.optimizer.variables, *generators]
+
+    def _moving(self):
+        return [v.numpy() for v in self._variables()]

@@ -84,7 +84,8 @@ def _training(history: History):
     phases = {"head": history.head, "fine-tuning": history.fine_tuning}
     epochs = {f"epochs, {name}": len(rows) for name, rows in phases.items()}
     # Not the first epoch's rate: a warm-up begins at 0.
-    return epochs | {f"peak lr, {name}": f"{max(row['lr'] for row in rows):.2g}" for name, rows in phases.items() if rows}
+    rates = {name: [row["lr"] for row in rows if row["lr"] is not None] for name, rows in phases.items()}
+    return epochs | {f"peak lr, {name}": f"{max(values):.2g}" for name, values in rates.items() if values}
 
 
 def _data_uri(pixels):

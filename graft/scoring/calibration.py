@@ -82,6 +82,17 @@ class Calibration:
         return predictions.replace_probabilities(apply_temperature(predictions.probabilities, temperature))
 
 
+def calibrated_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """float64 (n,): log loss of each image, nats, after the temperature that fits them best.
+
+    What candidates are chosen by: overconfidence spoils the raw loss of the more accurate one, and a temperature is
+    fitted anyway.
+    """
+    logits = log_probabilities(np.asarray(probabilities, np.float64))
+    tempered = apply_temperature(probabilities, fit_temperature(logits, labels))
+    return -log_probabilities(tempered[np.arange(len(labels)), labels])
+
+
 def reliability(predictions: Predictions, *, bins: int = BINS) -> list[dict]:
     """One dict per equal-width bin (low, high] of the confidence: `low`, `high`, `n`, mean `confidence`, `accuracy`,
     `accuracy_low`, `accuracy_high` (Wilson); the last four are None where n is 0.

@@ -10,7 +10,8 @@ FIGURES = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 @dataclass(frozen=True)
 class History:
     """rows: one dict per epoch, of both phases: `epoch` (from 0, counts on over the unfreezing) and FIGURES; more keys are
-    not written. unfrozen_at: the first epoch of fine-tuning, None where there is none.
+    not written; `lr` is None for a head that was solved, whose rows are iterations. unfrozen_at: the first epoch of
+    fine-tuning, None where there is none.
     """
 
     rows: tuple[dict, ...] = ()
@@ -38,12 +39,17 @@ class History:
     def write(self, path):
         """epoch, phase (head | fine-tune), FIGURES; no times, which would differ on a rerun."""
         phases = ["head"] * len(self.head) + ["fine-tune"] * len(self.fine_tuning)
-        rows = ([row["epoch"], phase, *(float(row[key]) for key in FIGURES)] for row, phase in zip(self.rows, phases))
+        rows = (
+            [row["epoch"], phase, *(None if row[key] is None else float(row[key]) for key in FIGURES)]
+            for row, phase in zip(self.rows, phases)
+        )
         files.write_csv(path, ["epoch", "phase", *FIGURES], rows)
 
     @classmethod
     def read(cls, path) -> "History":
         """What `write` wrote."""
         table = files.read_csv(path)
-        rows = ({"epoch": int(row["epoch"]), **{key: float(row[key]) for key in FIGURES}} for row in table)
+        rows = (
+            {"epoch": int(row["epoch"]), **{key: float(row[key]) if row[key] else None for key in FIGURES}} for row in table
+        )
         return cls(tuple(rows), next((int(row["epoch"]) for row in table if row["phase"] == "fine-tune"), None))

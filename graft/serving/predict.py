@@ -12,7 +12,7 @@ import numpy as np
 from graft import pixels
 from graft.description import FILES
 from graft.serving import pyfunc, readers
-from graft.system.console import GraftError, warn
+from graft.system.console import GraftError
 from graft.system.environment import quiet_tensorflow
 from graft.system.prefetch import prefetch, processors
 
@@ -37,11 +37,11 @@ def predict(
 
     A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number.
     """
-    classes, size = model.description.classes, model.description.image_size
+    classes, size, resize = model.description.classes, model.description.image_size, model.description.resize
 
     def decode(path):
         try:
-            return path, pixels.load(path, size), ""
+            return path, pixels.load(path, size, resize=resize), ""
         except pixels.ImageProblem as error:
             return path, None, str(error)
         except OSError as error:
@@ -107,11 +107,8 @@ def open_model(source: str | Path) -> readers.Loaded:
         if path.suffix != ".onnx":
             quiet_tensorflow()
         model = readers.load_file(path)
-    if model.description.resize != pixels.RESIZE:
-        warn(
-            f"{model.name} was trained on photos resized otherwise ({model.description.resize}); "
-            "its predictions may be worse here"
-        )
+    if model.description.resize not in pixels.RESIZE:
+        raise GraftError(f"{model.name}: resizes photos by a rule that is not known here: {model.description.resize}")
     return model
 
 

@@ -47,7 +47,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         path = context.artifacts["model"]
         with zipfile.ZipFile(path) as archive:
             description = json.loads(archive.read("graft.json"))
-        self.classes, self.size = description["classes"], description["image_size"]
+        self.classes, self.size, self.resize = (description[key] for key in ("classes", "image_size", "resize"))
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
         self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
@@ -77,9 +77,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             if isinstance(image, str):
                 image = _from_base64(image)
             if isinstance(image, (bytes, bytearray, memoryview, Path)):
-                return self.decoder.load(image, self.size)
-            pixels = Image.fromarray(_checked(image))
-            return np.asarray(pixels.resize((self.size, self.size), Image.Resampling.BILINEAR), dtype=np.uint8)
+                return self.decoder.load(image, self.size, resize=self.resize)
+            return self.decoder.fit(Image.fromarray(_checked(image)), self.size, self.resize)
         except (ValueError, TypeError, OSError, self.decoder.ImageProblem) as error:
             raise _invalid(f"image {position}: {error}") from None
 

@@ -175,7 +175,9 @@ class StageRun:
         A store that fails for a while does not stop the training: the values are sent again with the next epoch.
         """
         try:
-            self.log_metrics({_curve_name(k): v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+            self.log_metrics(
+                {_curve_name(k): v for k, v in row.items() if k != "epoch" and v is not None}, step=int(row["epoch"])
+            )
         except Exception as error:  # an epoch of training is worth more than its log line
             warn(f"MLflow did not take epoch {row['epoch']}, sent again later: {store.first_line(error)}")
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graft import pixels
 from graft.commands import predict as command
 from graft.description import Description
 from graft.serving import readers
@@ -38,7 +37,7 @@ def run(monkeypatch):
         return np.stack([0.9 - bright, bright, np.full(len(batch), 0.1)], axis=1)
 
     def open_model(name):
-        return readers.Loaded(name, Description("x", 1.0, 4, CLASSES, 0, 0.0, pixels.RESIZE), probabilities)
+        return readers.Loaded(name, Description("x", 1.0, 4, CLASSES, 0, 0.0, "squash"), probabilities)
 
     monkeypatch.setattr(command, "open_model", open_model)
     parser = argparse.ArgumentParser()

@@ -1,4 +1,5 @@
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,7 +64,9 @@ def test_image_sets(tmp_path):
         ManifestRow(path, path.split("/")[0], "val" if "000" in path else "train", digest, 64, 64)
         for path, digest in digests.items()
     ]
-    train, val = images.image_sets(Manifest(tuple(rows), classes), tmp_path, 16, "train", "val")
+    train, val = images.image_sets(
+        Manifest(tuple(rows), classes), tmp_path, SimpleNamespace(image_size=16, resize="squash"), "train", "val"
+    )
     assert (len(train), len(val)) == (4, 2) and val.paths == ("cat/000.jpg", "dog/000.jpg") == val.groups
     assert (
         val.sha256 == (digests["cat/000.jpg"], digests["dog/000.jpg"])
@@ -72,7 +75,7 @@ def test_image_sets(tmp_path):
     )
     (batch,) = train.read([3, 0])
     assert (batch[0] == pixels.load(tmp_path / "dog" / "002.jpg", 16)).all() and batch.shape == (2, 16, 16, 3)
-    assert train.resize == pixels.RESIZE
+    assert train.resize == "squash"
     (tmp_path / "dog" / "002.jpg").write_bytes((tmp_path / "dog" / "001.jpg").read_bytes())
     with pytest.raises(GraftError, match=r"dog/002\.jpg: changed: its content is not what the manifest says; .* `dvc repro`"):
         list(train.read([0, 3]))

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graft import pixels
 from graft.serving import predict, pyfunc, readers, writers
 from graft.system.console import GraftError
 
@@ -37,7 +36,7 @@ def right(tmp_path_factory):
     """An export folder whose resizing rule is the one that `pixels.load` follows."""
     model, description = make_classifier()
     folder = tmp_path_factory.mktemp("right")
-    described = description.replace(resize=pixels.RESIZE)
+    described = description.replace(resize="squash")
     writers.write(["keras", "tflite"], *writers.self_contained(model, described), folder)
     return folder
 

@@ -1,0 +1,223 @@
+"""The head at its optimum: L2-regularised softmax regression on pooled features, solved instead of trained.
+
+For a strength C the objective is scikit-learn's, each image counted once however many views it has:
+
+    sum over rows of  weight / views * cross-entropy  +  ||W||^2 / (2 C),     the bias not penalised,
+
+on standardised features. The penalty does not change under rotation, so the features are rotated once to their
+principal axes, where the Hessian is nearly diagonal, curvature * variance + 1 / C: scaled by its root, L-BFGS needs
+some 20 to 40 iterations whatever C is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graft.features.extractor import Features
+from graft.network.classifier import head_input
+from graft.network.cut import Cut, split_at
+from graft.network.top_training import TrainingResult, predict
+from graft.scoring.calibration import fit_temperature, log_probabilities
+from graft.scoring.history import History
+from graft.scoring.predictions import Predictions
+from graft.system.console import log
+
+if TYPE_CHECKING:
+    import keras
+
+GRID = tuple(10.0 ** (e / 2) for e in range(-8, 5))  # C, two a decade (the loss is flat between), the strongest penalty first
+PATIENCE = 2  # strengths without a smaller loss after which the path ends
+FOLDS, FEW = 5, 500  # below so many validation images the strength is chosen by folds: 49 images say too little
+MARGIN = 0.5  # standard errors by which a stronger penalty may be worse than the best and still be taken
+ROWS = 60_000  # of views together, at most: more views of so many images change nothing
+CURVE_ROWS = 20
+PATH_TOLERANCE, TOLERANCE, ITERATIONS = 3e-4, 1e-5, 300
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """x: float32 (m, r), rotated. labels: int (m,). weights: float32 (m,). classes: how many."""
+
+    x: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    classes: int
+
+    def take(self, mask):
+        return _Rows(self.x[mask], self.labels[mask], self.weights[mask], self.classes)
+
+    def loss(self, kernel, bias):
+        """(weighted sum of the cross-entropy, its gradient by the logits, mean curvature)."""
+        logits = self.x @ kernel.astype(np.float32) + bias.astype(np.float32)
+        logits -= logits.max(axis=1, keepdims=True)
+        p = np.exp(logits)
+        total = p.sum(axis=1, keepdims=True)
+        at = np.arange(len(self.labels))
+        loss = float(self.weights @ (np.log(total[:, 0]) - logits[at, self.labels]).astype(np.float64))
+        p /= total
+        curvature = float((self.weights[:, None] * p * (1 - p)).sum() / (self.weights.sum() * self.classes))
+        p[at, self.labels] -= 1
+        return loss, p * self.weights[:, None], max(curvature, 1e-4)
+
+
+def solve(model: keras.Model, cut: Cut, train: Features, val: Features, *, balanced: bool) -> TrainingResult:
+    """Put the optimum into the last layer of `model`, whose `cut` gives the pooled features.
+
+    The strength is the strongest within half a standard error of the least held-out log loss along a warm-started path: by five
+    folds over training and validation images, groups kept together, or by the validation images where they are many. balanced:
+    whether classes weigh alike, in the loss that is solved and in the one that chooses.
+    The result's history holds up to 20 of the iterations from nothing to the optimum, without a learning rate.
+    """
+    if cut.name != head_input(model):
+        raise ValueError(f"the head is solved on pooled features, not on those at {cut.name}")
+    classes = model.output.shape[1]
+    views = max(1, min(train.views, ROWS // len(train)))
+    x = np.concatenate([train.take(np.arange(len(train)), v) for v in range(views)]).astype(np.float32)
+    held = val.take(np.arange(len(val))).astype(np.float32)
+    mean, scale = _standardisation(x)
+    x, held = ((part - mean) / scale for part in (x, held))
+    axes, variance = _principal_axes(np.concatenate([x, held]))
+    by_class = _class_weights(train.images.labels, classes) if balanced else np.ones(classes)
+    labels = np.tile(train.images.labels, views)
+    rows = _Rows(x @ axes, labels, (by_class[labels] / views).astype(np.float32), classes)
+    seen = _Rows(held @ axes, val.images.labels, by_class[val.images.labels].astype(np.float32), classes)
+    groups = np.array([*np.tile(train.images.groups, views), *val.images.groups])
+    strength = _choose(_parts(rows, seen, groups, len(train)), variance)
+
+    path: list = []
+    kernel, bias, _ = _fit(rows, variance, strength, _nothing(rows, variance), tolerance=TOLERANCE, path=path)
+    history = _history(path, rows.take(slice(len(train))), seen)
+    kernel = (axes.astype(np.float64) @ kernel) / scale[:, None]
+    model.layers[-1].set_weights([kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)])
+    log(f"head: solved in {len(path) - 1} iterations, strength C = {strength:.3g}, val loss {history.rows[-1]['val_loss']:.4f}")
+    predictions = Predictions.of(val.images, predict(split_at(model, cut)[1], val))
+    temperature = fit_temperature(log_probabilities(predictions.probabilities), predictions.labels)
+    return TrainingResult(history, predictions, temperature, len(history.rows))
+
+
+def _standardisation(x):
+    """(mean, scale), float32 (d,); a constant feature has scale 1."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    deviation = np.sqrt(np.maximum(np.square(x, dtype=np.float64).mean(axis=0) - mean**2, 0))
+    scale = np.where(deviation > 1e-6 * np.maximum(1, np.abs(mean)), deviation, 1.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _principal_axes(x):
+    """(axes float32 (d, r), variance (r,)): orthonormal axes that span all rows, and the mean square along each."""
+    n, d = x.shape
+    if n < d:
+        rows = x.astype(np.float64)  # so that the axes are orthonormal to 1e-9
+        values, vectors = np.linalg.eigh(rows @ rows.T)
+        keep = values > max(values[-1], 1e-30) * 1e-7
+        values, axes = values[keep], rows.T @ (vectors[:, keep] / np.sqrt(values[keep]))
+    else:
+        values, axes = np.linalg.eigh((x.T @ x).astype(np.float64))
+    return axes.astype(np.float32), np.maximum(values / n, 1e-9)
+
+
+def _class_weights(labels, classes):
+    """n / (C n_c); 0 for a class without images."""
+    counts = np.bincount(labels, minlength=classes)
+    return np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
+
+
+def _parts(rows, seen, groups, n):
+    """[(rows to fit, rows that judge)]: folds over all images where validation images are few, else train and val.
+
+    groups: of `rows` (view by view, n images each) and of `seen`. Only view 0 of an image judges.
+    """
+    if len(seen.labels) >= FEW:
+        return [(rows, seen)]
+    joined = [np.concatenate([getattr(rows, key), getattr(seen, key)]) for key in ("x", "labels", "weights")]
+    both = _Rows(*joined, rows.classes)
+    names, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    order = order[np.argsort(both.labels[first][order], kind="stable")]  # each class is dealt out in turn
+    fold = np.empty(len(names), int)
+    fold[order] = np.arange(len(names)) % FOLDS
+    fold, plain = fold[member], np.ones(len(groups), bool)
+    plain[n : len(rows.labels)] = False
+    parts = ((both.take(fold != f), both.take((fold == f) & plain)) for f in range(FOLDS))
+    return [(fit, judge) for fit, judge in parts if len(judge.labels) and len(fit.labels)]
+
+
+def _choose(parts, variance):
+    states, losses = [_nothing(fit, variance) for fit, _ in parts], {}
+    best, since, chosen = math.inf, 0, GRID[0]
+    weights = np.concatenate([judge.weights for _, judge in parts])
+    for strength in GRID:
+        judged = []
+        for k, (fit, judge) in enumerate(parts):
+            states[k] = _fit(fit, variance, strength, states[k], tolerance=PATH_TOLERANCE)
+            judged.append(_losses(judge, *states[k][:2]))
+        losses[strength] = np.concatenate(judged)
+        value = float(np.average(losses[strength], weights=weights))
+        best, since, chosen = (value, 0, strength) if value < best - 1e-6 else (best, since + 1, chosen)
+        if since >= PATIENCE:
+            break
+    for strength, loss in losses.items():
+        worse = (loss - losses[chosen]) * weights / weights.mean()
+        if worse.mean() <= MARGIN * worse.std() / math.sqrt(len(worse)):
+            return strength
+    return chosen
+
+
+def _nothing(rows, variance):
+    """(kernel, bias, curvature) to start from: the shares of the classes."""
+    share = np.bincount(rows.labels, rows.weights, rows.classes) / rows.weights.sum()
+    return np.zeros((len(variance), rows.classes)), np.log(np.maximum(share, 1e-3)), (1 - 1 / rows.classes) / rows.classes
+
+
+def _fit(rows, variance, strength, start, *, tolerance, path=None):
+    """(kernel, bias, curvature) at the optimum. path: a list that takes (kernel, bias) after each iteration."""
+    from scipy.optimize import minimize
+
+    kernel, bias, curvature = start
+    n = float(rows.weights.sum())
+    penalty = 1.0 / (strength * n)
+    scale = np.concatenate([1 / np.sqrt(curvature * variance + penalty), [1 / math.sqrt(max(curvature, 1e-3))]])[:, None]
+    found = [curvature]
+
+    def objective(flat):
+        at = flat.reshape(scale.shape[0], -1) * scale
+        loss, errors, found[0] = rows.loss(at[:-1], at[-1])
+        gradient = np.empty_like(at)
+        gradient[:-1] = (rows.x.T @ errors) / n + penalty * at[:-1]
+        gradient[-1] = errors.sum(axis=0, dtype=np.float64) / n
+        return loss / n + penalty / 2 * float((at[:-1] ** 2).sum()), (gradient * scale).ravel()
+
+    def keep(flat):
+        if path is not None:
+            at = flat.reshape(scale.shape[0], -1) * scale
+            path.append((at[:-1], at[-1]))
+
+    first = (np.concatenate([kernel, bias[None]]) / scale).ravel()
+    keep(first)
+    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": tolerance, "ftol": tolerance * 1e-4, "maxcor": 20}
+    last = minimize(objective, first, jac=True, method="L-BFGS-B", callback=keep, options=options).x
+    at = last.reshape(scale.shape[0], -1) * scale
+    return at[:-1], at[-1], found[0]
+
+
+def _losses(rows, kernel, bias):
+    logits = (rows.x @ kernel.astype(np.float32) + bias.astype(np.float32)).astype(np.float64)
+    top = logits.max(axis=1)
+    return np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - logits[np.arange(len(rows.labels)), rows.labels]
+
+
+def _history(path, train, val):
+    """Losses and accuracies, unweighted, of up to CURVE_ROWS iterations, the last among them."""
+    rows = []
+    for number in sorted({round(k) for k in np.linspace(0, len(path) - 1, min(CURVE_ROWS, len(path)))}):
+        row = {"epoch": len(rows), "lr": None}
+        for name, part in (("train", train), ("val", val)):
+            row[f"{name}_loss"] = float(_losses(part, *path[number]).mean())
+            logits = part.x @ path[number][0].astype(np.float32) + path[number][1].astype(np.float32)
+            row[f"{name}_accuracy"] = float((logits.argmax(axis=1) == part.labels).mean())
+        rows.append(row)
+    return History(tuple(rows))

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+
+from graft.network import head_solver
+from graft.network.cut import Cut
+
+
+class Seen:
+    """Features of n images in `views` views, with the images that they are of."""
+
+    def __init__(self, values, labels, classes, groups=None):
+        self.values, self.views = values, len(values)
+
+        class Images:
+            pass
+
+        self.images = Images()
+        self.images.labels, self.images.classes = np.asarray(labels), classes
+        self.images.paths = tuple(f"{k}.png" for k in range(len(labels)))
+        self.images.groups = groups or self.images.paths
+        self.shape, self.dtype = values.shape[2:], values.dtype
+
+    def __len__(self):
+        return self.values.shape[1]
+
+    def take(self, indices, view=0):
+        return self.values[view][indices]
+
+
+def draw(n, *, views=1, classes=3, d=12, seed=0, spread=1.0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centres = np.random.default_rng(9).normal(size=(classes, d))
+    values = centres[labels] + spread * rng.normal(size=(views, n, d)) * np.linspace(0.1, 3, d) + 5
+    return Seen(values.astype(np.float16), labels, tuple("abc"[:classes]))
+
+
+def classifier(d, classes):
+    """(model from pooled features to probabilities, its cut, as the solver takes them)."""
+    import keras
+
+    features = keras.Input((d,), name="pooling")
+    model = keras.Model(features, keras.layers.Dense(classes, activation="softmax", name="probabilities")(features))
+    return model, Cut((model.input,), "pooling", -1, "", ((d,),))
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 12), (30, 50)])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_the_optimum_is_scikit_learns(monkeypatch, n, d, strength):
+    from sklearn.linear_model import LogisticRegression
+
+    monkeypatch.setattr(head_solver, "GRID", (strength,))
+    train, val = draw(n, d=d), draw(12, d=d, seed=1)
+    model, cut = classifier(d, 3)
+    found = head_solver.solve(model, cut, train, val, balanced=False)
+    x = train.values[0].astype(np.float64)
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    peer = LogisticRegression(C=strength, max_iter=10_000, tol=1e-10).fit((x - mean) / scale, train.images.labels)
+    expected = peer.predict_proba((val.values[0].astype(np.float64) - mean) / scale)
+    assert np.abs(found.predictions.probabilities - expected).max() < 2e-3
+
+
+def test_an_image_counts_once_however_many_views_it_has(monkeypatch):
+    monkeypatch.setattr(head_solver, "GRID", (0.1,))
+    one, val = draw(60), draw(12, seed=1)
+    twice = Seen(np.concatenate([one.values, one.values]), one.images.labels, one.images.classes)
+    results = []
+    for train in (one, twice):
+        model, cut = classifier(12, 3)
+        results.append(head_solver.solve(model, cut, train, val, balanced=False).predictions.probabilities)
+    assert np.allclose(*results, atol=1e-4)
+
+
+def test_the_same_features_give_the_same_bits():
+    weights = []
+    for _ in range(2):
+        model, cut = classifier(12, 3)
+        head_solver.solve(model, cut, draw(60, views=2), draw(20, seed=1), balanced=True)
+        weights.append(model.get_weights())
+    assert all(np.array_equal(a, b) for a, b in zip(*weights))
+
+
+def test_noise_calls_for_a_stronger_penalty_than_clear_features(capsys):
+    def strength(spread):
+        model, cut = classifier(12, 3)
+        head_solver.solve(model, cut, draw(90, spread=spread), draw(30, seed=1, spread=spread), balanced=False)
+        return float(capsys.readouterr().out.split("C = ")[1].split(",")[0])
+
+    assert strength(8.0) < strength(0.3)
+
+
+def test_balanced_weights_lift_the_recall_of_a_rare_class():
+    rng = np.random.default_rng(0)
+    labels = np.array([0] * 90 + [1] * 10)
+    values = (labels[:, None] * 1.0 + rng.normal(size=(100, 3)))[None].astype(np.float16)
+    train, val = Seen(values, labels, ("a", "b")), Seen(values[:, ::2], labels[::2], ("a", "b"))
+    recall = {}
+    for balanced in (False, True):
+        model, cut = classifier(3, 2)
+        found = head_solver.solve(model, cut, train, val, balanced=balanced).predictions
+        recall[balanced] = found.correct[found.labels == 1].mean()
+    assert recall[True] > recall[False]
+
+
+def test_groups_are_not_divided_between_folds():
+    train, val = draw(60), draw(20, seed=1)
+    groups = np.array([str(k // 4) for k in range(60)] + [f"v{k}" for k in range(20)])
+    ones = np.ones(60, np.float32), np.ones(20, np.float32)
+    rows, seen = (
+        head_solver._Rows(np.arange(len(s))[:, None].astype(np.float32), s.images.labels, w, 3)
+        for s, w in zip((train, val), ones)
+    )
+    seen = head_solver._Rows(seen.x + 60, seen.labels, seen.weights, 3)
+    parts = head_solver._parts(rows, seen, groups, 60)
+    assert len(parts) == head_solver.FOLDS
+    for fit, judge in parts:
+        apart = {groups[int(k)] for k in fit.x[:, 0]} & {groups[int(k)] for k in judge.x[:, 0]}
+        assert not apart
+    assert sorted(int(k) for _, judge in parts for k in judge.x[:, 0]) == list(range(80))
+
+
+def test_curves_are_iterations_without_a_rate():
+    model, cut = classifier(12, 3)
+    found = head_solver.solve(model, cut, draw(90), draw(30, seed=1), balanced=False)
+    assert 2 <= len(found.history.rows) <= head_solver.CURVE_ROWS
+    assert {row["lr"] for row in found.history.rows} == {None}
+    assert found.history.rows[-1]["train_loss"] < found.history.rows[0]["train_loss"]
+    last = found.history.rows[-1]
+    assert last["val_accuracy"] == pytest.approx(found.predictions.correct.mean())
