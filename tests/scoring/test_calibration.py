@@ -6,6 +6,7 @@ from graft.scoring import metrics
 from graft.scoring.calibration import (
     Calibration,
     apply_temperature,
+    calibrated_losses,
     chance_calibration_error,
     expected_calibration_error,
     fit_temperature,
@@ -121,3 +122,12 @@ def test_chance_explains_the_calibration_error_of_a_calibrated_model_and_not_of_
 
 def test_chance_leaves_no_error_where_the_confidence_is_certain():
     assert chance_calibration_error(predictions(np.eye(3)[[0, 1, 2, 0]], [0, 1, 2, 0])) == (0, 0)
+
+
+def test_overconfidence_alone_does_not_spoil_the_loss_that_chooses(simulate):
+    calm, sure = (simulate(2_000, 3, sharpness=sharpness) for sharpness in (1.0, 4.0))
+    losses = [calibrated_losses(p.probabilities, p.labels) for p in (calm, sure)]
+    assert losses[0].shape == (2_000,)
+    assert losses[1].mean() == pytest.approx(losses[0].mean(), abs=0.01)
+    raw = [-np.log(p.probabilities[np.arange(2_000), p.labels]).mean() for p in (calm, sure)]
+    assert raw[1] > raw[0] + 0.1
