@@ -160,7 +160,7 @@ def test_the_key_holds_the_images_size_and_rule_and_the_network_and_the_decoder(
     elif what == "network":
         monkeypatch.setattr("test_extractor.digest", lambda name: "other")
     else:
-        monkeypatch.setattr("graft.pixels.probe", lambda size: np.zeros((size, size, 3), np.uint8))
+        monkeypatch.setattr("graft.pixels.probe", lambda size, resize: np.zeros((size, size, 3), np.uint8))
     extract(images, views=1)
     assert len(extract.entries()) == 2
 
