@@ -106,9 +106,9 @@ def open_rgb(source: Source, *, at_least: int | None = None, max_megapixels: flo
 def decode(
     stream: BinaryIO, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS
 ) -> tuple[Image.Image, dict]:
-    """(RGB image as of `open_rgb`, facts) of an open binary stream that can be sought.
+    """(RGB image as of `open_rgb`, properties) of an open binary stream that can be sought.
 
-    facts: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the whole image, upright.
+    properties: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the whole image, upright.
     """
     head = stream.read(32)
     if not head:
@@ -124,12 +124,12 @@ def decode(
         width, height = image.size
         if max_megapixels is not None and width * height > max_megapixels * 1e6:
             raise ImageProblem("too_large", f"{width} x {height} pixels")
-        facts = {"format": image.format, "mode": image.mode}
+        properties = {"format": image.format, "mode": image.mode}
         if at_least is not None:
             image.draft(None, (at_least, at_least))
         image.load()
-        facts["orientation"] = _orientation(image)
-        image = _upright(_to_rgb(image), facts["orientation"])
+        properties["orientation"] = _orientation(image)
+        image = _upright(_to_rgb(image), properties["orientation"])
     except ImageProblem:
         raise
     except MemoryError:
@@ -139,8 +139,8 @@ def decode(
         text = " ".join(text.split()) or type(error).__name__
         cut_off = "truncated" in text or _is_cut_off(kind, stream)
         raise ImageProblem("truncated" if cut_off else "undecodable", text) from None
-    facts["width"], facts["height"] = (height, width) if facts["orientation"] >= 5 else (width, height)
-    return image, facts
+    properties["width"], properties["height"] = (height, width) if properties["orientation"] >= 5 else (width, height)
+    return image, properties
 
 
 def load(source: Source, size: int, *, resize: str = "squash", max_megapixels: float | None = MAX_MEGAPIXELS) -> np.ndarray:

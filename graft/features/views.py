@@ -86,8 +86,8 @@ def transform(image: np.ndarray, change: Change) -> np.ndarray:
 
 def _interpolated(channel, side, matrix):
     """One channel, float32 (h, w), sampled by the map. Pillow cuts 8-bit results off instead of rounding them: float it is."""
-    picture = Image.fromarray(channel)
-    return np.asarray(picture.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+    plane = Image.fromarray(channel)
+    return np.asarray(plane.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
 MIRRORS = {(x, 0.0, 0.0, y) for x in (1.0, -1.0) for y in (1.0, -1.0)}  # exact: no interpolation

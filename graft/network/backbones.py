@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """Facts about one architecture.
+    """One architecture.
 
     build: (pixels after scaling, a Keras tensor (None, S, S, 3); width) -> keras.Model of random weights, without its
         classifier.
@@ -156,13 +156,13 @@ def resolve_size(name: str, image_size: int | str, shorter_sides: Sequence[int] 
     shorter side, in steps of 32 and at least 96: enlarging further costs time and shows nothing more. Raises GraftError
     below the smallest size.
     """
-    facts = row(name)
+    entry = row(name)
     size = image_size
     if size == "auto":
-        wanted = 32 * math.ceil(3 * float(np.median(shorter_sides)) / 32) if len(shorter_sides) else facts.native_size
-        size = max(facts.smallest_size, min(facts.native_size, max(SMALLEST_AUTO, wanted)))
-    if size < facts.smallest_size:
-        raise GraftError(f"params.yaml: image_size must be at least {facts.smallest_size} for {name}, not {size}")
+        wanted = 32 * math.ceil(3 * float(np.median(shorter_sides)) / 32) if len(shorter_sides) else entry.native_size
+        size = max(entry.smallest_size, min(entry.native_size, max(SMALLEST_AUTO, wanted)))
+    if size < entry.smallest_size:
+        raise GraftError(f"params.yaml: image_size must be at least {entry.smallest_size} for {name}, not {size}")
     return size
 
 
@@ -178,7 +178,7 @@ def check(params) -> None:
 
 def _check_packaged(name):
     if row(name).packaged is None:
-        known = ", ".join(n for n, facts in BACKBONES.items() if facts.packaged)
+        known = ", ".join(n for n, entry in BACKBONES.items() if entry.packaged)
         raise GraftError(f"params.yaml: backbone.weights: packaged is there for {known}, not for {name}; use imagenet or none")
     try:
         efficientnet_lite.packaged_file(name.removeprefix("efficientnet_"))
@@ -227,26 +227,26 @@ def build(
     """
     import keras
 
-    facts = row(name)
+    entry = row(name)
     # A network that scales for itself still wants floats.
-    scale, offset = (1.0, 0.0) if facts.scaling is None else (list(v) if isinstance(v, tuple) else v for v in facts.scaling)
-    model = facts.build(keras.layers.Rescaling(scale, offset, name="scaling")(inputs), alpha)
+    scale, offset = (1.0, 0.0) if entry.scaling is None else (list(v) if isinstance(v, tuple) else v for v in entry.scaling)
+    model = entry.build(keras.layers.Rescaling(scale, offset, name="scaling")(inputs), alpha)
     if weights == "none":
         return model.output, model
     if weights == "packaged":
-        facts.packaged(model)
+        entry.packaged(model)
     elif weights == "imagenet":
-        model.set_weights(_imagenet(facts, alpha, inputs.shape[1], name))
+        model.set_weights(_imagenet(entry, alpha, inputs.shape[1], name))
     else:
         _load(model, weights_file(name, alpha, weights), name)
-    if facts.adapt:
-        facts.adapt(model)
+    if entry.adapt:
+        entry.adapt(model)
     return model.output, model
 
 
-def _imagenet(facts, alpha, size, name):
+def _imagenet(entry, alpha, size, name):
     try:
-        return facts.imagenet(alpha, size)
+        return entry.imagenet(alpha, size)
     except ValueError as error:  # an alpha for which there are no weights, say
         raise GraftError(f"params.yaml: backbone: no ImageNet weights for {name}: {' '.join(str(error).split())}") from None
     except Exception as error:
