@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graft import pixels
 from graft.serving import predict, pyfunc, readers, writers
 from graft.system.console import GraftError
 
@@ -83,15 +84,35 @@ def test_damaged_files_are_listed_at_their_place(batch_size, right, photos, expe
     assert all(row.probabilities is None and row.predicted == "" for row in rows if row.problem)
 
 
-def test_open_model_takes_every_kind(exported, trained, right, images, expected, tmp_path, capsys):
+def test_open_model_takes_every_kind(exported, trained, right, images, expected, tmp_path):
     pyfunc.save(tmp_path / "registered", *trained)
     for source in (exported, exported / "model.keras", exported / "saved_model", tmp_path / "registered"):
         opened = predict.open_model(source)
         assert (opened.description.classes, opened.description.image_size) == (CLASSES, SIZE)
         np.testing.assert_allclose(opened(images), expected, atol=2e-5)
-        assert "was trained on photos resized otherwise (squash)" in capsys.readouterr().err
     assert predict.open_model(exported).name == str(exported / "model.onnx")
     assert predict.open_model(right).name == str(right / "model.keras")
+
+
+def test_a_model_with_an_unknown_rule_of_resizing_is_refused(trained, tmp_path):
+    model, description = trained
+    writers.write(["keras"], *writers.self_contained(model, description.replace(resize="stretch")), tmp_path)
+    with pytest.raises(GraftError, match="resizes photos by a rule that is not known here: stretch"):
+        predict.open_model(tmp_path)
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_photos_become_squares_as_in_training(trained, tmp_path, resize):
+    from PIL import Image
+
+    model, description = trained
+    writers.write(["keras"], *writers.self_contained(model, description.replace(resize=resize)), tmp_path)
+    wide = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    opened = predict.open_model(tmp_path)
+    (row,) = predict.predict(opened, [tmp_path / "wide.png"])
+    pixels_seen = pixels.load(tmp_path / "wide.png", SIZE, resize=resize)
+    np.testing.assert_allclose(row.probabilities, opened(pixels_seen[None])[0], atol=1e-6)
 
 
 def test_onnx_is_passed_over_where_its_runtime_is_missing(exported, monkeypatch):
