@@ -18,7 +18,7 @@ test: $(READY)
 
 # Whole pipelines under DVC. 5 is pytest's word for "no such test".
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal || test $$? -eq 5
 
 ui: $(READY)
 	$(BIN)/python -m graft.commands.main ui
