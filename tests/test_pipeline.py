@@ -227,8 +227,8 @@ def test_another_lr_reruns_fine_tune_evaluate_export_and_nothing_else_in_place_a
     shown = json.loads(clone.dvc("exp", "show", "--json").stdout)
     names = {e["name"] for branch in shown for e in (branch["experiments"] or [])}
     assert {"in-place", "in-temp"} <= names
-    difference = json.loads(clone.dvc("metrics", "diff", "--json", "HEAD").stdout)
-    assert "loss" in difference["data/fine-tune/metrics.json"]  # of the experiment in the workspace against HEAD
+    difference = json.loads(clone.dvc("params", "diff", "--json", "HEAD").stdout)
+    assert float(difference["params.yaml"]["lr"]["new"]) == 1e-5  # of the experiment in the workspace against HEAD
 
 
 def test_queue_workers_land_in_the_one_store(clone, client):
