@@ -15,18 +15,18 @@ def split(params, run):
     data, root = params.data, Path(params.data.path)
     limits = {"min_side": data.min_side, "max_megapixels": data.max_megapixels, "on_damaged": data.on_damaged}
     with ScanCache(paths.cache() / "scan.sqlite", root) as cache:
-        found = scan.scan(root, cache=cache, **limits)
+        found = scan.scan(root, cache=cache, rules=data, **limits)
         usable, copies, copied_across = grouping.set_aside_copies(found.images)
         pairs = near_duplicates.find(usable, cache, max_distance=data.near_duplicates)
     grouped = grouping.group(usable, pairs, group_by=data.group_by)
-    usable, leaks = splitting.resolve_leakage(usable, grouped.groups, copied_across, policy=data.leakage)
+    usable, leaks = splitting.resolve_leakage(usable, grouped.near, copied_across, policy=data.leakage)
 
     shares = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
     splits = splitting.assign(splitting.items(usable, grouped), **shares, seed=params.seed, where=root)
     rows = manifest.build(usable, splits, grouped.groups)
     problems = scan.settled([*found.problems, *copies, *grouped.problems, *leaks])
 
-    shutil.rmtree(paths.SPLIT, ignore_errors=True)
+    shutil.rmtree(paths.SPLIT / "plots", ignore_errors=True)  # which of its pictures there are depends on the data
     manifest.write(rows, paths.SPLIT)
     duplicates = grouping.duplicates(problems)
     read = partial(images.load_fitted, root)

@@ -144,10 +144,10 @@ ATTACKS = {
     "password": (locked_zip, "locked with a password"),
     "file and folder": (lambda p: zipped(p, {"cat": b"x", "cat/1.jpg": PICTURE}), "nothing was imported"),
     "no archive": (lambda p: p.write_bytes(b"hello") and p, "neither a zip nor a tar archive"),
-    "empty": (lambda p: zipped(p, {}), "no image in it"),
-    "no images": (lambda p: zipped(p, {"a/1.txt": b"x"}), "no image in it"),
+    "empty": (lambda p: zipped(p, {}), "it holds no image"),
+    "no images": (lambda p: zipped(p, {"a/1.txt": b"x"}), "it holds no image"),
     "no classes": (lambda p: zipped(p, {"1.jpg": PICTURE}), "must be one folder per class"),
-    "one class": (lambda p: zipped(p, {"set/cat/1.jpg": PICTURE}), "one class only, 'cat'"),
+    "one class": (lambda p: zipped(p, {"set/cat/1.jpg": PICTURE}), r"photos lie in one folder \(set/cat\)"),
 }
 
 

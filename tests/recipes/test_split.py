@@ -153,8 +153,8 @@ def test_photos_of_one_animal_stay_together(run, tmp_path):
 
 @pytest.mark.parametrize("make, changes, message", [
     (lambda d: folder(d, each=2), {}, "has 2 usable images, and none is left for train"),
-    (lambda d: folder(d, ("cat",)), {}, "images of one class only, 'cat'"),
-    (lambda d: d.mkdir(), {}, "holds no folders and no files"),
+    (lambda d: folder(d, ("cat",)), {}, r"its photos lie in one folder \(cat\)"),
+    (lambda d: d.mkdir(), {}, "holds no image and no files"),
     (lambda d: write(folder(d) / "cat" / "bad.jpg", b"x"), {"on_damaged": "fail"}, r"cat/bad\.jpg: undecodable"),
     (lambda d: folder(d), {"group_by": "(patient)"}, "data.group_by: '.patient.' captures nothing"),
     (lambda d: folder(d), {"min_side": 65}, "no usable image in the class folders of .*20 set aside"),
