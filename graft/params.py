@@ -238,17 +238,38 @@ class Params(Block):
 
 def load(path: Path | str = paths.PARAMS) -> Params:
     """Read and check `path`. Raises GraftError, naming the key, for anything that does not fit."""
+    return _checked(_read(path), path)
+
+
+def load_part(path: Path | str, whole: Path | str = paths.PARAMS) -> tuple[dict[str, Any], Params]:
+    """({dotted key: value} of the keys that `path` sets, `whole` with those in place). Raises GraftError as `load` does."""
+    part, tree = _read(path), _read(whole)
+    given = _checked(_merged(tree, part), path)
+    return dict(_flatten(part)), given
+
+
+def _merged(tree, part):
+    if not isinstance(part, dict) or not isinstance(tree, dict):
+        return part
+    return {**tree, **{key: _merged(tree.get(key), value) for key, value in part.items()}}
+
+
+def _read(path):
     from ruamel.yaml import YAML, YAMLError  # reads 1e-05 as a number (YAML 1.2), which PyYAML does not
 
-    path = Path(path)
     try:
-        return Params.model_validate(YAML(typ="safe").load(path))
+        return YAML(typ="safe").load(Path(path))
     except FileNotFoundError:
         raise GraftError(f"{path}: no such file; run from the root of the project") from None
     except (OSError, UnicodeDecodeError) as error:
         raise GraftError(f"{path}: cannot be read ({getattr(error, 'strerror', 'it is not UTF-8 text')})") from None
     except YAMLError as error:
         raise GraftError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _checked(tree, path):
+    try:
+        return Params.model_validate(tree)
     except ValidationError as error:
         # An unknown key first: it is why another is missing.
         errors = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))

@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Sequence
 from importlib import metadata
 
-from graft.commands import cache, champion, compare, import_, import_weights, predict, ui
+from graft.commands import cache, champion, compare, import_, import_weights, predict, preset, ui
 from graft.system.console import entry
 
 COMMANDS = {
     "import": (import_, import_.import_),
     "import-weights": (import_weights, import_weights.import_weights),
+    "preset": (preset, preset.preset),
     "predict": (predict, predict.predict),
     "cache": (cache, cache.cache),
     "champion": (champion, champion.champion),
