@@ -55,8 +55,8 @@ def compare_paired(first_correct, second_correct, *, groups=None, resamples: int
     The difference's interval is a paired bootstrap over images or groups; where the models disagree on no image it is
     what that leaves possible, ± the Wilson bound of 0 in n. The p-value is McNemar's exact one (McNemar 1947, binomial
     form); with groups of several images, whose images are not independent, a seeded sign-flip test over groups (10,000
-    flips, all of them where they are fewer), which is McNemar's test where groups are single images. Raises ValueError for vectors of unequal length, or
-    none.
+    flips, or all where they are fewer), which is McNemar's test where groups are single images. Raises ValueError for
+    vectors of unequal length, or none.
     """
     from scipy.stats import binomtest
 
