@@ -4,12 +4,14 @@ import argparse
 from collections.abc import Sequence
 from importlib import metadata
 
-from graft.commands import cache, champion, compare, import_, import_weights, predict, preset, ui
+from graft.commands import cache, champion, check, compare, import_, import_weights, predict, preset, suggest, ui
 from graft.system.console import entry
 
 COMMANDS = {
+    "check": (check, check.check),
     "import": (import_, import_.import_),
     "import-weights": (import_weights, import_weights.import_weights),
+    "suggest": (suggest, suggest.suggest),
     "preset": (preset, preset.preset),
     "predict": (predict, predict.predict),
     "cache": (cache, cache.cache),

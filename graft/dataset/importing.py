@@ -238,11 +238,11 @@ def _places(source, folder, rules):
     try:
         labels = read(folder, paths, rules)
     except Unclear as unclear:
-        told = unclear.told(lambda key, value: f"--{key.replace('_', '-')} {shlex.quote(value)}")
+        told = unclear.as_options(source)
         folders = {path.rpartition("/")[0] for path in images_among(folder, paths)}
         if unclear.flat and len(folders) == 1:
-            raise _Flat(f"{source}: {told}", folders.pop().rpartition("/")[2]) from None
-        raise GraftError(f"{source}: {told}") from None
+            raise _Flat(told, folders.pop().rpartition("/")[2]) from None
+        raise GraftError(told) from None
     except GraftError as error:
         raise GraftError(f"{source}: {error}") from None
     places = {path: place for path in images_among(folder, paths) if (place := labels.place(path)).label is not None}

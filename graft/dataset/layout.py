@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import stat
 import unicodedata
 from collections import Counter
@@ -28,22 +29,24 @@ class File:
 @dataclass(frozen=True)
 class Walk:
     """Everything below a folder. `files`: by path; `odd`: (path, problem or "non_image", action) of what cannot be read;
-    `hidden`: number of files that are passed over."""
+    `hidden`: number of files that are passed over; `links`: folders that are links to others."""
 
     files: tuple[File, ...]
     odd: tuple[tuple[str, str, str], ...]
     hidden: int
+    links: tuple[str, ...]
 
 
 def walk(root: Path) -> Walk:
     """Go through `root`, links to folders too; never raises for what it meets."""
-    files, odd, hidden = [], [], 0
+    files, odd, links, hidden = [], [], [], 0
     stack = [("", str(root), False, frozenset())]
     while stack:
         prefix, folder, is_hidden, above = stack.pop()
         try:
             info = Path(folder).stat()
-            if (info.st_dev, info.st_ino) in above:  # a link to a folder that contains it: its files have been seen
+            here = (info.st_dev, info.st_ino)
+            if here in above:  # a link to a folder that contains it: its files have been seen
                 continue
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
@@ -51,10 +54,13 @@ def walk(root: Path) -> Walk:
             continue
         for entry in entries:
             path = prefix + entry.name
-            veiled = is_hidden or entry.name.startswith(".") or entry.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+            veiled = is_hidden or pixels.passed_over(entry.name)
             try:
                 if entry.is_dir():
-                    stack.append((path + "/", entry.path, veiled, above | {(info.st_dev, info.st_ino)}))
+                    status = entry.stat()
+                    if entry.is_symlink() and not veiled and (status.st_dev, status.st_ino) not in {*above, here}:
+                        links.append(path)
+                    stack.append((path + "/", entry.path, veiled, above | {here}))
                     continue
                 status = None if veiled else entry.stat()
             except OSError as error:
@@ -69,7 +75,7 @@ def walk(root: Path) -> Walk:
                 odd.append((_printable(path), "unsupported", "set aside: its name is not valid Unicode"))
             else:
                 files.append(File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    return Walk(tuple(sorted(files, key=lambda file: file.path)), tuple(odd), hidden)
+    return Walk(tuple(sorted(files, key=lambda file: file.path)), tuple(odd), hidden, tuple(sorted(links)))
 
 
 def _printable(path):
@@ -92,6 +98,10 @@ class Unclear(GraftError):
     def __init__(self, problem: str, readings: Iterable[Reading] = (), *, flat: bool = False):
         self.problem, self.readings, self.flat = problem, tuple(readings), flat
         super().__init__(self.told(lambda key, value: f"-S {override(f'data.{key}', value)}"))
+
+    def as_options(self, source: str) -> str:
+        """The line with the options of `graft import` and `graft check` instead of parameters; `source`: what it is about."""
+        return f"{source}: " + self.told(lambda key, value: f"--{key.replace('_', '-')} {shlex.quote(value)}")
 
     def told(self, flag: Callable[[str, str], str]) -> str:
         """The line for a person; flag: (key, value) of a Reading to what is typed for it."""

@@ -6,8 +6,10 @@ import shlex
 PLAIN = re.compile(r"[\w./+-]+", re.ASCII)  # needs no quotes of either reader
 
 
-def override(key: str, value: str) -> str:
+def override(key: str, value: str | None) -> str:
     """`key=value` as it is typed behind `-S`, whatever `value` holds but "${", which no quotes keep DVC from reading."""
+    if value is None:
+        return f"{key}=null"
     if PLAIN.fullmatch(value):
         return f"{key}={value}"
     if "'" in value and not set(value) & set('"$`!\\'):  # it's: one pair of quotes within the other, not three of them
