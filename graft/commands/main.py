@@ -4,11 +4,12 @@ import argparse
 from collections.abc import Sequence
 from importlib import metadata
 
-from graft.commands import cache, champion, check, compare, import_, import_weights, predict, preset, suggest, ui
+from graft.commands import cache, champion, check, compare, freeze_split, import_, import_weights, predict, preset, suggest, ui
 from graft.system.console import entry
 
 COMMANDS = {
     "check": (check, check.check),
+    "freeze-split": (freeze_split, freeze_split.freeze_split),
     "import": (import_, import_.import_),
     "import-weights": (import_weights, import_weights.import_weights),
     "suggest": (suggest, suggest.suggest),

@@ -188,7 +188,7 @@ def _labels(root, paths, images, rules):
     if rules.labels is not None and rules.label_by is not None:
         raise GraftError("data.labels and data.label_by are both given; a photo has one label: set one of them to null")
     if rules.labels is not None:
-        return _from_table(root, paths, images, rules.labels)
+        return _from_table(root, paths, images, rules.labels, rules.layout)
     if rules.label_by is not None:
         return Labels(find_splits(images), label_by=rules.label_by)
     try:
@@ -196,7 +196,7 @@ def _labels(root, paths, images, rules):
     except Unclear as unclear:
         tables = sorted({PurePosixPath(path).name for path in paths} & set(KNOWN))
         if unclear.flat and len(tables) == 1 and rules.layout == "auto":
-            return _from_table(root, paths, images, tables[0])
+            return _from_table(root, paths, images, tables[0], rules.layout)
         more = [Reading(f"as {table} says", "labels", table) for table in tables]
         raise Unclear(unclear.problem, (*unclear.readings, *more), flat=unclear.flat) from None
 
@@ -208,7 +208,7 @@ def _check_map(class_map, classes):
         raise GraftError(f"data.class_map: there is no class {unknown[0]!r}; there is {', '.join(near)}")
 
 
-def _from_table(root, paths, images, name):
+def _from_table(root, paths, images, name, layout):
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise GraftError(
             f"data.labels: {name} must be inside the folder of the photos, so that DVC sees it change; copy it there"
@@ -230,16 +230,16 @@ def _from_table(root, paths, images, name):
         raise GraftError(f"{', '.join(tables)}: {shown}; names are taken relative to the folder of the table")
     if missing:
         console.warn(f"{name} lists {len(missing)} files that are not there, e.g. {missing[0]!r}")
-    return Labels(find_splits(images), ", ".join(tables), rows, _folders_beside(images, rows, name))
+    return Labels(find_splits(images), ", ".join(tables), rows, _folders_beside(images, rows, name, layout))
 
 
-def _folders_beside(images, rows, name):
+def _folders_beside(images, rows, name, wanted):
     """The Layout for photos that came after a table with splits (`graft freeze-split` writes one), where it agrees with it."""
     unlisted = [path for path in images if path not in rows]
     if not unlisted or not any(place.split for place in rows.values()):
         return None
     try:
-        layout = find_layout(images)
+        layout = find_layout(images, wanted)
     except Unclear:
         return None
     if any(place.label not in (None, layout.place(path)[0]) for path, place in rows.items()):

@@ -50,6 +50,10 @@ def assign(
     # Images of train whose group has members in a given val or test stay in train: carving them would spread the leak.
     pinned = {item.group for item in items if item.group and item.given in ("val", "test")}
     splits = {i.path: i.given for i in items if i.given in ("val", "test") or (i.given and (not wanted or i.group in pinned))}
+    # What came later, and was given nothing, joins the val or test photos that it resembles.
+    homes = {item.group: item.given for item in items if item.group in pinned and item.given == "val"}
+    homes |= {item.group: item.given for item in items if item.group in pinned and item.given == "test"}
+    splits |= {item.path: homes[item.group] for item in items if not item.given and item.group in homes}
     splits |= _deal([item for item in items if item.path not in splits], wanted, seed)
     _check(items, splits, ("train", *wanted), where)
     return splits

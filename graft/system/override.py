@@ -3,7 +3,8 @@
 import re
 import shlex
 
-PLAIN = re.compile(r"[\w./+-]+", re.ASCII)  # needs no quotes of either reader
+# Needs no quotes of either reader, and is a word to Hydra, no number or truth.
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_/][\w./-]*", re.ASCII | re.IGNORECASE)
 
 
 def override(key: str, value: str | None) -> str:

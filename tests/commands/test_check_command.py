@@ -141,21 +141,7 @@ def test_folders_that_are_not_there(clone, capsys, monkeypatch):
         check.find_folder("x${y}")
 
 
-NAMES = [
-    "photos",
-    "photos (1)",
-    "it's",
-    "a,b",
-    'say "x"',
-    "b\\s",
-    "back\\'s",
-    "trail\\",
-    "a=b",
-    "ü 図",
-    'it\'s "$x"',
-    "100",
-    "{c}[d]#",
-]
+NAMES = ["it's (1), a", 'say "x" {c}[d]#', "back\\'s trail\\", 'it\'s "$x"', "ü 図=1"]
 
 
 @pytest.mark.slow
