@@ -315,7 +315,7 @@ def _wanted(kind, field):
     if kind == "literal_error":
         return f"{'made of' if container else 'one of'} {', '.join(words)}"
     if get_origin(field.annotation) is dict:
-        return WANTED["dict_type"]
+        return WANTED["dict_type"] if words else "a block of class names, each with its new name or null"
     if kind in WANTED:
         return " or ".join([WANTED[kind], *words * (kind == "int_type")])
     limits = [*field.metadata, *(limit for part in parts for limit in getattr(part, "__metadata__", ()))]
