@@ -145,6 +145,11 @@ def _data(given, root, rules):
     """params.data for the folder: what options say, else params.yaml if it is about this folder, else nothing."""
     if rules.labels or rules.label_by or rules.layout != "auto":
         wanted = {key: getattr(rules, key) for key in RULES}
+        table = Path(rules.labels or "")
+        if table.is_file() and table.resolve().is_relative_to(
+            root.resolve()
+        ):  # named from here; data.labels is from the folder
+            wanted["labels"] = table.resolve().relative_to(root.resolve()).as_posix()
     elif Path(given.path) == root:
         wanted = {}
     else:

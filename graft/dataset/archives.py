@@ -103,6 +103,9 @@ def unpack(archive: Path, folder: Path, budget: Budget, *, shown: str) -> None:
 
 def unzip(file: zipfile.ZipFile) -> Iterator[Entry]:
     """The archive's files, and its links and devices without content. Raises GraftError for what leads out of the folder."""
+    strange = [info.filename for info in file.infolist() if _is_of_a_code_page(info)]
+    if strange:
+        console.warn(f"names that are not UTF-8 are read as those of MS-DOS (code page 437), e.g. {strange[0]!r}")
     for info in file.infolist():
         path = _inside(_zip_name(info))
         if info.flag_bits & 1:
@@ -125,6 +128,10 @@ def untar(file: tarfile.TarFile) -> Iterator[Entry]:
 def _zip_name(info):
     """Many archivers write UTF-8 and do not say so; zipfile then reads it as the code page of MS-DOS."""
     return info.filename if info.flag_bits & 0x800 else _decoded(info.filename.encode("cp437"), "cp437")
+
+
+def _is_of_a_code_page(info):
+    return not info.flag_bits & 0x800 and not info.filename.isascii() and _zip_name(info) == info.filename
 
 
 def _decoded(name, otherwise):

@@ -192,9 +192,10 @@ def _look(source, folder, rules):
     """(the folder in `folder` that becomes the set, {(split or "", class): images} of it, whether labels.csv holds them)."""
     if rules.labels is not None and Path(rules.labels).is_file():
         given, rules = Path(rules.labels), ByFolder(rules.layout, Path(rules.labels).name, rules.label_by)
-        if (folder / given.name).exists():
+        own = folder / given.name
+        if own.exists() and own.read_bytes() != given.read_bytes():
             raise GraftError(f"--labels {given}: the source has a {given.name} of its own; rename yours")
-        shutil.copyfile(given, folder / given.name)
+        shutil.copyfile(given, own)
     labels, places = _places(source, folder, rules)
     if not labels.table and not labels.label_by and rules.layout == "auto":
         return folder / labels.layout.base, _counts(places), False

@@ -1,7 +1,9 @@
 """What each photo of a folder shows: its folder says so, or its name, or a table that people or their tools have written."""
 
+import contextlib
 import csv
 import difflib
+import io
 import json
 import os
 import re
@@ -197,8 +199,21 @@ def _labels(root, paths, images, rules):
         tables = sorted({PurePosixPath(path).name for path in paths} & set(KNOWN))
         if unclear.flat and len(tables) == 1 and rules.layout == "auto":
             return _from_table(root, paths, images, tables[0], rules.layout)
-        more = [Reading(f"as {table} says", "labels", table) for table in tables]
-        raise Unclear(unclear.problem, (*unclear.readings, *more), flat=unclear.flat) from None
+        more = [Reading(f"as {table} says", "labels", table) for table in tables or _tables_among(root, paths, images)]
+        raise Unclear(unclear.problem, (*unclear.readings, *more), flat=unclear.flat and not more) from None
+
+
+def _tables_among(root, paths, images):
+    """Those of `paths` that are tables of labels of any of `images`; the first three."""
+    index, found = _Index(images), []
+    for path in (path for path in paths if PurePosixPath(path).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl")):
+        with contextlib.suppress(GraftError):
+            folder = path.removesuffix(PurePosixPath(path).name)
+            if any(place.label and index.find(key, folder, path) for key, place in _table_rows(root / path, path)):
+                found.append(path)
+        if len(found) == 3:
+            break
+    return found
 
 
 def _check_map(class_map, classes):
@@ -305,7 +320,7 @@ def _table_rows(path, shown) -> Rows:
 def _csv_records(text):
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)  # Excel writes semicolons in half the world
-    return list(csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True))
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
 
 
 def _plain_rows(records, shown) -> Rows:
@@ -315,10 +330,10 @@ def _plain_rows(records, shown) -> Rows:
     known = {str(name).strip().casefold(): name for name in records[0] if name is not None}
     columns = {what: next((known[name] for name in names if name in known), None) for what, names in NAMES.items()}
     if columns["file"] is None:
-        raise GraftError(f"{shown}: has no column file (it has {', '.join(known)})")
+        raise GraftError(f"{shown}: has no column file (its first line is {', '.join(known)})")
     classes = [name for name in known.values() if name not in columns.values()]
     if columns["label"] is None and not (len(classes) > 1 and all(_is_flag(r.get(name)) for r in records for name in classes)):
-        raise GraftError(f"{shown}: has no column label (it has {', '.join(known)})")
+        raise GraftError(f"{shown}: has no column label (its first line is {', '.join(known)})")
     for record in records:
         key, split, group = (_cell(record.get(columns[what])) for what in ("file", "split", "group"))
         if not key:

@@ -85,6 +85,14 @@ def test_params_about_another_folder_do_not_count(clone, capsys):
     assert status == 0 and "cat!: 12" in out and out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set"
 
 
+def test_a_table_may_be_named_from_here_or_from_the_folder(clone, capsys):
+    photos(clone / "set" / "all", ("x",))
+    (clone / "set" / "names.csv").write_text("file,label\n" + "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(12)))
+    for given in ("names.csv", "set/names.csv", clone / "set" / "names.csv"):
+        status, out, _ = run(capsys, "set", "--labels", given)
+        assert status == 0 and out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set -S data.labels=names.csv"
+
+
 def test_what_temp_and_queue_do_not_see_is_said(clone, capsys):
     photos(clone / "data" / "raw" / "set")
     assert "dvc add data/raw/set first" in run(capsys, "data/raw/set")[1]

@@ -280,12 +280,13 @@ def named(raw, flag_bits=0):
     ("Äpfel/a.jpg", "utf-8", "Äpfel/a.jpg"), ("りんご/a.jpg", "utf-8", "りんご/a.jpg"),
     ("A\u0308pfel/a.jpg", "utf-8", "Äpfel/a.jpg"), ("Äpfel/a.jpg", "cp437", "Äpfel/a.jpg"),
 ])  # fmt: skip
-def test_names_in_a_zip_that_does_not_say_how_they_are_written(tmp_path, name, encoding, found):
+def test_names_in_a_zip_that_does_not_say_how_they_are_written(tmp_path, name, encoding, found, capsys):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
         file.writestr(named(name.encode(encoding)), PICTURE)
         file.writestr("dog/1.jpg", PICTURE)
     result = run(tmp_path / "set.zip", tmp_path)
     assert result.classes == sorted([found.split("/")[0], "dog"])
+    assert ("read as those of MS-DOS" in capsys.readouterr().err) == (encoding == "cp437")
 
 
 def test_names_in_a_tar_that_are_not_utf_8(tmp_path):

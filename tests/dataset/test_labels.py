@@ -4,6 +4,7 @@ import pytest
 
 from graft.dataset import labels, scan
 from graft.dataset.labels import ByFolder, Place
+from graft.dataset.layout import Unclear
 from graft.dataset.scan_cache import ScanCache
 from graft.system.console import GraftError
 
@@ -93,8 +94,8 @@ def test_several_labels_of_one_photo_are_a_clear_no(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("labels.csv", "file,animal\na.jpg,cat\n", r"has no column label \(it has file, animal\)"),
-    ("labels.csv", "photo,label\na.jpg,cat\n", r"has no column file \(it has photo, label\)"),
+    ("labels.csv", "file,animal\na.jpg,cat\n", r"has no column label \(its first line is file, animal\)"),
+    ("labels.csv", "photo,label\na.jpg,cat\n", r"has no column file \(its first line is photo, label\)"),
     ("labels.csv", "file,label\n", "holds no rows"),
     ("labels.csv", "file,label\nz.jpg,cat\n", "no photo has a name that it holds, e.g. 'z.jpg'"),
     ("labels.csv", "file,label,split\na.jpg,cat,extra\n", "a.jpg has split 'extra', which is none of"),
@@ -152,6 +153,15 @@ def test_a_table_in_each_split_folder_is_found_by_its_name(tmp_path):
     }
     assert read(tmp_path).items() >= expected.items() and len(read(tmp_path)) == 8
     assert read(tmp_path, labels="_classes.csv") == read(tmp_path)
+
+
+def test_a_table_of_another_name_is_offered_where_the_folders_say_nothing(tmp_path):
+    text(photos(tmp_path, *FLAT), "train labels.csv", 'file,label,note\na.jpg,cat,"two\nlines"\nb.jpg,dog,\n')
+    text(tmp_path, "other.csv", "x,y\n1,2\n")
+    with pytest.raises(Unclear, match=r"as train labels\.csv says: -S 'data\.labels=\"train labels\.csv\"'$") as caught:
+        read(tmp_path)
+    (reading,) = caught.value.readings
+    assert set(read(tmp_path, labels=reading.value)) == {"a.jpg", "b.jpg"}
 
 
 def test_a_table_beside_class_folders_is_used_only_where_params_say_so(tmp_path):
@@ -212,6 +222,7 @@ def scanned(root, **rules):
 @pytest.mark.parametrize("train, test, words", [
     (("Cat", "Dog"), ("cat", "Dog"), r"class 'cat' is only in valid/, train/ has 'Cat'; .*data\.class_map: {cat: Cat}"),
     (("Cat", "Dog"), ("cat", "dog"), r"class 'cat' \(and 1 more\) is only in valid/, train/ has 'Cat'"),
+    (("cat", "dog"), ("cats", "dog"), r"class 'cats' is only in valid/, train/ has 'cat'; .*class_map: {cats: cat}"),
     (("cat", "dog"), ("cat", "emu"), r"class 'emu' is only in valid/, train/ has cat, dog; move some .*class_map: {emu: null}"),
 ])  # fmt: skip
 def test_a_class_that_train_lacks_is_named_with_the_cause(tmp_path, train, test, words):
