@@ -6,6 +6,7 @@ import difflib
 import io
 import json
 import os
+import posixpath
 import re
 import unicodedata
 import urllib.parse
@@ -134,11 +135,9 @@ class Labels:
 
 def images_among(root: Path, paths: Iterable[str]) -> list[str]:
     """Those of `paths`, relative to `root`, that are called like images; of those without a suffix, that are images."""
-    return [path for path in paths if pixels.may_be_image(Path(path), look=False) and _is_no_text(root, path)]
-
-
-def _is_no_text(root, path):
-    return bool(PurePosixPath(path).suffix) or pixels.may_be_image(root / path)
+    called = pixels.SUFFIXES | pixels.UNSUPPORTED_SUFFIXES
+    suffixes = ((path, posixpath.splitext(path)[1].lower()) for path in paths)
+    return [path for path, suffix in suffixes if suffix in called or (not suffix and pixels.may_be_image(root / path))]
 
 
 def read(root: Path, paths: Sequence[str], rules: Rules = BY_FOLDER) -> Labels:
