@@ -4,16 +4,11 @@ import argparse
 from collections.abc import Sequence
 from importlib import metadata
 
-from graft.commands import cache, champion, check, compare, freeze_split, import_, import_weights, predict, preset, suggest, ui
+from graft.commands import cache, champion, compare, import_, predict, ui
 from graft.system.console import entry
 
 COMMANDS = {
-    "check": (check, check.check),
-    "freeze-split": (freeze_split, freeze_split.freeze_split),
     "import": (import_, import_.import_),
-    "import-weights": (import_weights, import_weights.import_weights),
-    "suggest": (suggest, suggest.suggest),
-    "preset": (preset, preset.preset),
     "predict": (predict, predict.predict),
     "cache": (cache, cache.cache),
     "champion": (champion, champion.champion),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 GRID = tuple(10.0 ** (e / 2) for e in range(-8, 5))  # C, two a decade (the loss is flat between), the strongest penalty first
 PATIENCE = 2  # strengths without a smaller loss after which the path ends
-FOLDS, FEW = 5, 250  # below so many validation images the strength is chosen by folds: 49 images say too little
+FOLDS, FEW = 5, 500  # below so many validation images the strength is chosen by folds: 49 images say too little
 MARGIN = 0.5  # standard errors by which a stronger penalty may be worse than the best and still be taken
 ROWS = 60_000  # of views together, at most: more views of so many images change nothing
 CURVE_ROWS = 20

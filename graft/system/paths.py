@@ -9,7 +9,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
-WEIGHTS = DATA / "weights"  # files that the user brought
+BACKBONES = DATA / "backbones"
 SPLIT = DATA / "split"
 TRAIN_HEAD = DATA / "train-head"
 FINE_TUNE = DATA / "fine-tune"

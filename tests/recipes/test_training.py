@@ -93,6 +93,7 @@ def clone(given, tmp_path_factory):
             pixels = rng.integers(120 * k, 120 * k + 100, (24, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / "photos" / name / f"{i}.png")
     (root / "data").mkdir()
+    shutil.copytree(ROOT / "data" / "backbones", root / "data" / "backbones")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, root)
     with pytest.MonkeyPatch.context() as patch:

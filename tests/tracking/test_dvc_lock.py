@@ -23,7 +23,7 @@ def test_stage_files_are_those_of_dvc_yaml_below_data(clone):
 stages:
   split:
     cmd: x
-    deps: ["${data.path}", graft/dataset, data/split/manifest.csv, data/weights]
+    deps: ["${data.path}", graft/dataset, data/split/manifest.csv, data/backbones]
     outs:
       - data/split/classes.json
       - data/split/plots: {cache: false}
@@ -34,7 +34,7 @@ stages:
 """
     )
     inputs, outputs = dvc_lock.stage_files("split")
-    assert inputs == {"split/manifest.csv": Path("data/split/manifest.csv"), "weights": Path("data/weights")}
+    assert inputs == {"split/manifest.csv": Path("data/split/manifest.csv"), "backbones": Path("data/backbones")}
     assert list(map(str, outputs)) == [f"data/split/{name}" for name in ("classes.json", "plots", "metrics.json", "curves.csv")]
     assert dvc_lock.stage_files("empty") == dvc_lock.stage_files("no such stage") == ({}, [])
     (clone / "dvc.yaml").unlink()
