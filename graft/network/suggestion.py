@@ -121,9 +121,9 @@ def attempt(
 
 
 def _operations(model):
-    """Multiply-adds of the convolutions, which are nearly all of them."""
-    kernels = [(layer.output.shape[1:-1], layer.kernel) for layer in model.layers if hasattr(layer, "kernel")]
-    return sum(math.prod(places) * math.prod(kernel.shape) for places, kernel in kernels)
+    """Multiply-adds of kernels, which are nearly all of them."""
+    kernels = [(layer.output.shape[1:-1], weight.shape) for layer in model.layers for weight in layer.weights]
+    return sum(math.prod(places) * math.prod(shape) for places, shape in kernels if len(shape) > 1)
 
 
 def _rate(run, size):
@@ -137,7 +137,7 @@ def _rate(run, size):
 
 
 def worth(trials: Sequence[Trial]) -> Trial:
-    """That with the fewest operations of those whose loss is within a standard error, of the paired difference, of the smallest one."""
+    """Of those whose loss is within a standard error (of the paired difference) of the smallest, that of fewest operations."""
     best = min(trials, key=lambda trial: trial.loss)
 
     def as_good(trial):

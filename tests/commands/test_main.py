@@ -5,7 +5,19 @@ import pytest
 
 from graft.commands import main
 
-COMMANDS = ("check", "freeze-split", "import", "import-weights", "preset", "predict", "cache", "champion", "compare", "ui")
+COMMANDS = (
+    "check",
+    "freeze-split",
+    "import",
+    "import-weights",
+    "suggest",
+    "preset",
+    "predict",
+    "cache",
+    "champion",
+    "compare",
+    "ui",
+)
 
 
 def run(capsys, *arguments):
