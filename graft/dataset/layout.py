@@ -57,9 +57,7 @@ def walk(root: Path) -> Walk:
             veiled = is_hidden or pixels.passed_over(entry.name)
             try:
                 if entry.is_dir():
-                    status = entry.stat()
-                    if entry.is_symlink() and not veiled and (status.st_dev, status.st_ino) not in {*above, here}:
-                        links.append(path)
+                    links += [path] if not veiled and _leads_elsewhere(entry, {*above, here}) else []
                     stack.append((path + "/", entry.path, veiled, above | {here}))
                     continue
                 status = None if veiled else entry.stat()
@@ -76,6 +74,12 @@ def walk(root: Path) -> Walk:
             else:
                 files.append(File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     return Walk(tuple(sorted(files, key=lambda file: file.path)), tuple(odd), hidden, tuple(sorted(links)))
+
+
+def _leads_elsewhere(entry, above):
+    """Whether a folder is a link, and to none of those `above`, (device, inode) each."""
+    status = entry.stat()
+    return entry.is_symlink() and (status.st_dev, status.st_ino) not in above
 
 
 def _printable(path):

@@ -34,8 +34,8 @@ DROP = " ".join(f"DROP TABLE {table};" for table in TABLES)
 class FileRecord:
     """What one file is, whatever the params say. `problem`: "", a kind of damage (scan.DAMAGED) or "non_image"; `detail`: for
     a person; `sha256`: 32 bytes; `width`, `height`: pixels, upright; `megapixels`: that were decoded; `pixels`: None
-    where the image has thumbnails, else the digest of its pixels if it is small, or nothing; `note`: what a person should know of
-    how it was read; `thumbs`: 32 x 32 grey bytes each."""
+    where the image has thumbnails, else the digest of its pixels if it is small, or nothing; `note`: what a person should
+    know of how it was read; `thumbs`: 32 x 32 grey bytes each."""
 
     problem: str = ""
     detail: str = ""

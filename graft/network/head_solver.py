@@ -36,7 +36,7 @@ MARGIN = 0.5  # standard errors by which a stronger penalty may be worse than th
 ROWS = 60_000  # of views together, at most: more views of so many images change nothing
 CHOICE_VIEWS = 2  # of each image, by which the strength is chosen: it hardly depends on their number, the time does
 CURVE_ROWS = 20
-PATH_TOLERANCE, TOLERANCE, ITERATIONS = 1e-3, 1e-5, 300
+PATH_TOLERANCE, TOLERANCE, ITERATIONS = 3e-4, 1e-5, 300
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_help_names_every_command_and_what_it_does(capsys):
 def test_every_command_has_help_and_a_function(command, capsys):
     status, text, _ = run(capsys, command, "--help")
     assert (status, text.split()[:3]) == (0, ["usage:", "graft", command])
-    source = ["x"] if command in ("check", "import", "import-weights", "preset", "predict") else []
+    source = ["x"] if command in ("check", "import", "import-weights", "preset", "predict", "suggest") else []
     assert callable(main.parser().parse_args([command, *source]).function)
 
 
