@@ -68,7 +68,8 @@ def grey(mode, dtype, value):
     (encoded(Image.new("RGB", (20, 20), BLUE).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", transparency=0), WHITE),
     (encoded(Image.new("RGB", (20, 20), BLUE).convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), BLUE),
 ],
-   ids=["L", "16-bit white", "16-bit", "16-bit TIFF", "16-bit of 11 bits", "clear", "half clear", "LA", "CMYK", "1", "P clear", "P"])  # fmt: skip
+   ids=["L", "16-bit white", "16-bit", "16-bit TIFF", "16-bit of 11 bits", "clear", "half clear", "LA", "CMYK", "1", "P clear",
+        "P"])  # fmt: skip
 def test_modes(content, expected):
     assert pixels.open_rgb(content).getpixel((5, 5)) == expected
 
