@@ -81,6 +81,7 @@ def run(given, log, evaluated=True):
     with (
         mock.patch("graft.serving.pyfunc.register", lambda *_, **__: "0"),
         mock.patch("graft.tracking.champion.challenge"),
+        mock.patch("graft.tracking.champion.record_head"),
         contextlib.redirect_stdout(log),
     ):
         for stage, recipe in RECIPES.items():
