@@ -11,6 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: run test test-slow ui lint lock bench clean distclean
 
 run: $(READY)
+	$(BIN)/python -m graft.tracking.dvc_lock
 	$(BIN)/python -m dvc repro
 
 test: $(READY)

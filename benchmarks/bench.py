@@ -30,6 +30,8 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 from benchmarks import measure, results  # noqa: E402
+from graft.commands.import_weights import bring  # noqa: E402
+from graft.system.paths import WEIGHTS  # noqa: E402
 
 SWEEP_LRS = ("1e-5", "3e-5", "5e-5", "1.5e-4", "2e-4", "5e-4", "1e-3", "2e-3")
 NEXT_LR = "1e-4"
@@ -90,7 +92,7 @@ class Bench:
     def __init__(self, args, image_size, images):
         self.args, self.image_size = args, image_size
         self.commit = git("rev-parse", "HEAD")
-        if git("status", "--porcelain", "--", "stages", "graft", "dvc.yaml", "params.yaml", "data/backbones"):
+        if git("status", "--porcelain", "--", "stages", "graft", "dvc.yaml", "params.yaml"):
             print("note: changes that are not committed are not measured; the clones are of HEAD", flush=True)
         self.data = subset(args.data, images, args.work / "data") if images else args.data
         count = sum(path.is_file() for path in self.data.rglob("*"))
@@ -165,8 +167,10 @@ class Bench:
         for key, value in (("user.name", "benchmark"), ("user.email", "benchmark@localhost"), ("commit.gpgsign", "false")):
             git("config", key, value, cwd=folder)
         values = {"data.path": str(self.data), "image_size": self.image_size, "backbone.name": "mobilenet_v2",
-                  "backbone.alpha": self.args.alpha, "backbone.weights": str(self.args.weights)}  # fmt: skip
+                  "backbone.alpha": self.args.alpha, "backbone.weights": self.args.weights.name}  # fmt: skip
         set_params(folder / "params.yaml", {**values, **dict(pair.split("=", 1) for pair in self.args.set)})
+        file, *_ = bring(self.args.weights, folder / WEIGHTS)
+        self.command(dvc("add", file.relative_to(folder)), f"{name}-weights", folder)  # the queue works in a copy
         commit(folder, "setting")
         return folder
 

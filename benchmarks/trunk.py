@@ -9,7 +9,9 @@ them: what writing the feature cache costs is in the pipeline's own log line.
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,14 +25,19 @@ def graft(args, files):
     import numpy as np
 
     from graft import runtimes
+    from graft.commands.import_weights import bring
     from graft.dataset import images
     from graft.description import Description
     from graft.network import backbones, classifier
-    from graft.system import environment
+    from graft.system import environment, paths
 
     environment.quiet_tensorflow()
     description = Description("mobilenet_v2", args.alpha, args.image_size, ("a", "b"), 0, 0.2, "squash")
-    model = classifier.build(description, weights=args.weights)
+    with tempfile.TemporaryDirectory() as clone:
+        os.chdir(clone)  # whose data/weights holds the file, as a user's does
+        paths.WEIGHTS.mkdir(parents=True)
+        model = classifier.build(description, weights=bring(args.weights)[0].name)
+        os.chdir("/")
     runtime = backbones.choose_runtime(args.runtime, "mobilenet_v2")
     run = runtimes.start(model, [model.get_layer(args.cut).output], runtime)
 
@@ -73,13 +80,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["graft", "predict"])
     parser.add_argument("photos", type=Path)
-    parser.add_argument("weights")
+    parser.add_argument("weights", type=Path)
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--cut", default="pooling", help="layer of MobileNetV2 whose output is wanted, or pooling")
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    args.photos, args.weights = args.photos.resolve(), args.weights.resolve()
+    args.out = args.out and args.out.resolve()
     files = sorted(path.relative_to(args.photos).as_posix() for path in args.photos.rglob("*") if path.is_file())
     runtime, seconds = {"graft": graft, "predict": predict}[args.what](args, files)
     result = {"runtime": runtime, "images": len(files), "pass_seconds": seconds, "images_per_second": len(files) / seconds}

@@ -1,6 +1,7 @@
 """`params.yaml`, typed: an unknown key, a wrong type or a value out of range is refused with one line that names the key."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ WANTED = {  # kind of pydantic's errors -> what the value must be
     "float_type": "a number",
     "int_type": "a whole number",
     "model_type": "a block of keys",
+    "string_pattern_mismatch": "a word",
     "string_too_short": "a word",
     "string_type": "a word",
     "tuple_type": "a list of words",
@@ -35,7 +37,14 @@ def _whole(value):
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Word = Annotated[str, Field(min_length=1)]
+Word = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+def _words(value):
+    """Class names that YAML reads as numbers, 0 to 9, are words too."""
+    if not isinstance(value, dict):
+        return value
+    return {str(k) if type(k) is int else k: str(v) if type(v) is int else v for k, v in value.items()}
 
 
 class Block(BaseModel):
@@ -44,8 +53,36 @@ class Block(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def check_label_pattern(key: str, pattern: str) -> None:
+    """Raise ValueError unless `pattern`, given as `key`, is a regular expression with one group, or one called label."""
+    found = _compiled(key, pattern)
+    if found.groups != 1 and "label" not in found.groupindex:
+        raise ValueError(f"{key} must have one (group), or one called (?P<label>…), not {found.groups}")
+
+
+def _compiled(key, pattern):
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{key} is not a regular expression: {error}") from None
+
+
 class Data(Block):
     path: Word = Field(description="folder of photos: a sub-folder per class, or train/ val/ test/ of those")
+    layout: Literal["auto", "classes", "splits", "deepest"] = Field(
+        description="what the folders at the top are: classes, splits (train/ val/ test/), or neither, then the folder that a "
+        "photo lies in is its class; auto: what only one of these fits, else the stage stops and shows them"
+    )
+    labels: Word | None = Field(
+        description="table of labels inside data.path: a CSV file (file, label; optional split, group), or an export of "
+        "Roboflow, Label Studio, COCO or imagefolder; null: labels come from the folders"
+    )
+    label_by: Word | None = Field(
+        description="regular expression on the path; what its one group, or its group `label`, captures is the class"
+    )
+    class_map: Annotated[dict[Word, Word | None], BeforeValidator(_words)] = Field(
+        description="new names of classes, such as {Cat: cat, noise: null}; several of one name are merged, null drops one"
+    )
     val_fraction: float = Field(gt=0, lt=1, description="share of the images that validates, where no such folder is given")
     test_fraction: float = Field(gt=0, lt=1, description="share of the images that tests, where no such folder is given")
     on_damaged: Literal["quarantine", "fail"] = Field(description="damaged files are listed and set aside, or stop the stage")
@@ -71,13 +108,10 @@ class Data(Block):
                 "data.val_fraction + data.test_fraction must stay below 1, so that images are left to train on, "
                 f"not {self.val_fraction} + {self.test_fraction}"
             )
-        if self.group_by is not None:
-            try:
-                groups = re.compile(self.group_by).groups
-            except re.error as error:
-                raise ValueError(f"data.group_by is not a regular expression: {error}") from None
-            if groups != 1:
-                raise ValueError(f"data.group_by must have one (group), not {groups}")
+        if self.group_by is not None and (groups := _compiled("data.group_by", self.group_by).groups) != 1:
+            raise ValueError(f"data.group_by must have one (group), not {groups}")
+        if self.label_by is not None:
+            check_label_pattern("data.label_by", self.label_by)
         return self
 
 
@@ -85,7 +119,7 @@ class Backbone(Block):
     name: Word = Field(description="mobilenet_v2, inception_v3 and others of Keras; a wrong name lists all")
     alpha: float = Field(gt=0, le=2, description="width of the MobileNets; other backbones have one width")
     weights: Word = Field(
-        description="packaged (with an installed package), bundled, imagenet, none, or a path to .h5, .keras or .weights.h5"
+        description="packaged (an installed package's), imagenet, none, or the name of a file in data/weights"
     )
 
 
@@ -196,20 +230,46 @@ class Params(Block):
 
     def flat(self) -> dict[str, Any]:
         """{'data.path': …, 'lr': …}: every parameter under its dotted key, as MLflow shows it."""
-        return dict(_flatten(self.model_dump()))
+        tree = self.model_dump()
+        # Names of classes hold signs that MLflow takes in no key.
+        tree["data"]["class_map"] = json.dumps(self.data.class_map, ensure_ascii=False)
+        return dict(_flatten(tree))
 
 
 def load(path: Path | str = paths.PARAMS) -> Params:
     """Read and check `path`. Raises GraftError, naming the key, for anything that does not fit."""
+    return _checked(_read(path), path)
+
+
+def load_part(path: Path | str, whole: Path | str = paths.PARAMS) -> tuple[dict[str, Any], Params]:
+    """({dotted key: value} of the keys that `path` sets, `whole` with those in place). Raises GraftError as `load` does."""
+    part, tree = _read(path), _read(whole)
+    given = _checked(_merged(tree, part), path)
+    return dict(_flatten(part)), given
+
+
+def _merged(tree, part):
+    if not isinstance(part, dict) or not isinstance(tree, dict):
+        return part
+    return {**tree, **{key: _merged(tree.get(key), value) for key, value in part.items()}}
+
+
+def _read(path):
     from ruamel.yaml import YAML, YAMLError  # reads 1e-05 as a number (YAML 1.2), which PyYAML does not
 
-    path = Path(path)
     try:
-        return Params.model_validate(YAML(typ="safe").load(path))
+        return YAML(typ="safe").load(Path(path))
     except FileNotFoundError:
         raise GraftError(f"{path}: no such file; run from the root of the project") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GraftError(f"{path}: cannot be read ({getattr(error, 'strerror', 'it is not UTF-8 text')})") from None
     except YAMLError as error:
         raise GraftError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _checked(tree, path):
+    try:
+        return Params.model_validate(tree)
     except ValidationError as error:
         # An unknown key first: it is why another is missing.
         errors = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
@@ -255,7 +315,7 @@ def _wanted(kind, field):
     if kind == "literal_error":
         return f"{'made of' if container else 'one of'} {', '.join(words)}"
     if get_origin(field.annotation) is dict:
-        return WANTED["dict_type"]
+        return WANTED["dict_type"] if words else "a block of class names, each with its new name or null"
     if kind in WANTED:
         return " or ".join([WANTED[kind], *words * (kind == "int_type")])
     limits = [*field.metadata, *(limit for part in parts for limit in getattr(part, "__metadata__", ()))]

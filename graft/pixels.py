@@ -1,19 +1,22 @@
 """Decode one image file safely. Training, evaluation and serving read images through `load`, so they see the same pixels.
 
-Needs only Pillow and NumPy, and nothing of graft: it travels with the model.
+Needs only Pillow and NumPy, and nothing of graft: it travels with the model. What it makes of a picture depends on that picture
+alone, since a served model sees one at a time.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 import struct
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, features
 
 Source = str | Path | bytes | bytearray | memoryview | BinaryIO  # of an image
 
@@ -22,19 +25,41 @@ RESIZE = {  # how an image becomes size x size; bilinear with antialiasing (Pill
     "crop": "the square in the middle",
     "pad": "the whole image in its proportions, on grey",
 }
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif", ".heic",
+    ".heif", ".hif",
+})  # fmt: skip
 # Suffixes of images that graft does not read. Such a file is reported, not passed over as if it were a text file.
 UNSUPPORTED_SUFFIXES = frozenset({
-    ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".ico", ".svg", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".j2k", ".jxl", ".psd", ".ico", ".svg", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm",
     ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".exr", ".hdr", ".dcm", ".xcf", ".eps",
 })  # fmt: skip
-MAX_MEGAPIXELS = 178.0  # where Pillow itself would refuse an image as a decompression bomb
+# What systems, network drives and editors leave in a tree of photos: neither classes nor photos, whatever lies in it.
+LEFT_OVERS = frozenset({
+    "__macosx", "icon\r", "network trash folder", "temporary items",
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "recycled", "system volume information", "found.000",
+    "lost+found", "lost.dir", "__pycache__",
+    "@eadir", "#recycle", "#snapshot", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "~snapshot",
+    "_gsdata_", "picasaoriginals", "picasa.ini", "captureone", "nksc_param", "zbthumbnail.info",
+})  # fmt: skip
+MAX_MEGAPIXELS = 120.0  # to decode, where the user sets no limit: a phone's 108 in any case, and half a gigabyte of memory
 
 Image.MAX_IMAGE_PIXELS = None  # `open_rgb` checks the size itself, against the limit that the user set, before it decodes
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would fill up half an image with grey and call it whole
 
+for order in (b"II", b"MM"):  # greys that Pillow can unpack and does not look for
+    for white_is_zero in (0, 1):
+        TiffImagePlugin.OPEN_INFO.setdefault((order, white_is_zero, (1,), 1, (12,), ()), ("I;16", "I;12"))
+        TiffImagePlugin.OPEN_INFO.setdefault((order, white_is_zero, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+
 ORIENTATION = 0x0112  # EXIF tag
+PHOTOMETRIC, BITS, MAX_SAMPLE = 262, 258, 281  # TIFF tags
+FIRST_FRAME = "several frames, of which the first is taken"
+OWN_RANGE = "16-bit samples of fewer bits, scaled by those"
+HIDDEN = "transparency that hides everything"
+LARGEST_PROFILE = 1 << 24  # bytes
+END_OF_IMAGE = b"\xff\xd9"  # of a JPEG
 
 
 class ImageProblem(Exception):
@@ -59,17 +84,20 @@ def sniff(head: bytes) -> str | None:
         return "TIFF"
     if head[:2] == b"BM" and len(head) >= 18 and struct.unpack("<I", head[14:18])[0] in (12, 16, 40, 52, 56, 64, 108, 124):
         return "BMP"  # two letters alone would make an image of any text that begins with BM
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        return "AVIF" if b"avi" in head[8:] else "HEIF"  # mif1 alone is either; what it is compatible with follows
     if (
-        (
-            head[4:8] == b"ftyp"
-            and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
-        )
-        or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n"
+        head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n"
         or head[:4] in (b"8BPS", b"\0\0\1\0", b"\xff\x4f\xff\x51")
         or head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n"
     ):
         return "other"
     return None
+
+
+def passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one of LEFT_OVERS: no photo, and nothing in it is one."""
+    return name.startswith(".") or name.casefold() in LEFT_OVERS
 
 
 def may_be_image(path: str | Path, *, look: bool = True) -> bool:
@@ -94,10 +122,12 @@ def open_rgb(source: Source, *, at_least: int | None = None, max_megapixels: flo
     """The image as an 8-bit RGB `PIL.Image`, upright.
 
     source: path, bytes or binary file. The first frame of an animation or of a TIFF stack; EXIF
-    rotation applied; transparency laid over white; 16-bit greys scaled to 8 bits; CMYK, palette and
-    grey converted.
+    rotation applied; transparency laid over white, or over black where nothing shows on white; samples of more than 8 bits
+    scaled by the bits that the file states, else by those that its largest sample takes; a colour profile converted to sRGB;
+    CMYK, palette and grey converted.
     at_least: a JPEG that is much larger may be decoded at 1/2, 1/4 or 1/8, with both sides still >= this many pixels.
-    max_megapixels: the limit, checked before decoding; None = no limit.
+    max_megapixels: the limit, checked before decoding, on what is decoded: after that reduction of a JPEG, and twice the
+    pixels where they take twice the memory (transparency, CMYK); None = no limit.
     Raises ImageProblem for anything that cannot be used, FileNotFoundError and its like for a path that cannot be read.
     """
     return decode(_stream(source), at_least=at_least, max_megapixels=max_megapixels)[0]
@@ -108,28 +138,19 @@ def decode(
 ) -> tuple[Image.Image, dict]:
     """(RGB image as of `open_rgb`, properties) of an open binary stream that can be sought.
 
-    properties: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the whole image, upright.
+    properties: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the whole image, upright,
+    `megapixels` that were decoded, `notes` (FIRST_FRAME, or a text that begins with OWN_RANGE).
     """
     head = stream.read(32)
     if not head:
         raise ImageProblem("empty", "no bytes in the file")
     kind = sniff(head)
-    if kind == "other":
-        raise ImageProblem("unsupported", f"a picture, but none of {', '.join(FORMATS)}")
     if kind is None:
         raise ImageProblem("undecodable", "no picture in it")
+    _check_readable(kind)
     stream.seek(0)
     try:
-        image = Image.open(stream, formats=(kind,))
-        width, height = image.size
-        if max_megapixels is not None and width * height > max_megapixels * 1e6:
-            raise ImageProblem("too_large", f"{width} x {height} pixels")
-        properties = {"format": image.format, "mode": image.mode}
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
-        image.load()
-        properties["orientation"] = _orientation(image)
-        image = _upright(_to_rgb(image), properties["orientation"])
+        image, properties = _decode(kind, stream, at_least, max_megapixels)
     except ImageProblem:
         raise
     except MemoryError:
@@ -139,7 +160,52 @@ def decode(
         text = " ".join(text.split()) or type(error).__name__
         cut_off = "truncated" in text or _is_cut_off(kind, stream)
         raise ImageProblem("truncated" if cut_off else "undecodable", text) from None
-    properties["width"], properties["height"] = (height, width) if properties["orientation"] >= 5 else (width, height)
+    return _upright(image, properties["orientation"]), properties
+
+
+def _check_readable(kind):
+    if kind == "HEIF":
+        try:
+            import pillow_heif
+        except ImportError:
+            raise ImageProblem("unsupported", "HEIC is read with pillow-heif: pip install 'graft-vision[heic]'") from None
+        pillow_heif.register_heif_opener()
+    if kind == "other" or (kind == "AVIF" and not features.check("avif")):
+        raise ImageProblem("unsupported", f"a picture, but none of {', '.join(FORMATS)}")
+
+
+def _decode(kind, stream, at_least, max_megapixels):
+    """(RGB image as it is stored, properties)."""
+    try:
+        image, properties = _loaded(kind, stream, at_least, max_megapixels)
+    except ValueError as error:
+        if kind != "PNG" or "MAX_TEXT" not in str(error):
+            raise
+        stream, profile = _without_text(stream)
+        image, properties = _loaded(kind, stream, at_least, max_megapixels)
+        image.info["icc_profile"] = profile
+    if kind == "JPEG" and _lost_its_end(image, stream, at_least, (properties["width"], properties["height"])):
+        raise ImageProblem("truncated", "its data ends early, though its end is marked")
+    properties["orientation"] = _orientation(image)
+    if properties["orientation"] >= 5:
+        properties["width"], properties["height"] = properties["height"], properties["width"]
+    return _to_rgb(image, stream, properties.pop("deep"), properties["notes"]), properties
+
+
+def _loaded(kind, stream, at_least, max_megapixels):
+    """(Pillow's image, its pixels decoded, its properties); `deep` of them is as of `_deep_bytes`."""
+    image = Image.open(stream, formats=(kind,))
+    width, height = image.size
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+    double = image.mode in ("RGBA", "LA", "PA", "CMYK", "RGBa", "La") or "transparency" in image.info
+    megapixels = image.width * image.height * (1 + double) / 1e6
+    if max_megapixels is not None and megapixels > max_megapixels:
+        raise ImageProblem("too_large", f"{width} x {height} pixels, {megapixels:.0f} megapixels to decode")
+    notes = [FIRST_FRAME] if kind not in ("JPEG", "HEIF") and _is_animated(image) else []
+    known = {"format": image.format, "mode": image.mode, "width": width, "height": height, "megapixels": megapixels}
+    properties = {**known, "notes": notes, "deep": _deep_bytes(image)}
+    image.load()
     return image, properties
 
 
@@ -196,22 +262,194 @@ def _upright(image, orientation):
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _to_rgb(image):
-    """Any mode to RGB."""
+def _is_animated(image):
+    try:
+        return bool(image.is_animated)
+    except Exception:  # the second frame may be damaged; it is the first that is asked for
+        return False
+
+
+def _to_rgb(image, stream, deep, notes):
+    """Any mode to RGB. deep: see `_deep_bytes`. Adds to `notes` what a person should know of it."""
+    profile, told = image.info.get("icc_profile"), _told_white(image, stream)
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "I" and image.format == "PNG":  # how older Pillow reads a 16-bit PNG
-        return Image.fromarray(((np.asarray(image).clip(0, 65535) + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
+        image = _narrowed(np.asarray(image), told, notes, inverted=_tag(image, PHOTOMETRIC) == 0)
+    elif image.mode in ("I", "F"):
         raise ImageProblem("unsupported", "32-bit samples: nothing says which value is white")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if image.mode in ("La", "RGBa"):
-            image = image.convert("LA" if image.mode == "La" else "RGBA")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+    elif deep and max(high for _, high in image.getextrema()[:3]) < 64:  # of the upper bytes: 14 bits are used at most
+        alpha = image.getchannel("A") if image.mode == "RGBA" else None
+        image = _narrowed(_both_bytes(image, deep, stream), told, notes)
+        if alpha:
+            image.putalpha(alpha)
+    elif image.mode in ("L", "RGB") and told and 0 < np.max(image.getextrema()) <= told < 255:
+        image = image.point([min(255, (value * 255 + told // 2) // told) for value in range(256)] * len(image.getbands()))
+    if image.mode in ("LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    if profile or image.mode == "LAB":
+        image = _to_srgb(image, profile)
+    if image.mode == "RGBA":
+        return _opaque(image, notes)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _tag(image, number):
+    """Value of a TIFF tag, None for another format or none."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _told_white(image, stream):
+    """The sample that is white as the file says, by PNG's sBIT, TIFF's largest sample or bits of one; None if it does not."""
+    if image.format == "PNG":
+        stream.seek(0)
+        head, found, data = stream.read(1 << 16).partition(b"IDAT")[0].partition(b"sBIT")  # stands before the pixels
+        return (1 << data[0]) - 1 if found and head[-4:] in (b"\0\0\0\1", b"\0\0\0\3", b"\0\0\0\4") else None
+    bits = _tag(image, BITS) or 16
+    return _tag(image, MAX_SAMPLE) or ((1 << bits) - 1 if bits < 16 else None)
+
+
+def _narrowed(values, white, notes, *, inverted=False):
+    """Samples of 16 bits, (h, w) or (h, w, 3), as an 8-bit image. white: as of `_told_white`."""
+    most = int(values.max(initial=0))
+    if not white or not most <= white < 65535:  # nothing told, or what every such file may say
+        bits = max(1, most.bit_length())
+        white = (1 << bits) - 1
+        if bits < 16:
+            notes.append(f"{OWN_RANGE} (0 to {most}, read as {bits} bits)")
+    scale = np.minimum((np.arange(1 << 16) * 255 + white // 2) // white, 255).astype(np.uint8)
+    return Image.fromarray((255 - scale if inverted else scale)[values])
+
+
+def _deep_bytes(image):
+    """The raw mode that gives the lower bytes of 16-bit colours, of an image not yet loaded; None for others. Pillow keeps the
+    upper ones alone."""
+    args = image.tile[0].args if image.mode in ("RGB", "RGBA") and image.format in ("PNG", "TIFF") and image.tile else ""
+    raw = args if isinstance(args, str) else next(iter(args or ()), "")
+    other = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}  # read in the other order, lower bytes are the upper
+    return raw[:-1] + other[raw[-1]] if re.fullmatch("RGBA?;16[BLN]", raw) else None
+
+
+def _both_bytes(image, deep, stream):
+    """uint16 (h, w, 3) of an image whose upper bytes are loaded: it is decoded again for the lower ones."""
+    stream.seek(0)
+    again = Image.open(stream, formats=(image.format,))
+    again.tile = [t._replace(args=deep if isinstance(t.args, str) else (deep, *t.args[1:])) for t in again.tile]
+    again.load()
+    upper, lower = (np.asarray(part)[..., :3].astype(np.uint16) for part in (image, again))
+    return upper << 8 | lower
+
+
+def _to_srgb(image, profile):
+    """An image by its colour profile; as it is where that is sRGB, damaged, or of another kind of image."""
+    transform = _transform(profile, image.mode)
+    return ImageCms.applyTransform(image, transform) if transform else image
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(profile, mode):
+    """What turns colours of `profile` (bytes; None for those of LAB) into sRGB, None where there is nothing to turn."""
+    wanted = "RGBA" if mode == "RGBA" else "RGB"
+    try:
+        source = ImageCms.createProfile("LAB") if mode == "LAB" else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        # No cache: one transform serves all threads.
+        made = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, wanted, flags=ImageCms.Flags.NOCACHE)
+        if mode == "RGB":
+            steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51, np.uint8)] * 3), axis=-1).reshape(36, 6, 3)
+            after = np.asarray(ImageCms.applyTransform(Image.fromarray(steps), made), np.int16)
+            return made if np.abs(after - steps).max() > 3 else None
+        return made
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _opaque(image, notes):
+    """RGBA as RGB: on white, on black where white leaves next to nothing to be seen and black does not."""
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return image.convert("RGB")
+    if alpha.getextrema() == (0, 0):
+        notes.append(HIDDEN)
+    small = image.reduce(max(1, min(image.size) // 64))
+    spread = {}
+    for ground in ("white", "black"):
+        sheet = Image.new("RGB", small.size, ground)
+        sheet.paste(small, mask=small.getchannel("A"))
+        spread[ground] = np.asarray(sheet.convert("L")).std()
+    sheet = Image.new("RGB", image.size, "black" if spread["white"] * 8 < spread["black"] else "white")
+    sheet.paste(image, mask=alpha)
+    return sheet
+
+
+def _without_text(stream):
+    """(a PNG without its texts, of which there may be more than Pillow reads; its profile, or b"")."""
+    stream.seek(0)
+    content = stream.read()
+    kept, profile, position = [content[:8]], b"", 8
+    while position + 12 <= len(content):
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+        name = content[position + 4 : position + 8]
+        if name == b"iCCP":
+            packed = content[position + 8 : end - 4].partition(b"\0")[2][1:]
+            profile = zlib.decompressobj().decompress(packed, LARGEST_PROFILE)
+        elif name not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(content[position:end])
+        position = end
+    return io.BytesIO(b"".join(kept)), profile
+
+
+def _lost_its_end(image, stream, at_least, size):
+    """Whether the data of a JPEG ends before the image does, though its end is marked: decoders fill up in silence.
+
+    Where no data is left, libjpeg leaves mid-grey; what a disk or a download put in its place, zeros mostly, is a run of one
+    byte. A sound file may show or hold either, and is known by decoding it without its last bytes: what lies above a grey end
+    stays, and a run that stood for something is missed. image: as decoded; size: of the whole, in pixels.
+    """
+    strip = image.crop((0, image.height - max(1, image.height // 16), *image.size))
+    grey = all(126 < low <= high < 130 for low, high in np.reshape(strip.getextrema(), (-1, 2)))
+    stream.seek(0)
+    content = stream.read()
+    if not grey and not _ends_in_run(content[: content.rfind(END_OF_IMAGE)]):
+        return False
+    end, scans = _end_of_scans(content)
+    data = content[:end].rstrip(b"\xff")
+    run = _ends_in_run(data)
+    if not data or not (grey or run):
+        return False
+    if grey and image.info.get("progressive"):
+        return scans == 1  # later scans would have filled it
+    # For the strip stand two bits a block or more, so this much at least.
+    rest = data[:-16] if not grey else data.rstrip(data[-1:]) if run else data[: -max(2, size[0] * size[1] // 4096)]
+    again = Image.open(io.BytesIO(rest.rstrip(b"\xff") + END_OF_IMAGE), formats=("JPEG",))
+    if at_least is not None:
+        again.draft(None, (at_least, at_least))
+    try:
+        before, after = (np.asarray(each, np.int16) for each in (image, again))
+    except OSError:  # all its data was one run, as an even picture's may be
+        return False
+    above = image.height * 7 // 8 - 16 * image.height // size[1]  # the block that was cut through is left out
+    differs = np.abs(after - before)[: max(0, above) if grey else None].max(initial=0) > 1
+    return bool(differs if grey else not differs)
+
+
+def _ends_in_run(data):
+    return len(set(data.rstrip(b"\xff")[-32:])) == 1
+
+
+def _end_of_scans(content):
+    """(position of the marker that ends the data of a JPEG, 0 if there is none; number of its scans)."""
+    position, scans = 2, 0
+    while content[position : position + 1] == b"\xff":
+        marker = content[position + 1 : position + 2]
+        if marker == b"\xd9":
+            return position, scans
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big") if marker != b"\xff" else 1
+        if marker == b"\xda":
+            scans += 1
+            found = re.compile(b"\xff[^\x00\xff\xd0-\xd7]").search(content, position)
+            position = found.start() if found else len(content)
+    return 0, scans
 
 
 def _is_cut_off(kind, stream):

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import platform
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,9 +65,9 @@ def litert(*, names: Sequence[str] | None = None, **source) -> Run:
 
     source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is why they can be named.
     """
-    import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = tf.lite.Interpreter(**source, num_threads=processors())
+    interpreter = Interpreter(**source, num_threads=processors())
     interpreter.allocate_tensors()
     pixels = interpreter.get_input_details()[0]["index"]
     outputs = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
@@ -112,14 +113,10 @@ def onnx_session(source: str | Path | bytes):
 
 def identity(runtime: str) -> list[str]:
     """Name and versions of a runtime, and the processor or GPU that it computes with: what its values depend on."""
-    import keras
     import tensorflow as tf
 
-    name = [runtime, tf.__version__, keras.__version__]
-    if runtime == "onnx":
-        import onnxruntime
-
-        name.append(onnxruntime.__version__)
+    packages = ("tensorflow", "keras", *{"litert": ("ai-edge-litert",), "onnx": ("onnxruntime",)}.get(runtime, ()))
+    name = [runtime, *(version(package) for package in packages)]
     gpus = tf.config.list_physical_devices("GPU") if runtime == "tensorflow" else []
     if gpus:
         return [*name, str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))]

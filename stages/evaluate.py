@@ -2,9 +2,8 @@
 
 from graft.dataset import images, manifest
 from graft.network import backbones, classifier, prediction
-from graft.reporting import evaluation, model_card
+from graft.reporting import evaluation, model_card, plots
 from graft.run import run_stage
-from graft.scoring import metrics
 from graft.scoring.calibration import Calibration
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
@@ -12,7 +11,6 @@ from graft.scoring.results import Results
 from graft.serving import pyfunc
 from graft.system import files, paths
 from graft.system.console import log
-from graft.tracking import champion
 
 
 def evaluate(params, run):
@@ -39,10 +37,8 @@ def evaluate(params, run):
     figures = found.report["summary"]
     run.log_metrics(figures)
     run.log_text(model_card.with_provenance(found.page, params=run.shown_params, provenance=run.provenance), "card.html")
-    version = pyfunc.register(run, model, description, alias="fine-tuned", stage="fine-tune", metrics=figures)
-    validation = Predictions.read(paths.FINE_TUNE / "predictions.csv")
-    seen = metrics.summary(validation, resamples=params.evaluate.bootstrap, seed=params.seed)
-    champion.challenge(run, version=version, predictions=validation, metrics=seen)
+    plots.log_images(run, found.images)
+    pyfunc.contest(run, (head, head_description), (model, description), figures, images.image_sets)
     log(
         f"evaluate: test accuracy {figures['accuracy']:.4f} ({figures['accuracy_low']:.4f} to "
         f"{figures['accuracy_high']:.4f}, n = {len(test)}), head alone {figures['head_accuracy']:.4f}"

@@ -44,8 +44,8 @@ def export(params, run):
         batches = itertools.chain([pixels], test.read(others))
         accuracy = parity.accuracy(keras, batches, test.labels[np.r_[sample, others]])
         parity.require_accuracy(accuracy, files.read_json(paths.EVALUATE / "metrics.json")["accuracy"], n=len(test))
-    tags = {"formats": ", ".join(formats)}
-    version = pyfunc.register(run, shipped, shipped_description, alias="exported", metrics={"accuracy": accuracy}, tags=tags)
+    more = {"tags": {"formats": ", ".join(formats)}, "export": (folder, pyfunc.network_digest(model, description))}
+    version = pyfunc.register(run, shipped, shipped_description, alias="exported", metrics={"accuracy": accuracy}, **more)
     log(f"export: {len(formats)} formats agree with the original, test accuracy {accuracy:.4f}, model version {version}")
 
 

@@ -4,33 +4,29 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from graft.dataset import grouping, images, manifest, near_duplicates, scan, splitting
-from graft.dataset.scan_cache import ScanCache
+from graft.dataset import grouping, images, manifest
+from graft.dataset.intake import doubts, take_in
 from graft.reporting import data as report
 from graft.run import run_stage
 from graft.system import paths
+from graft.system.console import warn
 
 
 def split(params, run):
-    data, root = params.data, Path(params.data.path)
-    limits = {"min_side": data.min_side, "max_megapixels": data.max_megapixels, "on_damaged": data.on_damaged}
-    with ScanCache(paths.cache() / "scan.sqlite", root) as cache:
-        found = scan.scan(root, cache=cache, **limits)
-        usable, copies, copied_across = grouping.set_aside_copies(found.images)
-        pairs = near_duplicates.find(usable, cache, max_distance=data.near_duplicates)
-    grouped = grouping.group(usable, pairs, group_by=data.group_by)
-    usable, leaks = splitting.resolve_leakage(usable, grouped.groups, copied_across, policy=data.leakage)
+    taken = take_in(params.data, seed=params.seed, cache_file=paths.cache() / "scan.sqlite")
+    for line in doubts(taken.manifest):
+        warn(line)
 
-    shares = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
-    splits = splitting.assign(splitting.items(usable, grouped), **shares, seed=params.seed, where=root)
-    rows = manifest.build(usable, splits, grouped.groups)
-    problems = scan.settled([*found.problems, *copies, *grouped.problems, *leaks])
-
-    shutil.rmtree(paths.SPLIT, ignore_errors=True)
-    manifest.write(rows, paths.SPLIT)
-    duplicates = grouping.duplicates(problems)
-    read = partial(images.load_fitted, root)
-    metrics = report.write(paths.SPLIT, found=found, manifest=rows, problems=problems, duplicates=duplicates, read=read)
+    shutil.rmtree(paths.SPLIT / "plots", ignore_errors=True)  # which of its pictures there are depends on the data
+    manifest.write(taken.manifest, paths.SPLIT)
+    metrics = report.write(
+        paths.SPLIT,
+        found=taken.found,
+        manifest=taken.manifest,
+        problems=taken.problems,
+        duplicates=grouping.duplicates(taken.problems),
+        read=partial(images.load_fitted, Path(params.data.path)),
+    )
     run.log_metrics(metrics)
 
 

@@ -41,7 +41,7 @@ def test_the_projects_own_file_loads_with_the_types_that_it_declares():
     assert given.features.runtime == "auto"
     assert given.export.formats == typing.get_args(parameters.Format)
     assert given.flat()["fine_tune.layers"] == 46
-    assert len(given.flat()) == 48
+    assert len(given.flat()) == 52
 
 
 def test_every_format_has_a_file_name_and_the_other_way_round():
@@ -84,6 +84,14 @@ def test_a_rate_is_a_number_however_it_is_written(tmp_path, text, value):
         ("data", None, "data must be a block of keys, not None"),
         ("data.path", "", "data.path must be a word, not ''"),
         ("data.path", 3, "data.path must be a word, not 3"),
+        ("data.path", "  ", "data.path must be a word, not '  '"),
+        ("data.layout", "folders", "data.layout must be one of auto, classes, splits, deepest, not 'folders'"),
+        ("data.labels", 3, "data.labels must be a word, not 3"),
+        ("data.label_by", "(", "data.label_by is not a regular expression"),
+        ("data.label_by", "(a)(b)", r"data.label_by must have one \(group\), or one called \(\?P<label>…\), not 2"),
+        ("data.class_map", ["cat"], "data.class_map must be a block of class names"),
+        ("data.class_map", {"cat": 1.5}, "data.class_map must be a block of class names, .* or null, not 1.5"),
+        ("data.class_map", {"cat": ""}, "data.class_map must be a block of class names, .* or null, not ''"),
         ("data.val_fraction", 1.0, "data.val_fraction must be above 0 and below 1, not 1.0"),
         ("data.test_fraction", 0.9, r"data.val_fraction \+ data.test_fraction must stay below 1"),
         ("data.on_damaged", "ignore", "data.on_damaged must be one of quarantine, fail, not 'ignore'"),
@@ -141,11 +149,27 @@ def test_an_unknown_key_is_named_before_the_one_that_it_leaves_missing(write):
         ("data.group_by", None, None),
         ("export.formats", ["onnx", "keras"], ("onnx", "keras")),
         ("evaluate.gates", {}, {}),
+        ("data.label_by", r"(?P<label>\w+)_(?P<split>\w+)/", r"(?P<label>\w+)_(?P<split>\w+)/"),
+        ("data.class_map", {"Cat": "cat", "0": None, "ü/b": "ü"}, '{"Cat": "cat", "0": null, "ü/b": "ü"}'),
     ],
 )
 def test_what_fits_arrives_as_its_type(write, key, value, loaded):
     found = parameters.load(write({key: value})).flat()[key]
     assert (found, type(found)) == (loaded, type(loaded))
+
+
+def test_classes_may_be_numbers(write):
+    given = parameters.load(write({"data.class_map": {0: "zero", "one": 1, 2: None}}))
+    assert given.data.class_map == {"0": "zero", "one": "1", "2": None}
+
+
+def test_a_params_yaml_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin").write_bytes("data: ä".encode("latin-1"))
+    for name, words in (("folder", r"folder: cannot be read \(Is a directory\)"), ("latin", "not UTF-8 text|not valid YAML")):
+        with pytest.raises(GraftError, match=words) as error:
+            parameters.load(tmp_path / name)
+        assert "\n" not in str(error.value)
 
 
 def test_gates_are_numbers_each_under_its_own_key_in_mlflow(write):

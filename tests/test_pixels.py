@@ -57,8 +57,9 @@ def grey(mode, dtype, value):
 @pytest.mark.parametrize("content, expected", [
     (encoded(grey("L", np.uint8, 100), "PNG"), (100, 100, 100)),
     (encoded(grey(None, np.uint16, 65535), "PNG"), WHITE),
-    (encoded(grey(None, np.uint16, 257 * 100), "PNG"), (100, 100, 100)),
-    (encoded(grey(None, np.uint16, 257 * 100), "TIFF"), (100, 100, 100)),
+    (encoded(grey(None, np.uint16, 257 * 200), "PNG"), (200, 200, 200)),
+    (encoded(grey(None, np.uint16, 257 * 200), "TIFF"), (200, 200, 200)),
+    (encoded(grey(None, np.uint16, 1600), "PNG"), (199, 199, 199)),
     (encoded(Image.new("RGBA", (20, 20), (255, 0, 0, 0)), "PNG"), WHITE),
     (encoded(Image.new("RGBA", (20, 20), (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
     (encoded(Image.new("LA", (20, 20), (0, 0)), "PNG"), WHITE),
@@ -66,7 +67,9 @@ def grey(mode, dtype, value):
     (encoded(Image.new("1", (20, 20), 1), "PNG"), WHITE),
     (encoded(Image.new("RGB", (20, 20), BLUE).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", transparency=0), WHITE),
     (encoded(Image.new("RGB", (20, 20), BLUE).convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), BLUE),
-], ids=["L", "16-bit white", "16-bit", "16-bit TIFF", "clear", "half clear", "LA", "CMYK", "1", "P clear", "P"])  # fmt: skip
+],
+   ids=["L", "16-bit white", "16-bit", "16-bit TIFF", "16-bit of 11 bits", "clear", "half clear", "LA", "CMYK", "1", "P clear",
+        "P"])  # fmt: skip
 def test_modes(content, expected):
     assert pixels.open_rgb(content).getpixel((5, 5)) == expected
 
@@ -183,7 +186,7 @@ def test_sources(tmp_path):
 
 @pytest.mark.parametrize("head, kind", [
     (b"BM is how this text begins, and not a bitmap", None), (b"GIF89a", "GIF"), (b"RIFF\0\0\0\0WAVE", None), (b"", None),
-    (b"%PDF-1.7", None), (b"\0\0\0\x18ftypavif", "other"), (b"\0\0\0\x18ftypmp42", None),
+    (b"%PDF-1.7", None), (b"\0\0\0\x18ftypavif", "AVIF"), (b"\0\0\0\x18ftypmp42", None),
 ])  # fmt: skip
 def test_sniff(head, kind):
     assert pixels.sniff(head + bytes(20)) == kind

@@ -152,6 +152,9 @@ def test_ci_runs_lint_and_all_tests():
         ("data/raw/fashion/bag/00000.png", False),
         ("data/raw/photos/cat/1.jpg", True),
         ("data/raw/photos.dvc", False),
+        ("data/weights/README.md", False),
+        ("data/weights/mine.h5", True),
+        ("data/weights/mine.h5.dvc", False),
         (".cache/features/0", True),
     ],
 )

@@ -4,15 +4,35 @@ import argparse
 from collections.abc import Sequence
 from importlib import metadata
 
-from graft.commands import cache, champion, compare, import_, predict, ui
+from graft.commands import (
+    cache,
+    champion,
+    check,
+    compare,
+    freeze_split,
+    import_,
+    import_weights,
+    predict,
+    preset,
+    publish,
+    suggest,
+    ui,
+)
 from graft.system.console import entry
+from graft.tracking import dvc_lock
 
 COMMANDS = {
+    "check": (check, check.check),
+    "freeze-split": (freeze_split, freeze_split.freeze_split),
     "import": (import_, import_.import_),
+    "import-weights": (import_weights, import_weights.import_weights),
+    "suggest": (suggest, suggest.suggest),
+    "preset": (preset, preset.preset),
     "predict": (predict, predict.predict),
     "cache": (cache, cache.cache),
     "champion": (champion, champion.champion),
     "compare": (compare, compare.compare),
+    "publish": (publish, publish.publish),
     "ui": (ui, ui.ui),
 }
 
@@ -41,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
 @entry
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    dvc_lock.mend_rwlock()
     args.function(args)
 
 

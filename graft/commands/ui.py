@@ -28,8 +28,8 @@ def ui(args: argparse.Namespace) -> None:
         return
     _claim(args.port)
     connection = store.connect(params.load())  # makes the store if there is none
-    # Opened without this address the UI starts on its pages for language models.
-    where = f"http://{HOST}:{args.port}/#/experiments/{connection.experiment_id}?workflowType=machine_learning"
+    # Opened without this address the UI starts on its pages for language models, and shows a hundred columns or none.
+    where = f"http://{HOST}:{args.port}/#/experiments/{connection.experiment_id}/runs?viewStateShareKey={store.VIEW}"
     log(f"MLflow UI on {where} (Ctrl-C ends it)")
     options = ["--backend-store-uri", uri, "--host", HOST, "--port", str(args.port), "--workers", "1"]
     # Else MLflow starts seven more processes, 1.7 GB, for jobs that nothing here gives it.

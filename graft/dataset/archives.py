@@ -4,6 +4,7 @@ Paths that lead out of the target are refused, links are never made, and what is
 """
 
 import contextlib
+import os
 import re
 import tarfile
 import urllib.error
@@ -102,8 +103,11 @@ def unpack(archive: Path, folder: Path, budget: Budget, *, shown: str) -> None:
 
 def unzip(file: zipfile.ZipFile) -> Iterator[Entry]:
     """The archive's files, and its links and devices without content. Raises GraftError for what leads out of the folder."""
+    strange = [info.filename for info in file.infolist() if _is_of_a_code_page(info)]
+    if strange:
+        console.warn(f"names that are not UTF-8 are read as those of MS-DOS (code page 437), e.g. {strange[0]!r}")
     for info in file.infolist():
-        path = _inside(info.filename)
+        path = _inside(_zip_name(info))
         if info.flag_bits & 1:
             raise GraftError("is locked with a password; unlock it first")
         if not info.is_dir():
@@ -113,12 +117,28 @@ def unzip(file: zipfile.ZipFile) -> Iterator[Entry]:
 def untar(file: tarfile.TarFile) -> Iterator[Entry]:
     """As `unzip`; a link to a file of the archive is a copy of it: extractfile looks nowhere but in the archive."""
     for member in file:
-        path, stream = _inside(member.name), None
+        path, stream = _inside(_decoded(os.fsencode(member.name), "cp1252")), None
         if member.isreg() or member.islnk() or member.issym():
             with contextlib.suppress(KeyError, RecursionError):
                 stream = file.extractfile(member)
         if not member.isdir():
             yield path, stream
+
+
+def _zip_name(info):
+    """Many archivers write UTF-8 and do not say so; zipfile then reads it as the code page of MS-DOS."""
+    return info.filename if info.flag_bits & 0x800 else _decoded(info.filename.encode("cp437"), "cp437")
+
+
+def _is_of_a_code_page(info):
+    return not info.flag_bits & 0x800 and not info.filename.isascii() and _zip_name(info) == info.filename
+
+
+def _decoded(name, otherwise):
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode(otherwise, "replace")
 
 
 def _inside(name):

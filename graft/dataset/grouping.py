@@ -50,16 +50,18 @@ def set_aside_copies(
 
 @dataclass(frozen=True)
 class Grouping:
-    """`groups`: {path: id} of images that share one; `orders`: {path: what data.group_by captured}; `problems`: rows that say
-    which images are near-duplicates."""
+    """`groups`: {path: id} of images that share one; `orders`: {path: what data.group_by captured, or a table of labels says};
+    `problems`: rows that say which images are near-duplicates; `near`: `groups` of near-duplicates alone."""
 
     groups: dict[str, str]
     orders: dict[str, str]
     problems: tuple[Problem, ...]
+    near: dict[str, str]
 
 
 def group(images: Sequence[ScannedImage], pairs: Sequence[tuple[int, int]], *, group_by: str | None = None) -> Grouping:
-    """Join near-duplicates (`pairs` of positions) and the images that share what the regular expression `group_by` captures.
+    """Join near-duplicates (`pairs` of positions) and the images that share what the regular expression `group_by` captures,
+    or the group that a table of labels gives them.
 
     Raises GraftError when `group_by` captures something in no path at all.
     """
@@ -69,7 +71,8 @@ def group(images: Sequence[ScannedImage], pairs: Sequence[tuple[int, int]], *, g
         if len(members) > max(20, CROWD * len(images)):
             warn(f"{len(members)} images are joined as near-duplicates, {images[members[0]].path} among them; "
                  "if they are not, lower data.near_duplicates (-1 = do not look)")  # fmt: skip
-    orders = _captures(images, group_by) if group_by else {}
+    orders = (_captures(images, group_by) if group_by else {}) | {image.path: image.group for image in images if image.group}
+    _warn_of_parted(images, orders)
     first = {}
     captured = [(first.setdefault(orders[image.path], i), i) for i, image in enumerate(images) if image.path in orders]
     groups = {}
@@ -77,7 +80,20 @@ def group(images: Sequence[ScannedImage], pairs: Sequence[tuple[int, int]], *, g
         keys = [orders[images[i].path] for i in members if images[i].path in orders]
         name = f"by-{min(keys)}" if keys else f"near-{min(images[i].sha256 for i in members)[:12]}"
         groups |= {images[i].path: name for i in members}
-    return Grouping(groups, orders, problems)
+    alone = {images[i].path: f"near-{min(images[j].sha256 for j in members)[:12]}" for members in near for i in members}
+    return Grouping(groups, orders, problems, alone)
+
+
+def _warn_of_parted(images, orders):
+    """Say so where what belongs together lies in several given splits: photos of one animal, not the same picture."""
+    homes = defaultdict(set)
+    for image in images:
+        if image.given and image.path in orders:
+            homes[orders[image.path]].add(image.given)
+    parted = sorted(key for key, given in homes.items() if len(given) > 1)
+    if parted:
+        warn(f"{len(parted)} groups of data.group_by or of a table have photos in several given splits, where they stay, e.g. "
+             f"{parted[0]!r} in {' and '.join(sorted(homes[parted[0]]))}")  # fmt: skip
 
 
 def linked(pairs: Iterable[tuple[T, T]]) -> list[list[T]]:

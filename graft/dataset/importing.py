@@ -8,8 +8,11 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
+import signal
 import tempfile
+import threading
 import time
 import unicodedata
 import urllib.parse
@@ -21,10 +24,12 @@ from pathlib import Path, PurePosixPath
 from graft import pixels
 from graft.dataset import archives
 from graft.dataset.archives import Budget, Entry, Limits
-from graft.dataset.layout import class_root, find_layout, named_splits, walk
+from graft.dataset.labels import BY_FOLDER, TABLE, ByFolder, Place, Rules, doubts, images_among, read, write_table
+from graft.dataset.layout import Unclear, split_named, walk
 from graft.system import console
 from graft.system.console import GraftError
 from graft.system.environment import set_tensorflow_environment
+from graft.system.override import override
 
 STALE = 24 * 3600  # seconds after which what a killed import left behind is swept away
 STAGING = ".importing-"
@@ -32,12 +37,14 @@ STAGING = ".importing-"
 
 @dataclass(frozen=True)
 class ImportResult:
-    """`folder`: where it lies now; `counts`: {(split or "", class): images}, as the folders' names say; `left_out`: files of
-    the source that were not taken along (links, what lies outside the class folders)."""
+    """`folder`: where it lies now; `counts`: {(split or "", class): images}, as the folders or the table of labels say;
+    `left_out`: files of the source that were not taken along (links, what lies outside the class folders); `table`: whether
+    its labels stand in labels.csv."""
 
     folder: Path
     counts: dict[tuple[str, str], int]
     left_out: int
+    table: bool = False
 
     @property
     def classes(self) -> list[str]:
@@ -49,38 +56,59 @@ class ImportResult:
 
 
 def import_dataset(
-    source: str | Path, *, limits: Limits, name: str | None = None, into: Path = Path("data/raw"), sha256: str | None = None
+    *sources: str | Path,
+    limits: Limits,
+    name: str | None = None,
+    into: Path = Path("data/raw"),
+    sha256: str | None = None,
+    rules: Rules = BY_FOLDER,
 ) -> ImportResult:
-    """Copy or unpack `source` to `into`/`name`, say what it holds and how to run on it.
+    """Copy or unpack `sources` to `into`/`name`, say what it holds and how to run on it.
 
-    `source`: folder, archive (.zip, .tar, .tar.gz, .tgz; the content decides), https URL of one, or
-    `tfds:NAME[:VERSION][@DATA_DIR]`. `name`: by default that of the source. `sha256`: what the archive's must be, in hex.
-    `limits`: params.import_limits.
-    The class folders are found at whatever depth they lie; train, val and test above them are kept. Raises GraftError.
+    `sources`: one or several of folder, archive (.zip, .tar, .tar.gz, .tgz; the content decides), https URL of one, or
+    `tfds:NAME[:VERSION][@DATA_DIR]`; several become one set. `name`: by default that of the source. `sha256`: what the
+    archive's must be, in hex. `limits`: params.import_limits. `rules`: where the labels come from; `rules.labels` is a file
+    here or in the source.
+    The class folders are found at whatever depth they lie; train, val and test above them are kept. Where labels do not come
+    from folders, labels.csv holds them. Raises GraftError.
     """
-    source, into = str(source), Path(into)
-    target = into / _checked_name(name, source)
+    sources, into = [str(source) for source in sources], Path(into)
+    if len(sources) > 1 and (name is None or sha256 is not None or rules.labels is not None):
+        raise GraftError("several sources need a --name for the set that they become, and take neither --sha256 nor --labels")
+    target = into / _checked_name(name, sources[0])
     if target.exists() or target.is_symlink():
         raise GraftError(f"{target} is there already; remove it, or choose another --name")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise GraftError(f"--sha256 must be 64 hexadecimal digits, not {sha256!r}")
-    if sha256 is not None and (source.startswith("tfds:") or Path(source).is_dir()):
+    if sha256 is not None and (sources[0].startswith("tfds:") or Path(sources[0]).is_dir()):
         raise GraftError("--sha256 is for archives; a folder or a TensorFlow Datasets name has no such sum")
     with _staging(into, target.name) as work:
         budget = Budget(limits)
-        try:
-            _fetch(source, work, budget, sha256)
-        except OSError as error:
-            raise GraftError(f"{source}: {error.strerror or error}; nothing was imported") from None
-        top, counts = _look(work / "files", source)
+        folders = _folders(work / "files", sources)
+        for source, folder in folders.items():
+            try:
+                _fetch(source, work, folder, budget, sha256)
+            except OSError as error:
+                raise GraftError(f"{source}: {error.strerror or error}; nothing was imported") from None
+        top, counts, table = _joined(work / "files", folders, rules) if len(sources) > 1 else _look(*folders.popitem(), rules)
         left_out = budget.files - sum(len(names) for *_, names in os.walk(top)) + budget.passed_over
         try:
             top.rename(target)
         except OSError as error:
             raise GraftError(f"{target}: {error.strerror}; nothing was imported") from None
-    result = ImportResult(target, counts, left_out)
+    result = ImportResult(target, counts, max(0, left_out), table)
     _log_summary(result)
     return result
+
+
+def _folders(folder, sources):
+    """{source: where it is brought to}: into `folder` itself, or of several each into one of its own."""
+    if len(sources) == 1:
+        return {sources[0]: folder}
+    found = {source: folder / _checked_name(None, source) for source in sources}
+    if len(set(found.values())) < len(sources):
+        raise GraftError("two of the sources have the same name; rename one, since theirs becomes a folder of the set")
+    return found
 
 
 def _checked_name(name, source):
@@ -106,19 +134,36 @@ def _staging(into: Path, name: str) -> Iterator[Path]:
     work.chmod(0o755)
     (work / "files").mkdir()
     try:
-        yield work
+        with _ended_by_exceptions():
+            yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _fetch(source, work, budget, sha256):
-    """Bring what `source` names to `work`/files."""
-    folder, archive = work / "files", Path(source)
+@contextlib.contextmanager
+def _ended_by_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, so that what is to be swept away is."""
+
+    def stop(number, _):
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {each: signal.signal(each, stop) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _fetch(source, work, folder, budget, sha256):
+    """Bring what `source` names to `folder`."""
+    archive = Path(source)
     if source.startswith("tfds:"):
         entries, total = _tfds_entries(source)
         return archives.store(entries, folder, budget, doing="writing", total=total)
     if source.startswith("https://"):
-        archive = work / "download"
+        archive = work / f"download-{folder.name}"
         archives.download(source, archive, budget.limits)
     elif "://" in source:
         raise GraftError(f"{source}: only https is fetched; download it yourself and import the file")
@@ -143,18 +188,80 @@ def _folder_entries(source) -> Iterator[Entry]:
                 yield path.relative_to(source), path.open("rb") if inside else None
 
 
-def _look(folder, source):
-    """(the folder in `folder` that holds the class folders or splits of them, {(split or "", class): images} of it)."""
-    images = [file.path for file in walk(folder).files if pixels.may_be_image(folder / file.path)]
-    if not images:
-        raise GraftError(f"{source}: no image in it ({', '.join(pixels.FORMATS)})")
+def _look(source, folder, rules):
+    """(the folder in `folder` that becomes the set, {(split or "", class): images} of it, whether labels.csv holds them)."""
+    if rules.labels is not None and Path(rules.labels).is_file():
+        given, rules = Path(rules.labels), ByFolder(rules.layout, Path(rules.labels).name, rules.label_by)
+        own = folder / given.name
+        if own.exists() and own.read_bytes() != given.read_bytes():
+            raise GraftError(f"--labels {given}: the source has a {given.name} of its own; rename yours")
+        shutil.copyfile(given, own)
+    labels, places = _places(source, folder, rules)
+    if not labels.table and not labels.label_by and rules.layout == "auto":
+        return folder / labels.layout.base, _counts(places), False
+    if labels.table != TABLE:
+        _write_table(folder, places, source)
+    return folder, _counts(places), True
+
+
+def _joined(folder, folders, rules):
+    """As `_look`, of several sources that lie in `folders`, below `folder`: class folders of one name are one class; where all
+    are photos alone, each is a class."""
+    found, flat = {}, {}
+    for source, inside in folders.items():
+        try:
+            found[source] = _places(source, inside, rules)[1]
+        except _Flat as error:
+            flat[source] = error.label or inside.name
+    if found and flat:
+        raise GraftError(f"{next(iter(flat))} holds photos alone and {next(iter(found))} class folders; put the photos into a "
+                         "folder that is called like their class, in a folder of its own")  # fmt: skip
+    for source, label in flat.items():
+        images = images_among(folders[source], [file.path for file in walk(folders[source]).files])
+        found[source] = dict.fromkeys(images, Place(label))
+        console.log(f"{source}: its {len(images)} photos are class {label!r}")
+    places = {f"{folders[source].name}/{path}": place for source, part in found.items() for path, place in part.items()}
+    _write_table(folder, places, folder)
+    return folder, _counts(places), True
+
+
+class _Flat(GraftError):
+    """A source of photos alone. `label`: the folder that they lie in, or ""."""
+
+    def __init__(self, message, label):
+        super().__init__(message)
+        self.label = label
+
+
+def _places(source, folder, rules):
+    """(Labels, {path: Place} of the labelled photos) of a folder. Raises GraftError, _Flat for photos alone in one folder."""
+    paths = [file.path for file in walk(folder).files]
     try:
-        prefix = class_root(images)
+        labels = read(folder, paths, rules)
+    except Unclear as unclear:
+        told = unclear.as_options(source)
+        folders = {path.rpartition("/")[0] for path in images_among(folder, paths)}
+        if unclear.flat and len(folders) == 1:
+            raise _Flat(told, folders.pop().rpartition("/")[2]) from None
+        raise GraftError(told) from None
     except GraftError as error:
         raise GraftError(f"{source}: {error}") from None
-    images = [path.removeprefix(prefix) for path in images if path.startswith(prefix)]
-    places = map(find_layout(images).place, images)
-    return folder / prefix, dict(sorted(Counter((split, label) for label, split in places if label).items()))
+    places = {path: place for path in images_among(folder, paths) if (place := labels.place(path)).label is not None}
+    for line in labels.told():
+        console.log(f"{source}: {line}")
+    for line in doubts(labels, folder, {place.label for place in places.values()}):
+        console.warn(line)
+    return labels, places
+
+
+def _counts(places):
+    return dict(sorted(Counter((place.split, place.label) for place in places.values()).items()))
+
+
+def _write_table(folder, places, source):
+    if (folder / TABLE).exists():
+        raise GraftError(f"{source}: has a {TABLE} of its own, and its labels come from elsewhere; take it out")
+    write_table(folder / TABLE, places)
 
 
 def _tfds_entries(source) -> tuple[Iterator[Entry], int]:
@@ -197,7 +304,7 @@ def _tfds_entries(source) -> tuple[Iterator[Entry], int]:
 
 def _tfds_splits(info, source):
     """{name: "train", "val" or "test"} of those of the set's splits that are one of these."""
-    splits = named_splits(info.splits)
+    splits = {name: split for name in info.splits if (split := split_named(name))}
     others = ", ".join(sorted(set(info.splits) - set(splits)))
     if not splits:
         raise GraftError(f"{source}: none of its splits ({others}) is train, validation or test")
@@ -234,5 +341,8 @@ def _log_summary(result):
         console.log(f"  … and {len(result.classes) - 20} more classes")
     if result.left_out:
         console.log(f"  {result.left_out:,} links or files outside the class folders were left out")
-    console.log(f"run on it:   dvc exp run -S data.path={result.folder.as_posix()}")
-    console.log(f"version it:  dvc add {result.folder.as_posix()}   (needed for `dvc exp run --temp` and `--queue`)")
+    path = result.folder.as_posix()
+    table = f" -S data.labels={TABLE}" if result.table else ""
+    console.log(f"check it:    graft check {shlex.quote(path)}" + (f" --labels {TABLE}" if result.table else ""))
+    console.log(f"run on it:   dvc exp run -S {override('data.path', path)}{table}")
+    console.log(f"version it:  dvc add {shlex.quote(path)}   (needed for `dvc exp run --temp` and `--queue`)")

@@ -4,14 +4,18 @@ They are found in two steps. Fingerprints (64-bit difference hashes) that differ
 alone would be wrong nearly always (of 1,157 pairs of flower photos within 12 bits, 17 show the same thing). So the candidates'
 grey thumbnails are aligned (a copy may be cropped, darker, of less contrast) and compared in their detail, without the smooth
 shading that very different photos share.
+
+An image is compared in its eight positions (turned by quarters, mirrored), and by up to three thumbnails: of the whole; of what
+lies WITHIN, for crops; and of what borders and caption bars leave, where it has any.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from graft.dataset.scan_cache import THUMB, ScanCache
 from graft.system.console import Progress, warn
@@ -21,6 +25,8 @@ LEAST_DETAIL = 2.0  # grey levels (of 255): below it a thumbnail holds noise and
 # Least correlation of detail. Of tf_flowers' pairs all 23 above 0.85 are one photo or one shot, the first wrong one has 0.81.
 ALIKE = 0.87
 PROMISING = 0.5  # plain correlation below which no alignment helps: of copies cropped by 3% on each side, 1% lie below 0.57
+TURNED_PROMISING = 0.8  # the same for what is turned or mirrored: little else is expected to differ
+OTHER_BITS = 8  # for those, and for crops, fingerprints may differ by no more: 1/20 of the candidates that 12 bits give
 CROWDED = 0.01  # share of candidates among all pairs from which on their verification is put to the test
 HOPELESS = 0.75  # plain correlation below which a pair is given up after two steps of alignment
 BATCH = 4096  # candidates that are verified together
@@ -28,12 +34,77 @@ STEPS = 6  # of alignment
 LARGEST_SHIFT = 2.6  # thumbnail pixels: 8% of a side
 SPAN = (np.arange(THUMB, dtype=np.float32) - (THUMB - 1) / 2) / ((THUMB - 1) / 2)
 DOWN, RIGHT = np.meshgrid(SPAN, SPAN, indexing="ij")  # -1 … 1 from edge to edge of a thumbnail
+POSITIONS = 8  # of a rectangle that is turned by quarters and mirrored; 0 is as it is
+WHOLE, WITHIN, TRIMMED = range(3)  # thumbnails of an image, in this order
+INSET = 0.08  # share of the sides that WITHIN leaves out at each of the four
+EVEN = 0.97  # share of a line that is of one colour where it belongs to a border
+BAR_SPREAD = 14  # grey levels by which a border's pixels may differ from its colour: what JPEG leaves of an even one
+LARGEST_BAR = 0.35  # share of a side that one border or caption bar may take
+SMALLEST_BAR = 0.02  # less is an edge
+LARGEST_LINE = 0.09  # share of a side that a line of text in a bar may take
 
 
-def thumbnail(image: Image.Image) -> np.ndarray:
-    """RGB image -> uint8 (32, 32): grey, each value the mean of its part of the image."""
-    small = image.resize((THUMB, THUMB), Image.Resampling.BOX, reducing_gap=2.0)
-    return np.asarray(small.convert("L"), dtype=np.uint8)
+def thumbnails(image: Image.Image) -> np.ndarray:
+    """RGB image -> uint8 (k, 32, 32): WHOLE, WITHIN and, where there are bars, TRIMMED; grey, each value the mean of its part
+    of the image. k = 0 where the image has too little in it to be compared."""
+    grey = image.reduce(max(1, max(image.size) // 128)).convert("L")
+    whole = grey.resize((THUMB, THUMB), Image.Resampling.BOX)
+    blurred = whole.filter(ImageFilter.BoxBlur(2))  # what is left is fine_detail's, in a tenth of its time
+    if (np.asarray(whole, np.int16) - np.asarray(blurred)).std() < LEAST_DETAIL:
+        return np.zeros((0, THUMB, THUMB), np.uint8)
+    x, y = grey.width * INSET, grey.height * INSET
+    boxes = [(x, y, grey.width - x, grey.height - y)]
+    trimmed = _within_bars(np.asarray(grey, np.int16))
+    if trimmed != (0, 0, *grey.size):
+        boxes.append(trimmed)
+    parts = [grey.resize((THUMB, THUMB), Image.Resampling.BOX, box=box) for box in boxes]
+    return np.array([np.asarray(thumb) for thumb in (whole, *parts)])
+
+
+def _within_bars(grey):
+    """(left, top, right, bottom) of what borders and caption bars leave of int16 (h, w)."""
+    left, top, (bottom, right) = 0, 0, grey.shape
+    for _ in range(2):  # a caption may be no wider than the picture, within a border
+        before = (left, top, right, bottom)
+        top, bottom = _between_bars(grey[:, left:right], top, bottom)
+        left, right = _between_bars(grey[top:bottom].T, left, right)
+        if (left, top, right, bottom) == before:
+            break
+    return left, top, right, bottom
+
+
+def _between_bars(grey, first, last):
+    rows = grey[first:last]
+    return first + _bar(rows), last - _bar(rows[::-1])
+
+
+def _bar(grey):
+    """Number of rows at the top of int16 (h, w) that are one colour, or a line of text between such rows."""
+    colour = np.sort(grey[0])[grey.shape[1] // 2]
+    if np.count_nonzero(np.abs(grey[0] - colour) <= BAR_SPREAD) <= EVEN * grey.shape[1]:
+        return 0
+    depth, line, last = int(len(grey) * LARGEST_BAR), len(grey) * LARGEST_LINE, 0
+    share = (np.abs(grey[:depth] - colour) <= BAR_SPREAD).mean(axis=1)
+    for row in np.nonzero(share > EVEN)[0]:
+        if row - last > line:
+            break
+        last = int(row)
+    # A bar ends all along; the ground that an object lies on does not.
+    return last + 1 if SMALLEST_BAR * len(grey) <= last + 1 < depth and share[last + 1] < 0.5 else 0
+
+
+def turned(images: np.ndarray, position: int) -> np.ndarray:
+    """(n, h, w, …) in one of the eight positions."""
+    images = images.swapaxes(1, 2) if position & 4 else images
+    images = images[:, ::-1] if position & 2 else images
+    return images[:, :, ::-1] if position & 1 else images
+
+
+def pixel_digest(image: Image.Image) -> bytes:
+    """32 bytes: of an RGB image's pixels, whatever file they lie in; the same in all eight positions."""
+    array = np.asarray(image)[None]
+    positions = (turned(array, position) for position in range(POSITIONS))
+    return hashlib.sha256(min(f"{x.shape}".encode() + x.tobytes() for x in positions)).digest()
 
 
 def fine_detail(thumbs: np.ndarray) -> np.ndarray:
@@ -45,73 +116,134 @@ def fine_detail(thumbs: np.ndarray) -> np.ndarray:
     return thumbs - x
 
 
-def fingerprint(thumb: np.ndarray) -> int:
-    """uint8 (32, 32) -> 64-bit difference hash: for 8 rows, whether each of 9 columns is brighter than its left neighbour.
+def _parts(count):
+    """float32 (count, 32): how much of each of 32 pixels lies in each of `count` equal parts of their row, in 1/count."""
+    edges = np.clip(np.arange(count + 1)[:, None] * THUMB - np.arange(THUMB) * count, 0, count)
+    return np.diff(edges, axis=0).astype(np.float32)
+
+
+def fingerprints(thumbs: np.ndarray) -> np.ndarray:
+    """uint8 (n, 32, 32) -> uint64 (n,), difference hashes: for 8 rows, whether each of 9 columns is brighter than its left
+    neighbour.
 
     Neal Krawetz, "Kind of Like That" (2013). Unchanged by brightness and contrast, scale and re-encoding; not by rotation.
     """
-    small = np.asarray(Image.fromarray(thumb).resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    bits = (small[:, 1:] > small[:, :-1]).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def comparable(thumb: np.ndarray, width: int, height: int) -> bool:
-    """Whether an image of `width` x `height` pixels is large enough, and its thumbnail not too flat, for a fingerprint."""
-    return min(width, height) >= THUMB and fine_detail(thumb[None]).std() >= LEAST_DETAIL
+    small = _parts(8) @ thumbs.astype(np.float32) @ _parts(9).T  # whole numbers below 2**24: columns that are equal stay so
+    bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(len(thumbs), 64)
+    return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
 def find(images: Sequence, cache: ScanCache, *, max_distance: int) -> list[tuple[int, int]]:
     """Sorted pairs (i, j), i < j, of positions in `images` that show the same thing; enough of them to join each group.
 
-    `images`: ScannedImages; those without a fingerprint (too small, or without detail) pair with none. `cache`: the open
-    ScanCache of their scan, which holds their thumbnails. `max_distance`: bits by which the fingerprints of a pair may differ;
-    -1 = do not look.
+    `images`: ScannedImages; those without thumbnails (too small, or without detail) pair with what has their very pixels alone.
+    `cache`: the open ScanCache of their scan, which holds the thumbnails. `max_distance`: bits by which the fingerprints of a
+    pair may differ; -1 = do not look.
     """
-    where = [i for i, image in enumerate(images) if image.fingerprint is not None]
-    if max_distance < 0 or len(where) < 2:
+    if max_distance < 0:
         return []
-    digests = [images[i].sha256 for i in where]
-    key = hashlib.sha256(f"{max_distance} {ALIKE} {' '.join(digests)}".encode()).hexdigest()
-    pairs = cache.pairs(key)
-    if pairs is None:
-        fingerprints = np.array([images[i].fingerprint for i in where], dtype=np.uint64)
-        pairs = _pairs(digests, fingerprints, cache, max_distance)
-        cache.keep_pairs(key, pairs)
-    return [(where[i], where[j]) for i, j in pairs]
-
-
-def _pairs(digests, fingerprints, cache, max_distance):
-    """`find` among images that all have a fingerprint."""
-    if _all_alike(digests, fingerprints, cache, max_distance):
-        warn("images here are too alike to tell near-duplicates from others: only exact copies are found and set aside")
-        return []
-    group_of, pairs = np.arange(len(digests)), []
-    with Progress("near-duplicates", len(digests)) as progress:
-        found = _candidates(fingerprints, max_distance, advance=progress.advance)
-        for part in (block[start : start + BATCH] for block in found for start in range(0, len(block), BATCH)):
-            part = part[group_of[part[:, 0]] != group_of[part[:, 1]]]  # 1,000 frames of one film have 500,000 pairs
-            for i, j in part[_alike([(digests[i], digests[j]) for i, j in part], cache)].tolist():
-                if group_of[i] != group_of[j]:
-                    group_of[group_of == group_of[j]] = group_of[i]
-                    pairs.append((i, j))
+    first, pairs = {}, []
+    for i, image in enumerate(images):
+        if image.pixels and first.setdefault(image.pixels, i) != i:
+            pairs.append((first[image.pixels], i))
+    where = [i for i, image in enumerate(images) if image.pixels is None]
+    if len(where) > 1:
+        digests = [images[i].sha256 for i in where]
+        key = hashlib.sha256(f"{max_distance} {ALIKE} {' '.join(digests)}".encode()).hexdigest()
+        found = cache.pairs(key)
+        if found is None:
+            found = _pairs(digests, cache, max_distance)
+            cache.keep_pairs(key, found)
+        pairs += [(where[i], where[j]) for i, j in found]
     return sorted(pairs)
 
 
-def _candidates(
-    fingerprints: np.ndarray, max_distance: int, *, advance: Callable[[int], None] = lambda images: None
+@dataclass(frozen=True)
+class _Prints:
+    """Fingerprints of n images. `image`, `kind`: int64 (m,), of what each of the m is (WHOLE or TRIMMED); `positions`: uint64
+    (8, m), in each position; `within`: uint64 (n,)."""
+
+    image: np.ndarray
+    kind: np.ndarray
+    positions: np.ndarray
+    within: np.ndarray
+
+    @classmethod
+    def of(cls, digests, cache):
+        parts, counts = [], []
+        for start in range(0, len(digests), BATCH):
+            stacks = cache.thumbs(digests[start : start + BATCH])
+            thumbs, kinds = np.concatenate(stacks), np.concatenate([np.arange(len(stack)) for stack in stacks])
+            kept = thumbs[kinds != WITHIN]
+            positions = np.stack([fingerprints(turned(kept, position)) for position in range(POSITIONS)])
+            parts.append((kinds[kinds != WITHIN], positions, fingerprints(thumbs[kinds == WITHIN])))
+            counts += [len(stack) - 1 for stack in stacks]
+        kinds, positions, within = (np.concatenate(part, axis=-1) for part in zip(*parts))
+        return cls(np.repeat(np.arange(len(digests)), counts), kinds, positions, within)
+
+
+def _pairs(digests, cache, max_distance):
+    """`find` among images that all have thumbnails."""
+    prints = _Prints.of(digests, cache)
+    if _all_alike(digests, prints, cache, max_distance):
+        warn("images here are too alike to tell near-duplicates from others: only exact copies are found and set aside")
+        return []
+    group_of, pairs = np.arange(len(digests)), []
+    with Progress("near-duplicates", (POSITIONS + 1) * len(prints.image)) as progress:
+        for part in _candidates(prints, max_distance, progress.advance):
+            part = part[group_of[part[:, 0]] != group_of[part[:, 1]]]  # 1,000 frames of one film have 500,000 pairs
+            for i, j, _ in part[_alike(part, digests, cache)].tolist():
+                if group_of[i] != group_of[j]:
+                    group_of[group_of == group_of[j]] = group_of[i]
+                    pairs.append((min(i, j), max(i, j)))
+    return sorted(pairs)
+
+
+def _way(position, kind_a, kind_b):
+    """What of two images is compared, as one number: the second in this position."""
+    return (3 * kind_a + kind_b) * POSITIONS + position
+
+
+def _candidates(prints, max_distance, advance) -> Iterator[np.ndarray]:
+    """Yield int64 (k, 3), k <= BATCH: pairs of images with the way in which their fingerprints come near."""
+    upright, bits = prints.positions[0], min(max_distance, OTHER_BITS)
+    for position in range(POSITIONS):
+        limit = bits if position else max_distance
+        for found in _near(upright, prints.positions[position], limit, advance=advance):
+            a, b = found.T
+            yield from _batches(prints.image[a], prints.image[b], _way(position, prints.kind[a], prints.kind[b]))
+    for found in _near(upright, prints.within, bits, crosswise=True, advance=advance):
+        a, b = found.T
+        yield from _batches(prints.image[a], b, _way(0, prints.kind[a], WITHIN))
+
+
+def _batches(a, b, way):
+    triples = np.stack([a, b, way], axis=1)
+    return (triples[start : start + BATCH] for start in range(0, len(triples), BATCH))
+
+
+def _near(
+    left: np.ndarray,
+    right: np.ndarray,
+    max_distance: int,
+    *,
+    crosswise: bool = False,
+    advance: Callable[[int], None] = lambda prints: None,
 ) -> Iterator[np.ndarray]:
-    """Yield int64 (k, 2): pairs of positions whose fingerprints differ in at most `max_distance` bits.
+    """Yield int64 (k, 2): positions i in `left` and j in `right`, uint64 each, that differ in at most `max_distance` bits;
+    j > i, or all where they are `crosswise`.
 
     All pairs are looked at: 4.5e8 of them for 30,000 images, in 1.2 s on 2 processors.
     """
-    n = len(fingerprints)
+    n = len(left)
     rows = min(n, max(1, 2**16 // n))  # blocks that stay in the processor's cache
 
     def block(start):
-        stop = min(start + rows, n)
-        near = np.bitwise_count(fingerprints[start:stop, None] ^ fingerprints[None, start:]) <= max_distance
+        stop, first = min(start + rows, n), 0 if crosswise else start
+        near = np.bitwise_count(left[start:stop, None] ^ right[None, first:]) <= max_distance
         i, j = np.nonzero(near)
-        return np.stack([i + start, j + start], axis=1)[j > i]
+        found = np.stack([i + start, j + first], axis=1)
+        return found if crosswise else found[j > i]
 
     with ThreadPoolExecutor(processors()) as pool:
         waiting, many = [np.zeros((0, 2), np.int64)], 0
@@ -127,39 +259,50 @@ def _candidates(
             yield np.concatenate(waiting)
 
 
-def _all_alike(digests, fingerprints, cache, max_distance):
+def _all_alike(digests, prints, cache, max_distance):
     """Whether candidates abound and yet are different images: digits on black, scans of one form, X-rays.
 
     1,797 digits enlarged to 64 pixels: 26% of all pairs are candidates, and those that pass are digits of one kind, not copies.
     Photos: 0.02%. Frames of a few films have many candidates as well, but there most of them are what they seem.
     """
-    step = len(fingerprints) // 1000 + 1
-    sample = fingerprints[::step]
-    found = np.concatenate(list(_candidates(sample, max_distance)))
+    step = len(digests) // 1000 + 1
+    sample = prints.positions[0][prints.kind == WHOLE][::step]
+    found = np.concatenate(list(_near(sample, sample, max_distance)))
     if len(sample) < 50 or len(found) < CROWDED * len(sample) * (len(sample) - 1) / 2:
         return False
-    found = found[:: len(found) // 500 + 1]
-    return _alike([(digests[i * step], digests[j * step]) for i, j in found], cache).mean() < 0.5
+    found = np.pad(found[:: len(found) // 500 + 1] * step, ((0, 0), (0, 1)))  # all WHOLE, upright
+    return _alike(found, digests, cache).mean() < 0.5
 
 
-def _alike(digests, cache):
-    """bool (n,): whether each pair of images (by SHA-256) shows the same thing; from the cache where it has been judged."""
-    verdicts = cache.verdicts(digests)
+def _alike(pairs, digests, cache):
+    """bool (k,): whether each of `pairs`, int64 (k, 3), shows the same thing; from the cache where it has been judged."""
+    named = [(digests[i], digests[j], way) for i, j, way in pairs.tolist()]
+    verdicts = cache.verdicts(named)
     alike = np.array([verdict is True for verdict in verdicts], dtype=bool)
     unjudged = [k for k, verdict in enumerate(verdicts) if verdict is None]
     for start in range(0, len(unjudged), 2048):
-        part = unjudged[start : start + 2048]
-        similarity = np.zeros(len(part))
-        a = cache.thumbs([digests[k][0] for k in part])
-        b = cache.thumbs([digests[k][1] for k in part])
-        promising = np.nonzero(_correlation(_smooth(a), _smooth(b)) >= PROMISING)[0]
-        chunks = np.array_split(promising, len(promising) // 64 + 1)  # small ones: they stay in the processor's cache
-        with ThreadPoolExecutor(processors()) as pool:
-            for chunk, found in zip(chunks, pool.map(aligned_similarity, [a[c] for c in chunks], [b[c] for c in chunks])):
-                similarity[chunk] = found
-        alike[part] = similarity >= ALIKE
-        cache.keep_verdicts((*digests[k], alike[k]) for k in part)
+        part = np.array(unjudged[start : start + 2048])
+        alike[part] = _similarity([named[k] for k in part], cache) >= ALIKE
+        cache.keep_verdicts((*named[k], alike[k]) for k in part)
     return alike
+
+
+def _similarity(named, cache):
+    """float (k,): of pairs (digest, digest, way)."""
+    first, second, ways = zip(*named)
+    ways, position = np.array(ways), np.array(ways) % POSITIONS
+    a = np.stack([stack[kind] for stack, kind in zip(cache.thumbs(first), ways // POSITIONS // 3)])
+    b = np.stack(
+        [turned(stack[None, kind], k)[0] for stack, kind, k in zip(cache.thumbs(second), ways // POSITIONS % 3, position)]
+    )
+    least = np.where(position > 0, TURNED_PROMISING, PROMISING)
+    promising = np.nonzero(_correlation(_smooth(a), _smooth(b)) >= least)[0]
+    similarity = np.zeros(len(named))
+    chunks = np.array_split(promising, len(promising) // 64 + 1)  # small ones: they stay in the processor's cache
+    with ThreadPoolExecutor(processors()) as pool:
+        for chunk, found in zip(chunks, pool.map(aligned_similarity, [a[c] for c in chunks], [b[c] for c in chunks])):
+            similarity[chunk] = found
+    return similarity
 
 
 def aligned_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -3,17 +3,20 @@
 A ScanCache keeps what was learnt of a file, so that a second pass over an unchanged folder reads no image at all.
 """
 
+import difflib
 import hashlib
 import io
 import os
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from graft import pixels
 from graft.dataset import near_duplicates
-from graft.dataset.layout import File, Layout, Walk, find_layout, named_splits, walk
+from graft.dataset.labels import BY_FOLDER, Labels, Rules, alike, doubts, read
+from graft.dataset.layout import File, Unclear, Walk, walk
 from graft.dataset.scan_cache import THUMB, FileRecord, ScanCache
 from graft.system import console
 from graft.system.console import GraftError
@@ -23,13 +26,16 @@ DAMAGED = ("undecodable", "truncated", "empty", "too_small", "too_large", "unsup
 WITHOUT_IMAGE = {  # what is said of a file without an image, by what its name promises
     "non_image": "", "unsupported": "{} files are not read", "undecodable": "no picture in it, whatever its name says",
 }  # fmt: skip
+ONE_COLOUR = "one colour only"
 CHUNK = 32  # files per task: large enough that handing out tasks costs nothing, small enough for a smooth progress bar
 
 
 @dataclass(frozen=True, slots=True)
 class ScannedImage:
     """A usable image. `path`: POSIX, relative to the folder; `label`: class name; `given`: split that its folder fixes, or "";
-    `width`, `height`: pixels, upright; `fingerprint`: 64-bit difference hash, None where the image has too little in it."""
+    `width`, `height`: pixels, upright; `pixels`: None where the image has thumbnails to be compared by,
+    else the digest of its pixels if it is small, or "";
+    `group`: what a table of labels says that it must not be parted from, or ""."""
 
     path: str
     label: str
@@ -37,7 +43,8 @@ class ScannedImage:
     sha256: str
     width: int
     height: int
-    fingerprint: int | None
+    pixels: str | None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a folder holds: files = images + problems + non_images + hidden."""
+    """What a folder holds: files = images + problems + non_images + hidden, but for problems that keep an image. `walked`: the
+    files as they were met."""
 
     root: Path
     images: tuple[ScannedImage, ...]
@@ -65,68 +73,75 @@ class ScanResult:
     files: int
     non_images: int
     hidden: int
+    walked: tuple[File, ...] = ()
 
 
 def scan(
     root: str | Path,
     *,
     cache: ScanCache,
+    rules: Rules = BY_FOLDER,
     min_side: int = 1,
     max_megapixels: float = pixels.MAX_MEGAPIXELS,
     on_damaged: str = "quarantine",
     workers: int | None = None,
 ) -> ScanResult:
-    """What the class folders in `root` hold. Raises GraftError where there is nothing to learn from: no folder, no class
-    folders, no image; and with on_damaged="fail" where any file has one of the problems in DAMAGED."""
+    """What the photos in `root` are. rules: where their labels come from.
+
+    Raises GraftError where there is nothing to learn from: no folder, no image, no classes or doubtful ones; and with
+    on_damaged="fail" where any file has one of the problems in DAMAGED.
+    """
     root = Path(root)
     if not root.is_dir():
         raise GraftError(
             f"data.path: {root} is {'not a folder' if root.exists() else 'not there'}; name a folder of class folders"
         )
     seen = walk(root)
-    layout = _layout(root, seen)
-    images, problems = [], [Problem(*row) for row in seen.odd if row[1] != "non_image"]
+    if seen.links:
+        raise GraftError(
+            f"data.path: {root / seen.links[0]} is a link to a folder, and what changes behind it DVC does not see; "
+            "put the folder itself there, or make a set of both by `graft import`"
+        )
+    labels = _labels(root, seen, rules)
+    images, notes, problems = [], {}, [Problem(*row) for row in seen.odd if row[1] != "non_image"]
     non_images = len(seen.odd) - len(problems)
     with console.Progress(f"scan of {root}", len(seen.files), unit="file") as progress:
         for file, record in _records(root, seen.files, cache, max_megapixels, workers or processors(), progress):
-            label, given = layout.place(file.path)
+            place = labels.place(file.path)
             problem, detail = _judge(record, min_side=min_side, max_megapixels=max_megapixels)
             if problem == "non_image":
                 non_images += 1
             elif problem:
                 problems.append(Problem(file.path, problem, f"set aside: {detail}"))
-            elif label is None:
-                problems.append(Problem(file.path, "no_class", "set aside: not in a class folder"))
+            elif place.label is None:
+                problems.append(Problem(file.path, "no_class", f"set aside: {place.why}"))
             else:
-                size = (record.width, record.height)
-                images.append(ScannedImage(file.path, label, given, record.sha256.hex(), *size, record.fingerprint))
+                known = (record.sha256.hex(), record.width, record.height, record.pixels and record.pixels.hex())
+                images.append(ScannedImage(file.path, place.label, place.split, *known, place.group))
+                notes |= {file.path: record.note} if record.note else {}
     images.sort(key=lambda image: image.path)
+    images, of_one_colour = _set_aside_of_one_colour(images, notes)
+    problems += of_one_colour
+    _tell(images, notes)
     problems.sort(key=lambda problem: problem.path)
     total = len(seen.files) + len(seen.odd) + seen.hidden
-    result = ScanResult(root, tuple(images), tuple(problems), total, non_images, seen.hidden)
-    _check(result, layout, on_damaged)
+    result = ScanResult(root, tuple(images), tuple(problems), total, non_images, seen.hidden, seen.files)
+    _check(result, labels, on_damaged)
+    for line in doubts(labels, root, {image.label for image in images}):
+        console.warn(line)
     return result
 
 
-def _layout(root: Path, seen: Walk) -> Layout:
-    """The Layout of `root`; raises GraftError where its folders contradict each other."""
-    # By name alone: to look into the files would cost reads that the cache spares.
-    paths = (file.path for file in seen.files)
-    layout = find_layout(path for path in paths if pixels.may_be_image(Path(path), look=False))
-    tops, named = layout.tops, named_splits(layout.tops)
-    if layout.splits and len(named) < len(tops):
-        raise GraftError(
-            f"data.path: {root} holds {', '.join(sorted(named))} and beside them {min(tops - set(named))!r}; "
-            "keep only train, val and test there (or only class folders)"
-        )
-    if not layout.splits and len(set(named.values())) > 1 and len(named) == len(tops):
-        raise GraftError(
-            f"data.path: {', '.join(sorted(named))} in {root} hold no class folders; each needs one folder per class"
-        )
-    if not tops:
-        more = "" if seen.files else " and no files"
-        raise GraftError(f"data.path: {root} holds no folders{more}; it needs one folder per class")
-    return layout
+def _labels(root: Path, seen: Walk, rules: Rules) -> Labels:
+    try:
+        found = read(root, [file.path for file in seen.files], rules)
+    except Unclear as unclear:
+        raise Unclear(f"data.path: {root}: {unclear.problem}", unclear.readings, flat=unclear.flat) from None
+    except GraftError as error:
+        raise GraftError(f"data.path: {root}: {error}") from None
+    for line in found.told():
+        console.log(f"{root}: {line}")
+    return found
 
 
 def _judge(record, *, min_side, max_megapixels):
@@ -134,31 +149,49 @@ def _judge(record, *, min_side, max_megapixels):
     size = f"{record.width} x {record.height} pixels"
     if not record.problem and min(record.width, record.height) < min_side:
         return "too_small", f"{size}, data.min_side is {min_side}"
-    if not record.problem and record.width * record.height > max_megapixels * 1e6:
-        return "too_large", size
+    if not record.problem and record.megapixels > max_megapixels:
+        return "too_large", f"{size}, {record.megapixels:.0f} megapixels to decode, data.max_megapixels is {max_megapixels:g}"
     return record.problem, record.detail
 
 
-def _check(found: ScanResult, layout: Layout, on_damaged: str) -> None:
+def _check(found: ScanResult, labels: Labels, on_damaged: str) -> None:
     root, damaged = found.root, [p for p in found.problems if p.problem in DAMAGED]
     if damaged and on_damaged == "fail":
         shown = "; ".join(f"{p.path}: {p.problem}" for p in damaged[:20])
         more = f"; and {len(damaged) - 20} more" if len(damaged) > 20 else ""
         raise GraftError(f"{root}: {len(damaged)} damaged file(s), and data.on_damaged is fail: {shown}{more}")
     if not found.images:
-        empty = found.files == found.hidden
-        held = "it is empty" if empty else f"{len(found.problems)} set aside, {found.non_images} not images"
+        held = f"{len(found.problems)} set aside, {found.non_images} not images"
         raise GraftError(f"data.path: no usable image in the class folders of {root} ({held})")
-    labels = {image.label for image in found.images}
-    lost = sorted({layout.place(p.path)[0] for p in damaged} - labels - {None})
+    classes = {image.label for image in found.images}
+    lost = sorted({labels.place(p.path).label for p in damaged} - classes - {None})
     if lost:
         raise GraftError(f"data.path: class {lost[0]!r} of {root} has no usable image; mend it or take the folder out")
-    if len(labels) == 1:
-        (only,) = labels
-        inside = {parts[1] for parts in (image.path.split("/") for image in found.images) if len(parts) > 2}
-        below = len(inside) > 1 and not found.images[0].given
-        hint = f" (or are its classes one level down, in {root / only}?)" if below else ""
-        raise GraftError(f"data.path: {root} has images of one class only, {only!r}; a classifier needs two or more{hint}")
+    learnt = {image.label for image in found.images if image.given in ("", "train")}
+    if classes - learnt:
+        raise GraftError(f"data.path: {root}: {_not_in_train(found.images, classes - learnt, learnt)}")
+    if len(classes) == 1:
+        (only,) = classes
+        raise GraftError(f"data.path: {root} has images of one class only, {only!r}; a classifier needs two or more")
+
+
+def _not_in_train(images, strays, learnt):
+    """Why there is nothing to learn the classes `strays` from: another spelling, or no photo in train."""
+    name = min(strays)
+    where = sorted({image.path.split("/")[0] for image in images if image.label == name})
+    folders = {image.path.split("/")[0] for image in images}
+    train = " and ".join(sorted({image.path.split("/")[0] for image in images if image.given == "train"}))
+    held, train = (" and ".join(f"{top}/" for top in where), f"{train}/") if len(folders) < 5 else ("val or test", "train")
+    same = [other for other in sorted(learnt) if alike(other) == alike(name)] or difflib.get_close_matches(
+        name, learnt, 1, 0.75
+    )
+    if same:
+        has, mend = repr(same[0]), f"give both one name, or set data.class_map: {{{name}: {same[0]}}}"
+    else:
+        has = ", ".join(sorted(learnt)[:5]) + (", …" if len(learnt) > 5 else "")
+        mend = f"move some of its photos to {train}, or leave it out by data.class_map: {{{name}: null}}"
+    more = f" (and {len(strays) - 1} more)" if len(strays) > 1 else ""
+    return f"class {name!r}{more} is only in {held}, {train} has {has}; {mend}"
 
 
 def examine(path: Path, *, max_megapixels: float = pixels.MAX_MEGAPIXELS) -> FileRecord:
@@ -184,9 +217,59 @@ def examine(path: Path, *, max_megapixels: float = pixels.MAX_MEGAPIXELS) -> Fil
         return FileRecord(named, f"cannot be read ({error.strerror})")
     except pixels.ImageProblem as error:
         return FileRecord(error.kind, error.detail)
-    thumb, width, height = near_duplicates.thumbnail(image), seen["width"], seen["height"]
-    fingerprint = near_duplicates.fingerprint(thumb) if near_duplicates.comparable(thumb, width, height) else None
-    return FileRecord("", "", hashlib.sha256(content).digest(), width, height, fingerprint, thumb.tobytes())
+    small = min(seen["width"], seen["height"]) < THUMB
+    thumbs = b"" if small else near_duplicates.thumbnails(image).tobytes()
+    exact = near_duplicates.pixel_digest(image) if small else b""
+    notes = seen["notes"]
+    if not thumbs and all(high - low <= 2 for low, high in image.getextrema()):
+        hidden = f": {pixels.HIDDEN}" if pixels.HIDDEN in notes else ""
+        notes = [ONE_COLOUR + hidden]
+    known = (hashlib.sha256(content).digest(), seen["width"], seen["height"], seen["megapixels"])
+    return FileRecord("", "", *known, None if thumbs else exact, "\n".join(notes), thumbs)
+
+
+def _set_aside_of_one_colour(images, notes):
+    """(images, problems): what shows one colour only goes, unless most of its class does: that may be what the class is."""
+    even = [image for image in images if notes.get(image.path, "").startswith(ONE_COLOUR)]
+    of_class, even_of_class = Counter(image.label for image in images), Counter(image.label for image in even)
+    full = {label for label, n in even_of_class.items() if 2 * n > of_class[label]}
+    for label in sorted(full):
+        example = next(image.path for image in even if image.label == label)
+        some = f"{even_of_class[label]} of {of_class[label]} pictures of class {label!r}"
+        console.warn(f"{some} show {notes[example]}, such as {example}")
+    problems = [
+        Problem(image.path, "one_colour", f"{'kept' if image.label in full else 'set aside'}: {notes[image.path]}")
+        for image in even
+    ]
+    gone = {problem.path for problem in problems if problem.set_aside}
+    return [image for image in images if image.path not in gone], problems
+
+
+def _tell(images, notes):
+    """Say how pictures were read, where that was not as a matter of course."""
+    told = defaultdict(list)
+    for image in images:
+        for note in notes.get(image.path, "").splitlines():
+            kind, _, detail = note.partition(" (")
+            told[kind].append(f"{image.path} ({detail}" if detail else image.path)
+    for kind, paths in sorted(told.items()):
+        if not kind.startswith(ONE_COLOUR):
+            console.log(f"{len(paths)} picture(s) with {kind}: {paths[0]}{', …' if len(paths) > 1 else ''}")
+
+
+def check_unchanged(found: ScanResult) -> None:
+    """Raises GraftError where a file of the folder came, changed or went since it was scanned, with the names of three."""
+    before, after = ({file.path: file for file in files} for files in (found.walked, walk(found.root).files))
+    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    if changed:
+        named = [
+            f"{path} {'came' if path not in before else 'went' if path not in after else 'changed'}" for path in changed[:3]
+        ]
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise GraftError(
+            f"data.path: {found.root} changed while it was being read: {', '.join(named)}{more}; "
+            "run again when nothing writes there any more"
+        )
 
 
 def _records(root, files, cache, max_megapixels, workers, progress) -> Iterator[tuple[File, FileRecord]]:

@@ -1,5 +1,6 @@
-"""What is known of the files of a data set: kept under path, size and modification time, so that none is read twice."""
+"""What is known of the files of a data set: kept under path, size, times and inode, so that none is read twice."""
 
+import dataclasses
 import json
 import sqlite3
 import time
@@ -13,14 +14,15 @@ import PIL
 from graft.dataset.layout import File
 from graft.system import console
 
-THUMB = 32  # pixels of a side of the grey thumbnail that near-duplicates are compared by
-VERSION = f"5 Pillow {PIL.__version__}"
+THUMB = 32  # pixels of a side of the grey thumbnails that near-duplicates are compared by
+VERSION = f"6 Pillow {PIL.__version__}"
 FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not believed next time
 TABLES = {
-    "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, problem TEXT, detail TEXT, sha256 BLOB, width INTEGER,"
-    " height INTEGER, fingerprint INTEGER, PRIMARY KEY (root, path)) WITHOUT ROWID",
-    "thumbs": "(sha256 BLOB PRIMARY KEY, thumb BLOB) WITHOUT ROWID",
-    "pairs": "(a BLOB, b BLOB, alike INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID",
+    "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, problem TEXT,"
+    " detail TEXT, sha256 BLOB, width INTEGER, height INTEGER, megapixels REAL, pixels BLOB, note TEXT,"
+    " PRIMARY KEY (root, path)) WITHOUT ROWID",
+    "thumbs": "(sha256 BLOB PRIMARY KEY, thumbs BLOB) WITHOUT ROWID",
+    "pairs": "(a BLOB, b BLOB, way INTEGER, alike INTEGER, PRIMARY KEY (a, b, way)) WITHOUT ROWID",
     "results": "(root TEXT, key TEXT, pairs TEXT, PRIMARY KEY (root, key))",
     "version": "(version TEXT)",
 }
@@ -31,16 +33,19 @@ DROP = " ".join(f"DROP TABLE {table};" for table in TABLES)
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """What one file is, whatever the params say. `problem`: "", a kind of damage (scan.DAMAGED) or "non_image"; `detail`: for
-    a person; `sha256`: 32 bytes; `width`, `height`: pixels, upright; `fingerprint`: see near_duplicates; `thumb`: 32 x 32
-    grey bytes."""
+    a person; `sha256`: 32 bytes; `width`, `height`: pixels, upright; `megapixels`: that were decoded; `pixels`: None
+    where the image has thumbnails, else the digest of its pixels if it is small, or nothing; `note`: what a person should
+    know of how it was read; `thumbs`: 32 x 32 grey bytes each."""
 
     problem: str = ""
     detail: str = ""
     sha256: bytes = b""
     width: int = 0
     height: int = 0
-    fingerprint: int | None = None
-    thumb: bytes = b""
+    megapixels: float = 0.0
+    pixels: bytes | None = b""
+    note: str = ""
+    thumbs: bytes = b""
 
 
 class ScanCache:
@@ -83,10 +88,10 @@ class ScanCache:
         self._db.close()
 
     def records(self, files: Iterable[File]) -> Iterator[tuple[File, FileRecord | None]]:
-        """Yield (file, its FileRecord without thumb, or None) for `files`, sorted by path; forgets what is no longer there."""
+        """Yield (file, its FileRecord without thumbs, or None) for `files`, sorted by path; forgets what is no longer there."""
         rows = self._db.execute(
-            "SELECT path, size, mtime_ns, problem, detail, sha256, width, height, fingerprint FROM files WHERE root = ?"
-            " ORDER BY path", (self.root,),
+            "SELECT path, size, mtime_ns, ctime_ns, inode, problem, detail, sha256, width, height,"
+            " megapixels, pixels, note FROM files WHERE root = ? ORDER BY path", (self.root,),
         )  # fmt: skip
         row, gone = next(rows, None), []
         for file in files:
@@ -95,8 +100,8 @@ class ScanCache:
                 row = next(rows, None)
             known = None
             if row is not None and row[0] == file.path:
-                if row[1:3] == (file.size, file.mtime_ns):
-                    known = FileRecord(*row[3:8], None if row[8] is None else row[8] % 2**64)
+                if row[:5] == dataclasses.astuple(file):
+                    known = FileRecord(*row[5:])
                 row = next(rows, None)
             yield file, known
         if row is not None:
@@ -114,21 +119,19 @@ class ScanCache:
             if record.problem == "too_large" or record.detail.startswith("cannot be read"):
                 continue  # depends on data.max_megapixels, or may pass
             settled = now - file.mtime_ns > FRESH_SECONDS * 1e9
-            hashed = record.fingerprint
-            signed = hashed - 2**64 if hashed is not None and hashed >= 2**63 else hashed  # SQLite's integers are signed
-            rows.append((self.root, file.path, file.size, file.mtime_ns if settled else -1, record.problem, record.detail,
-                         record.sha256, record.width, record.height, signed))  # fmt: skip
-            if record.thumb:
-                thumbs.append((record.sha256, record.thumb))
-        self._db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+            *known, kept = dataclasses.astuple(record)
+            path, size, mtime, *identity = dataclasses.astuple(file)
+            rows.append((self.root, path, size, mtime if settled else -1, *identity, *known))
+            if kept:
+                thumbs.append((record.sha256, kept))
+        self._db.executemany(f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 14)})", rows)
         self._db.executemany("INSERT OR IGNORE INTO thumbs VALUES (?,?)", thumbs)
         self._db.commit()
 
-    def thumbs(self, digests: Sequence[str]) -> np.ndarray:
-        """uint8 (n, 32, 32): the thumbnails of the images with these SHA-256 (hex)."""
-        blobs = dict(self._among("SELECT sha256, thumb FROM thumbs WHERE sha256 IN", digests))
-        flat = b"".join(blobs[bytes.fromhex(digest)] for digest in digests)
-        return np.frombuffer(flat, np.uint8).reshape(len(digests), THUMB, THUMB)
+    def thumbs(self, digests: Sequence[str]) -> list[np.ndarray]:
+        """uint8 (k, 32, 32) each: the thumbnails of the images with these SHA-256 (hex)."""
+        blobs = dict(self._among("SELECT sha256, thumbs FROM thumbs WHERE sha256 IN", digests))
+        return [np.frombuffer(blobs[bytes.fromhex(digest)], np.uint8).reshape(-1, THUMB, THUMB) for digest in digests]
 
     def _among(self, query, digests):
         """Rows of a query that ends in IN, for many digests at once: one query each would take four times as long."""
@@ -147,13 +150,14 @@ class ScanCache:
         self._db.execute("INSERT INTO results VALUES (?,?,?)", (self.root, key, json.dumps(pairs)))
         self._db.commit()
 
-    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """For pairs of SHA-256 (hex): whether they have been found alike (True, False), None where not yet judged."""
-        rows = self._among("SELECT a, b, alike FROM pairs WHERE a IN", [a for a, _ in pairs])
-        known = {(a, b): bool(alike) for a, b, alike in rows}
-        return [known.get((bytes.fromhex(a), bytes.fromhex(b))) for a, b in pairs]
+    def verdicts(self, pairs: Sequence[tuple[str, str, int]]) -> list[bool | None]:
+        """For pairs of SHA-256 (hex) and the way in which they are compared: whether they have been found alike (True, False),
+        None where not yet judged."""
+        rows = self._among("SELECT a, b, way, alike FROM pairs WHERE a IN", [a for a, _, _ in pairs])
+        known = {(a, b, way): bool(alike) for a, b, way, alike in rows}
+        return [known.get((bytes.fromhex(a), bytes.fromhex(b), way)) for a, b, way in pairs]
 
-    def keep_verdicts(self, judged: Iterable[tuple[str, str, bool]]) -> None:
-        rows = [(bytes.fromhex(a), bytes.fromhex(b), int(alike)) for a, b, alike in judged]
-        self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?)", rows)
+    def keep_verdicts(self, judged: Iterable[tuple[str, str, int, bool]]) -> None:
+        rows = [(bytes.fromhex(a), bytes.fromhex(b), way, int(alike)) for a, b, way, alike in judged]
+        self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?)", rows)
         self._db.commit()

@@ -50,6 +50,10 @@ def assign(
     # Images of train whose group has members in a given val or test stay in train: carving them would spread the leak.
     pinned = {item.group for item in items if item.group and item.given in ("val", "test")}
     splits = {i.path: i.given for i in items if i.given in ("val", "test") or (i.given and (not wanted or i.group in pinned))}
+    # What came later, and was given nothing, joins the val or test photos that it resembles.
+    homes = {item.group: item.given for item in items if item.group in pinned and item.given == "val"}
+    homes |= {item.group: item.given for item in items if item.group in pinned and item.given == "test"}
+    splits |= {item.path: homes[item.group] for item in items if not item.given and item.group in homes}
     splits |= _deal([item for item in items if item.path not in splits], wanted, seed)
     _check(items, splits, ("train", *wanted), where)
     return splits
@@ -60,7 +64,8 @@ def resolve_leakage(
 ) -> tuple[tuple[ScannedImage, ...], list[Problem]]:
     """(images that stay, problems) when given splits share images. Test images always stay.
 
-    groups: {path: group}; copies: [(path set aside, path that stays)] of equal files in different given splits.
+    groups: {path: group} of near-duplicates (photos that data.group_by joins are not the same picture); copies: [(path set
+    aside, path that stays)] of equal files in different given splits.
     `policy`: "warn" keeps near-duplicates where they are; "drop_from_train" sets aside those of train that have a
     near-duplicate in val or test, and those of val that have one in test; "fail" raises GraftError, with the list.
     """
@@ -153,7 +158,12 @@ def _check(items, splits, needed, where):
         label = min(short, key=lambda name: (sum(counts[name].values()), name))
         lacking = " and ".join(split for split in SPLITS if split in needed and counts[label][split] == 0)
         more = f" (and {len(short) - 1} more)" if len(short) > 1 else ""
+        n, groups = sum(counts[label].values()), {item.group or item.path for item in items if item.label == label}
+        if len(groups) < n:
+            joined = f" in {len(groups)} group{'s' * (len(groups) != 1)} (near-duplicates, data.group_by, a table's group)"
+            remedy = f"needs {len(needed)} groups or more, which are never parted: add photos of others, or let fewer be joined"
+        else:
+            joined, remedy = "", f"needs {len(needed)} or more: add photos, or take the class out"
         raise GraftError(
-            f"{where}: class {label!r}{more} has {sum(counts[label].values())} usable images, and none is left for {lacking}; "
-            f"each class needs {len(needed)} or more that are no copies of each other: add photos, or take the class out"
+            f"{where}: class {label!r}{more} has {n} usable images{joined}, and none is left for {lacking}; each class {remedy}"
         )

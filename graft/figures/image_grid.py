@@ -33,6 +33,24 @@ class PredictedImage:
         return (f"✓ {said}", "") if self.correct else (f"✗ {said}", f"is {style.short(self.label, 17)}")
 
 
+def tile(image: PredictedImage) -> np.ndarray:
+    """uint8 (h, w, 3): one image with its border and its lines below, for a grid that somebody else makes; w is fixed."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    colour = style.RIGHT if image.correct else style.WRONG
+    width = len(image.pixels) * SIDE + 2 * BORDER
+    sheet = Image.new("RGB", (width, SIDE + 2 * BORDER + CAPTION), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.rectangle((0, 0, width - 1, SIDE + 2 * BORDER - 1), fill=colour)
+    for k, pixels in enumerate(image.pixels):
+        sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.BILINEAR), (BORDER + k * SIDE, BORDER))
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 10)  # has ✓, ✗ and most scripts
+    for k, line in enumerate(image.lines):
+        pen.text((BORDER, SIDE + 2 * BORDER + 2 + 13 * k), line, font=font, fill=style.INK if k else colour)
+    return np.asarray(sheet)
+
+
 class ImageGridDisplay(style.Display):
     """Images in rows. `rows`: [(heading or "", [PredictedImage, ...]), ...]. Blue border: right; vermilion, dashed: wrong.
 

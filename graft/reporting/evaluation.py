@@ -1,5 +1,6 @@
 """Everything that `evaluate` leaves in its folder: tables, figures, model card; the same arguments give the same bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,14 @@ METRICS = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss",
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of `metrics.json`, of `report.json` (its summary holds every figure), and of `card.html`."""
+    """The content of `metrics.json`, of `report.json` (its summary holds every figure), and of `card.html`; the images that
+    the figures show, as `plots.Plots` has them.
+    """
 
     metrics: dict[str, float]
     report: dict
     page: str = field(repr=False)
+    images: Mapping[str, list] = field(repr=False)
 
 
 def write_evaluation(
@@ -45,4 +49,4 @@ def write_evaluation(
     drawn = plots.draw_evaluation(folder / "plots", results, report, models=models, images=images, seed=seed)
     page = model_card.render(about, results, report, against_head, drawn)
     files.write_text(folder / "card.html", page)
-    return Evaluation(figures, report, page)
+    return Evaluation(figures, report, page, drawn.images)

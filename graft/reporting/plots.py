@@ -17,6 +17,8 @@ from graft.system import files
 
 SAMPLE, WORST, EXPLAINED = 24, 12, 6  # images in the grid, of the worst mistakes, through Grad-CAM (right ones; as many wrong)
 PAIRS, IMAGES_PER_PAIR = 6, 4
+COMPARED = 16  # images of each kind that MLflow shows side by side for several runs
+KEYS = {"prediction_grid": "test photos", "worst_mistakes": "worst mistakes", "grad_cam": "Grad-CAM"}  # as MLflow has them
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ def log_training(run, predictions: Predictions, history: History, model) -> None
     with tempfile.TemporaryDirectory(prefix="graft-plots-") as folder:
         draw_training(folder, predictions, history, model)
         run.log_artifacts(folder, "plots")
+
+
+def log_images(run, images: Mapping[str, list[PredictedImage]]) -> None:
+    """Images of the Plots one by one, under keys and steps that are the same for every run: MLflow's grid compares by these.
+
+    The test photos are chosen by seed, not by what the model says of them.
+    """
+    for name, key in KEYS.items():
+        for step, image in enumerate(images[name][:COMPARED]):
+            run.log_image(image_grid.tile(image), key, step)
 
 
 def draw_evaluation(folder, results: Results, report: dict, *, models, images, seed: int) -> Plots:

@@ -4,7 +4,10 @@ import base64
 import hashlib
 import io
 import json
+import shutil
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from importlib import metadata as packages
 from pathlib import Path
 
@@ -12,13 +15,17 @@ import numpy as np
 
 from graft import pixels
 from graft.description import FILES, Description
+from graft.scoring.metrics import summary
+from graft.scoring.predictions import Predictions
 from graft.serving import readers, writers
+from graft.system import files, paths
 from graft.system.console import GraftError
 from graft.system.environment import quiet_mlflow, quiet_tensorflow, silence
-from graft.tracking import registry, store
+from graft.tracking import champion, registry, store
 from graft.tracking.runs import StageRun
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
+FORMATS = "formats"  # folder of a registered model that holds what `export` wrote, the Keras model apart, which it is
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 IN_STORE = ("models:/", "runs:/")  # how URIs of the MLflow store begin; anything else is a folder
 
@@ -32,24 +39,55 @@ def register(
     stage: str | None = None,
     metrics: dict | None = None,
     tags: dict | None = None,
+    export: tuple[Path, str] | None = None,
 ) -> str:
     """Register a keras.Model as a version of `tracking.model`, point `alias` at it, and return its number.
 
-    stage: which made the model, by default the run's own. A version of that stage with these very weights and this description
-    is taken as it is; nothing is saved again. metrics: test metrics (numbers, also nested), shown with the version; tags:
-    values become text. Both are added to what the version has. Stages that register at the same time are safe.
+    stage: which made the model, by default the run's own. A version of that stage that ships just this (`shipped_digest`) is
+    taken as it is; nothing is saved again. metrics: test metrics (numbers, also nested), shown with the version; tags: values
+    become text. Both are added to what the version has. export: (folder of the model's other formats, which become its
+    artifacts; `network_digest` of the fine-tuned model, whose version is linked with this one). The temperature is left out
+    where `evaluate.calibrate` is false. A champion that is the same network hands its title on. Stages that register at the
+    same time are safe.
     """
-    stage, found = stage or run.stage, digest(model, description)
+    stage = stage or run.stage
+    if not run.params.evaluate.calibrate:
+        description = description.replace(temperature=1.0)
+    folder, network = export or (None, network_digest(model, description))
+    found = shipped_digest(model, description, folder)
     with registry.lock(), tempfile.TemporaryDirectory(prefix="graft-") as place:
         version = registry.find(run, found, stage)
         if version is None:
-            folder = Path(place) / "model"
-            save(folder, model, description)
-            version = registry.create(run, folder, digest=found, stage=stage)
-        registry.describe(run, version, metrics=metrics, tags=tags)
+            made = Path(place) / "model"
+            save(made, model, description)
+            if folder is not None:
+                shutil.copytree(folder, made / FORMATS, ignore=shutil.ignore_patterns(FILES["keras"]))
+            version = registry.create(run, made, digest=found, stage=stage)
+        registry.describe(run, version, metrics=metrics, tags={**(tags or {}), registry.NETWORK: network})
         registry.point(run, alias, version)
+        registry.show_output(run, version)
+        if export and (origin := registry.find(run, network, "fine-tune", by=registry.NETWORK)):
+            registry.describe(run, version, tags={registry.ORIGIN: origin})
+            registry.describe(run, origin, tags={registry.EXPORTED: version})
+            registry.copy_tags(run, origin, version, champion.CONTEST)
+    champion.renew(run, version)
     run.set_tags({"model.version": version})
     return version
+
+
+def contest(run: StageRun, head, tuned, figures: dict, image_sets: Callable) -> None:
+    """Register both models as evaluate found them; the fine-tuned one challenges the champion on the validation images.
+
+    head, tuned: (model, Description). figures: of `tuned` on the test images. image_sets: as of `graft.dataset.images`. Both
+    are registered already, unless what is shipped with them has changed since they were trained: the serving code, say.
+    """
+    options = {"resamples": run.params.evaluate.bootstrap, "seed": run.params.seed}
+    champion.record_head(run, register(run, *head, alias="head", stage="train-head"))
+    version = register(run, *tuned, alias="fine-tuned", stage="fine-tune", metrics=figures)
+    validation = Predictions.read(paths.FINE_TUNE / "predictions.csv")
+    seen = summary(validation, **options)  # gates are checked on them too
+    ask = partial(_ask, run.params, image_sets)
+    champion.challenge(run, version=version, predictions=validation, metrics=seen, ask=ask)
 
 
 def digest(model, description: Description) -> str:
@@ -59,6 +97,21 @@ def digest(model, description: Description) -> str:
         total.update(f"{weight.dtype}{weight.shape}".encode())
         total.update(np.ascontiguousarray(weight))
     return total.hexdigest()
+
+
+def network_digest(model, description: Description) -> str:
+    """`digest` of what is the same however it is shipped: the temperature and whether it is applied are left out."""
+    return digest(model, description.replace(temperature=1.0, calibrated=False))
+
+
+def shipped_digest(model, description: Description, formats: Path | None = None) -> str:
+    """SHA-256 in hex of all that a version holds: `digest`, the code that serves and decodes, pins, exported formats."""
+    parts = [digest(model, description), files.sha256_of(CODE, pixels.__file__), *_pins()]
+    return hashlib.sha256(json.dumps([*parts, formats and files.sha256(formats)]).encode()).hexdigest()
+
+
+def _pins():
+    return [f"{name}=={packages.version(name)}" for name in REQUIRED]
 
 
 def save(folder: Path, model, description: Description) -> None:
@@ -93,7 +146,7 @@ def save(folder: Path, model, description: Description) -> None:
             artifacts={"model": str(file), "pixels": pixels.__file__},
             signature=signature,
             input_example=[_example()],
-            pip_requirements=[f"{name}=={packages.version(name)}" for name in REQUIRED],
+            pip_requirements=_pins(),
             metadata=json.loads(description.to_json()),
         )
     _forget_origins(folder)
@@ -147,3 +200,17 @@ def load(uri: str) -> readers.Loaded:
         return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
 
     return readers.Loaded(uri, description, run)
+
+
+def _ask(params, image_sets: Callable, version: str, listed) -> Predictions:
+    """What `version` of `tracking.model` says of the images of a Manifest, all of one split.
+
+    image_sets: as `graft.dataset.images.image_sets`. Raises GraftError for a version that cannot be run.
+    """
+    try:
+        model = load(f"models:/{params.tracking.model}/{version}")
+        (chosen,) = image_sets(listed, params.data.path, model.description, listed.rows[0].split)
+        batches = chosen.read(range(len(chosen)))
+        return Predictions.of(chosen, np.concatenate([model(batch) for batch in batches]))
+    except Exception as error:  # whatever it is, the contest names it and goes on
+        raise GraftError(f"its model cannot be run: {store.first_line(error)}") from error

@@ -220,13 +220,14 @@ def _tflite(frozen, format, images, min_agreement):
     if format != "tflite_int8":
         return _converter(frozen, format).convert(), ""
     import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter
     from tensorflow.lite.python.convert import mlir_quantize
 
     converter = _converter(frozen, format)
     converter.representative_dataset = lambda: ([image[None]] for image in images)
     converter._experimental_calibrate_only = True
     ranges = converter.convert()
-    interpreter = tf.lite.Interpreter(model_content=ranges)
+    interpreter = Interpreter(model_content=ranges)
     names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
     convolutions = [names[op["outputs"][0]] for op in interpreter._get_ops_details() if op["op_name"] == "CONV_2D"]
     blob = mlir_quantize(ranges, denylisted_ops=FLOAT_IN_INT8, denylisted_nodes=convolutions[:1] or None)

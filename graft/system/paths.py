@@ -9,7 +9,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
-BACKBONES = DATA / "backbones"
+WEIGHTS = DATA / "weights"  # files that the user brought
 SPLIT = DATA / "split"
 TRAIN_HEAD = DATA / "train-head"
 FINE_TUNE = DATA / "fine-tune"

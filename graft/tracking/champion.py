@@ -1,36 +1,41 @@
 """The champion: the best version so far, dethroned only by a challenger that is better on the very same validation images.
 
 Test images decide nothing: the champion's figures on them are as unseen as any. `decide` is a pure function; `challenge` finds
-the champion's predictions, decides, moves the alias and leaves the reason behind. History is a tag of the registered model, so
-that it outlives runs and versions.
+the champion's predictions, decides, moves the alias and leaves the reason behind. Each change is a tag of the version that got
+the title, written before the alias moves; a tag of the registered model would be full after twenty (5,000 characters).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graft.dataset import manifest
+from graft.dataset.manifest import Manifest
 from graft.scoring.predictions import Predictions
 from graft.scoring.statistics import Comparison, compare_predictions
+from graft.system import files, paths
 from graft.system.console import GraftError, log
 from graft.tracking import registry, runs, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "champion"
-PREDICTIONS = "validation_predictions.csv"  # artifact of the run that a version's tag `evaluate.run` names
-HISTORY = "champion.history"  # tag of the registered model: JSON list of entries, oldest first
-KEPT = 200  # entries of the history; a tag holds 100,000 characters
+# Artifacts of the run that a version's tag `evaluate.run` names: validation predictions by the stage that made the version
+# (export ships what fine-tune made), and the SHA-256 of every image that was trained on.
+PREDICTIONS, HEAD_PREDICTIONS = "validation_predictions.csv", "validation_predictions_head.csv"
+TRAINED_ON = "trained_on.json"
+CONTEST = ("evaluate.run", "validation.digest", "test.digest", "val_accuracy")  # tags that a version is compared by
+HISTORY = "champion.at."  # begins the tags of a version that hold its titles: JSON, the time in the key
 SIGNIFICANT = 0.05
+LEAST = 30  # images that two models of different splits are compared on
+Ask = Callable[[str, Manifest], Predictions]  # what a version of the registry says of these images
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ def decide(
     failed: list[str] | None = None,
     champion: str = "the champion",
     obstacle: str | None = None,
+    images: str = "validation images",
 ) -> Decision:
     """Whether the challenger takes over.
 
@@ -79,7 +85,7 @@ def decide(
     `obstacle` (a clause such as "the class lists differ") keeps the two from being compared.
     promote: better = a higher accuracy, which includes that the paired test does not call it worse; significant = higher, and
     the paired test's p < 0.05; always; never. failed: see `failed_gates`; a gate that is not reached forbids promotion
-    whatever `promote` says. Returns a Decision without versions.
+    whatever `promote` says. images: what the comparison was on. Returns a Decision without versions.
     """
     numbers, found = {}, "there is no champion yet"
     if obstacle:
@@ -88,7 +94,7 @@ def decide(
         c = comparison
         numbers = {"accuracy": c.second, "champion_accuracy": c.first, "difference": c.difference,
                    "low": c.low, "high": c.high, "p_value": c.p_value, "n": c.n}  # fmt: skip
-        found = (f"accuracy {c.second:.4f} against {c.first:.4f} of {champion} on the same {c.n} validation images, "
+        found = (f"accuracy {c.second:.4f} against {c.first:.4f} of {champion} on the same {c.n} {images}, "
                  f"difference {c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f}), p = {c.p_value:.2g}")  # fmt: skip
     higher = comparison is not None and comparison.difference > 0
     if failed:
@@ -109,22 +115,26 @@ def decide(
     return Decision(promoted, f"{why}: {found}" if why else found, **numbers)
 
 
-def challenge(run: runs.StageRun, *, version: str, predictions: Predictions, metrics: Mapping[str, float]) -> Decision:
+def challenge(
+    run: runs.StageRun, *, version: str, predictions: Predictions, metrics: Mapping[str, float], ask: Ask
+) -> Decision:
     """Let `version` of the registry challenge the champion on the validation images, and act on the decision.
 
-    run: the StageRun of evaluate. predictions: of the manifest's validation images. metrics: of them, for the gates.
+    run: the StageRun of evaluate. predictions: of the manifest's validation images. metrics: of them, for the gates. ask: runs
+    a registered version, for a champion of another split; it may raise GraftError.
 
     The alias `champion` moves or stays; the decision goes to tags and artifact champion.json of the run, tags of the version,
     the history and one line on the console. `predictions` stay with the run, for challengers to come.
     """
     client, name = run.client, run.params.tracking.model
-    _record_predictions(run, version, predictions)  # before the alias moves: from then on others challenge these
+    record_predictions(run, version, predictions)  # before the alias moves: from then on others challenge these
     while True:
-        champion = registry.by_alias(client, name, ALIAS)
-        if champion is not None and str(champion.version) == version:
-            decision = Decision(False, "it is the champion already", version=version, champion=version)
+        champion = _reigning(client, name, run.pipeline_name)
+        if champion is not None and _same_network(champion, registry.get_version(client, name, version)):
+            number = str(champion.version)
+            decision = Decision(False, "it is the champion already", version=number, champion=number)
             break
-        decision = _judge(run, champion, predictions, metrics)
+        decision = _judge(run, champion, predictions, metrics, ask)
         decision = replace(decision, version=version, champion=champion and str(champion.version))
         if not decision.promoted:
             break
@@ -137,47 +147,103 @@ def challenge(run: runs.StageRun, *, version: str, predictions: Predictions, met
     return decision
 
 
-def _record_predictions(run, version, predictions):
+def renew(run: runs.StageRun, version: str) -> None:
+    """Hand the title on to `version` where the champion is the same network, shipped in another way.
+
+    Other serving code, pins or calibration make another version, which no contest would prefer.
+    """
+    client, name = run.client, run.params.tracking.model
+    with store.lock("champion"):
+        champion, found = registry.by_alias(client, name, ALIAS), registry.get_version(client, name, version)
+        if champion is None or str(champion.version) == version:
+            return
+        if champion.tags.get("stage") == found.tags.get("stage") and _same_network(champion, found):
+            registry.copy_tags(run, str(champion.version), version, CONTEST)
+            reason = f"the network of version {champion.version}, shipped anew"
+            _move(client, name, version, by=run.pipeline_name, reason=reason, action="renewed")
+            log(f"champion: version {version}, {reason}")
+
+
+def record_predictions(run: runs.StageRun, version: str, predictions: Predictions, name: str = PREDICTIONS) -> None:
+    """Let `version` be compared with others later: its validation predictions, and what it was trained on, stay with `run`."""
+    listed = manifest.read()
     with tempfile.TemporaryDirectory() as folder:
-        predictions.write(Path(folder) / PREDICTIONS)
-        run.log_artifact(Path(folder) / PREDICTIONS)
+        predictions.write(Path(folder) / name)
+        files.write_json(Path(folder) / TRAINED_ON, sorted(listed.split("train").sha256))
+        for file in (name, TRAINED_ON):
+            run.log_artifact(Path(folder) / file)
     accuracy = f"{predictions.correct.mean():.4f}"
-    tags = {"evaluate.run": run.run_id, "validation.digest": _validation_digest(), "val_accuracy": accuracy}
-    registry.describe(run, version, tags=tags | ({"test.digest": run.dataset.test_digest} if run.dataset else {}))
+    tags = {"evaluate.run": run.run_id, "validation.digest": runs.validation_digest(), "val_accuracy": accuracy}
+    metrics = {"validation/accuracy": float(predictions.correct.mean())}
+    test = {"test.digest": run.dataset.test_digest} if run.dataset else {}
+    registry.describe(run, version, metrics=metrics, tags=tags | test)
 
 
-def _validation_digest():
-    """12 hex digits of path, label and bytes of every validation image."""
-    rows = manifest.read().split("val").rows
-    return hashlib.sha256(json.dumps([(row.path, row.label, row.sha256) for row in rows]).encode()).hexdigest()[:12]
+def record_head(run: runs.StageRun, version: str) -> None:
+    """`record_predictions` of the head alone, which `graft champion --set head` can make champion too."""
+    record_predictions(run, version, Predictions.read(paths.TRAIN_HEAD / "predictions.csv"), HEAD_PREDICTIONS)
 
 
-def _judge(run, champion, predictions, metrics):
+def _reigning(client, name, by):
+    """The champion; where it was deleted, or its alias, the title goes back to the last one that is left."""
+    with store.lock("champion"):
+        champion = registry.by_alias(client, name, ALIAS)
+        if champion is None and (left := active_versions(history(client, name))):
+            _move(client, name, left[-1], by=by, reason="the champion is gone from the registry", action="restored")
+            log(f"champion: the last one is gone from the registry; version {left[-1]} defends the title")
+            champion = registry.by_alias(client, name, ALIAS)
+    return champion
+
+
+def _same_network(one, other):
+    known = one.tags.get(registry.NETWORK)
+    return one.version == other.version or (known is not None and known == other.tags.get(registry.NETWORK))
+
+
+def _judge(run, champion, predictions, metrics, ask):
     params = run.params
     rule = {"promote": params.tracking.promote, "failed": failed_gates(params.evaluate.gates, metrics)}
     if champion is None:
         return decide(None, **rule)
     rule["champion"] = f"version {champion.version}"
-    theirs = runs.read_predictions(run.client, champion.tags.get("evaluate.run"), PREDICTIONS)
-    if obstacle := _obstacle(champion, theirs, predictions):
-        return decide(None, obstacle=obstacle, **rule)
+    try:
+        theirs, ours, rule["images"] = _on_the_same_images(run, champion, predictions, ask)
+    except GraftError as obstacle:
+        return decide(None, obstacle=str(obstacle), **rule)
     options = {"resamples": params.evaluate.bootstrap, "seed": params.seed}
-    return decide(compare_predictions(theirs, predictions, **options), **rule)
+    return decide(compare_predictions(theirs, ours, **options), **rule)
 
 
-def _obstacle(champion: ModelVersion, theirs: Predictions | None, ours: Predictions) -> str | None:
-    """What keeps the champion from being compared, as a clause, or None."""
-    run_id = champion.tags.get("evaluate.run")
-    if theirs is None and run_id is None:
-        return "no evaluate run of it is recorded (tag evaluate.run), and so none of its validation predictions"
+def _on_the_same_images(run, champion, ours, ask):
+    """(champion's predictions, `ours` of the same images, what these are). Raises GraftError, a clause, for an obstacle.
+
+    Where the split is another one, the images are those of this one's validation set that neither has trained on.
+    """
+    run_id, name = (
+        champion.tags.get("evaluate.run"),
+        HEAD_PREDICTIONS if champion.tags.get("stage") == "train-head" else PREDICTIONS,
+    )
+    if run_id is None:
+        raise GraftError("no evaluate run of it is recorded (tag evaluate.run), and so none of its validation predictions")
+    theirs = runs.read_predictions(run.client, run_id, name)
     if theirs is None:
-        return f"its validation predictions are missing ({PREDICTIONS} of run {run_id})"
+        raise GraftError(f"its validation predictions are missing ({name} of run {run_id})")
     if theirs.classes != ours.classes:
-        return f"the class lists differ, {_class_change(theirs.classes, ours.classes)}"
-    if champion.tags.get("validation.digest") != _validation_digest() or set(theirs.paths) != set(ours.paths):
-        shared = len(set(theirs.paths) & set(ours.paths))
-        return f"its validation images are others ({shared} of these {len(ours)} by path; labels or bytes may have changed)"
-    return None
+        raise GraftError(f"the class lists differ, {_class_change(theirs.classes, ours.classes)}")
+    if champion.tags.get("validation.digest") == runs.validation_digest() and set(theirs.paths) == set(ours.paths):
+        return theirs, ours, "validation images"
+    trained_on = runs.read_json(run.client, run_id, TRAINED_ON)
+    if trained_on is None:
+        raise GraftError(f"its split is another one, and what it trained on is missing ({TRAINED_ON} of run {run_id})")
+    listed, seen = manifest.read().split("val"), set(trained_on)
+    unseen = replace(listed, rows=tuple(row for row in listed.rows if row.sha256 not in seen))
+    if len(unseen) < LEAST:
+        raise GraftError(f"it has trained on all but {len(unseen)} of these {len(ours)} validation images, {LEAST} are needed")
+    position = {path: k for k, path in enumerate(ours.paths)}
+    chosen = [position[path] for path in unseen.paths]
+    groups = tuple(ours.groups[k] for k in chosen)
+    mine = Predictions(unseen.paths, ours.labels[chosen], ours.probabilities[chosen], ours.classes, groups)
+    return ask(str(champion.version), unseen), mine, "validation images that neither has trained on"
 
 
 def _class_change(old, new):
@@ -202,33 +268,43 @@ def _record(run, decision):
 
 
 def _move(client, name, version, *, by, reason, action="promoted"):
-    """Point the alias at `version` and write it into the history. The caller holds the lock."""
-    entries = history(client, name)
-    current = registry.by_alias(client, name, ALIAS)
+    """Write into the history that the title goes to `version`, then point the alias at it. The caller holds the lock."""
+    entries, current = history(client, name), registry.by_alias(client, name, ALIAS)
+    before = str(current.version) if current else None
+    known = active_versions(entries)
+    if before and before not in known[-1:]:  # else rolling back would miss it
+        _write(client, name, before, action="by hand", before=known[-1] if known else None, by="", reason="the alias was moved")
+    _write(client, name, version, action=action, before=before, by=by, reason=reason[:400])
     client.set_registered_model_alias(name, ALIAS, str(version))
-    entries.append({
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"), "action": action, "version": str(version),
-        "before": str(current.version) if current else None, "by": by, "reason": reason[:400],
-    })  # fmt: skip
-    client.set_registered_model_tag(name, HISTORY, json.dumps(entries[-KEPT:], ensure_ascii=False))
+
+
+def _write(client, name, version, **entry):
+    at = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    entry = {"at": at, "version": str(version), **entry}
+    client.set_model_version_tag(name, str(version), f"{HISTORY}{at[:26]}", json.dumps(entry, ensure_ascii=False))
 
 
 def history(client: MlflowClient, name: str) -> list[dict]:
-    """Every change of the champion, oldest first: dicts with at, action, version, before, by, reason. Empty without a model."""
-    from mlflow.exceptions import MlflowException
+    """Every change of the champion, oldest first: dicts with at, action, version, before, by, reason. Empty without a model.
 
-    try:
-        return json.loads(client.get_registered_model(name).tags.get(HISTORY, "[]"))
-    except MlflowException:
-        return []
+    What a version that was deleted has been goes with it.
+    """
+    found = client.search_model_versions(f"name = {store.quoted(name)}", max_results=10_000)
+    return sorted(
+        (json.loads(text) for version in found for key, text in version.tags.items() if key.startswith(HISTORY)),
+        key=lambda entry: entry["at"],
+    )
 
 
 def active_versions(entries: list[dict]) -> list[str]:
     """The versions that were champion and not rolled back, oldest first: the last one is the champion."""
     stack = []
     for entry in entries:
-        if entry["action"] == "rolled back":
-            stack.pop()
+        if entry["action"] == "renewed" and stack:
+            stack[-1] = entry["version"]
+        elif entry["action"] == "rolled back" and entry["version"] in stack:
+            while stack[-1] != entry["version"]:
+                stack.pop()
         else:
             stack.append(entry["version"])
     return stack
@@ -267,9 +343,11 @@ def rollback(params) -> str:
     """Give the title back to the version that had it before. Returns one line of text. Raises GraftError when none had it."""
     client, name = store.connect(params).client, params.tracking.model
     with store.lock("champion"):
-        former = active_versions(history(client, name))[:-1]
+        current, stack = registry.by_alias(client, name, ALIAS), active_versions(history(client, name))
+        if current is not None and str(current.version) in stack[-1:]:
+            stack.pop()  # else the alias was moved or deleted by hand: the last one known is the one before
+        former = [version for version in stack if current is None or version != str(current.version)]
         if not former:
             raise GraftError(f"model {name} has no former champion to go back to; `graft champion --set VERSION` names one")
-        registry.get_version(client, name, former[-1])
         _move(client, name, former[-1], by=runs.user(), reason="rolled back by hand", action="rolled back")
     return f"version {former[-1]} is the champion of {name} again"

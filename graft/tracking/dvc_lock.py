@@ -1,13 +1,18 @@
-"""What dvc.yaml declares of a stage, and whether dvc.lock still holds."""
+"""What dvc.yaml declares of a stage, whether dvc.lock still holds, and a lock of DVC's that a Ctrl-C has cut off."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from graft.system import files, paths
+from graft.system.console import warn
 
 DVC_YAML, DVC_LOCK = Path("dvc.yaml"), Path("dvc.lock")
+WRITING_SECONDS = 1.0  # DVC writes its locks in place: what is half there now may be whole then
 
 
 def stage_keys(stage: str, params, file: Path = DVC_YAML) -> dict[str, object]:
@@ -38,10 +43,27 @@ def _below_data(entry: dict, *kinds: str) -> Iterator[Path]:
             yield Path(text)
 
 
-def matches_lock(stage: str) -> bool:
-    """Whether every dependency and parameter of `stage` in dvc.lock is as it is on disk; False when it is not recorded."""
+def code_paths() -> list[Path]:
+    """What the stages depend on and none of them makes: code, pins, `data/weights`; not the data set, which is templated."""
+    stages = (_yaml(DVC_YAML).get("stages") or {}).values()
+    named = sorted({dep for stage in stages for dep in stage.get("deps") or [] if "${" not in dep})
+    return [Path(name) for name in named if not any(Path(name).is_relative_to(made) for made in paths.STAGES.values())]
+
+
+def code_digest() -> str:
+    """SHA-256 in hex of the content of `code_paths`, as it is on disk now."""
+    content = [(path.as_posix(), files.sha256(path)) for path in code_paths() if path.exists()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def matches_lock(stage: str, *kinds: str) -> bool:
+    """Whether every dependency and parameter of `stage` in dvc.lock is as it is on disk; False when it is not recorded.
+
+    kinds: "outs" looks at what the stage has made too.
+    """
     entry = _stage(DVC_LOCK, stage)
-    if not entry or any(files.dvc_md5(dep["path"]) != dep.get("md5") for dep in entry.get("deps", [])):
+    recorded = [item for kind in ("deps", *kinds) for item in entry.get(kind, [])]
+    if not entry or any(files.dvc_md5(item["path"]) != item.get("md5") for item in recorded):
         return False
     for name, recorded in entry.get("params", {}).items():
         tree = _yaml(Path(name))
@@ -64,3 +86,31 @@ def _lookup(tree: object, key: str) -> object:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
+
+
+def mend_rwlock() -> None:
+    """Remove DVC's `.dvc/tmp/rwlock` where a killed process left half of it: every later command of DVC would fail.
+
+    Nothing is lost with it: it lists which processes use which files now, and DVC makes it anew.
+    """
+    file = paths.root() / ".dvc" / "tmp" / "rwlock"
+    if _is_json(file):
+        return
+    time.sleep(WRITING_SECONDS)
+    if not _is_json(file):
+        file.unlink(missing_ok=True)
+        warn(f"{file} was cut off by a process that was killed: removed, DVC makes it anew")
+
+
+def _is_json(file):
+    try:
+        files.read_json(file)
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+if __name__ == "__main__":  # for `make run`, before DVC
+    mend_rwlock()

@@ -1,4 +1,4 @@
-"""Versions of the trained models in the MLflow registry, found again by the digest of what they hold."""
+"""Versions of the trained models in the MLflow registry, found again by the digest of all that they ship."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+NETWORK = "network.digest"  # tag of a version: of weights, classes and preprocessing, the same however it is shipped
+ORIGIN, EXPORTED = "fine-tuned.version", "exported.version"  # tags by which an exported version and its original are found
 MODEL_ID = "model_id"  # tag of a version: the logged model behind it, which a database store does not record
 SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")  # columns of the Models tab
 TAGGED = ("n", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "macro_f1", "loss", "ece")
@@ -29,9 +31,12 @@ def lock() -> contextlib.AbstractContextManager[None]:
     return store.lock("registry", UPLOAD_SECONDS)
 
 
-def find(run: runs.StageRun, digest: str, stage: str | None = None) -> str | None:
-    """Number of the newest version that `stage`, by default the run's own, registered with this `digest`, or None."""
-    wanted = f"tags.stage = {store.quoted(stage or run.stage)} and tags.digest = {store.quoted(digest)}"
+def find(run: runs.StageRun, digest: str, stage: str | None = None, *, by: str = "digest") -> str | None:
+    """Number of the newest version that `stage`, by default the run's own, registered with this `digest`, or None.
+
+    by: the tag that is asked; NETWORK is the same for versions of one network that ship it in another way.
+    """
+    wanted = f"tags.stage = {store.quoted(stage or run.stage)} and tags.`{by}` = {store.quoted(digest)}"
     found = run.client.search_model_versions(f"name = {store.quoted(run.params.tracking.model)} and {wanted}")
     return str(max(int(version.version) for version in found)) if found else None
 
@@ -42,8 +47,6 @@ def create(run: runs.StageRun, folder: Path, *, digest: str, stage: str | None =
     run: the StageRun that made the model. digest: of what the model is, for `find`. stage: by default the run's own.
     `folder`'s MLmodel file learns which run and logged model it belongs to. Raises ValueError for a folder without one.
     """
-    from mlflow.entities import LoggedModelOutput
-
     client, name, stage = run.client, run.params.tracking.model, stage or run.stage
     _ensure_model(client, name)
     tags = {"stage": stage, "digest": digest}
@@ -66,11 +69,27 @@ def create(run: runs.StageRun, folder: Path, *, digest: str, stage: str | None =
     source = model.artifact_location if run.connection.uri.startswith(store.DATABASE) else f"models:/{model.model_id}"
     tags |= {MODEL_ID: model.model_id}
     version = client.create_model_version(name, source, run_id=run.run_id, model_id=model.model_id, tags=tags).version
-    # The links that the UI follows: from the logged model to its version, from the experiment's row to the model.
+    # The link that the UI follows from the logged model to its version.
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])})
-    client.log_outputs(run.pipeline_id, [LoggedModelOutput(model.model_id, step=0)])
     describe(run, str(version), tags=_origin(run))
     return str(version)
+
+
+def show_output(run: runs.StageRun, version: str) -> None:
+    """Let the stage run and the experiment's row show the model behind `version` as their output, once."""
+    from mlflow.entities import LoggedModelOutput
+
+    model_id = run.client.get_model_version(run.params.tracking.model, version).tags.get(MODEL_ID)
+    for run_id in (run.run_id, run.pipeline_id):
+        outputs = run.client.get_run(run_id).outputs
+        if model_id and model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+            run.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def copy_tags(run: runs.StageRun, origin: str, version: str, keys: Collection[str]) -> None:
+    """Give `version` the tags `keys` of the version `origin`, as far as it has them."""
+    tags = run.client.get_model_version(run.params.tracking.model, origin).tags
+    describe(run, version, tags={key: tags[key] for key in keys if key in tags})
 
 
 def _ensure_model(client, name):
@@ -99,7 +118,7 @@ def _complete(folder, logged_model, run_id):
 
 
 def _origin(run):
-    tags = {"pipeline": run.pipeline_name, "git.commit": runs.git_commit()}
+    tags = {"pipeline": run.pipeline_name, "git.commit": runs.git_state()}
     return tags | ({"data.digest": run.dataset.digest[:12], "data.path": run.dataset.path} if run.dataset else {})
 
 

@@ -4,7 +4,8 @@
         run.log_epoch({"epoch": 0, "lr": 1e-4, "train_loss": 0.7, …})
         run.log_metrics({"accuracy": 0.93})
 
-No stage reads MLflow to compute its outputs: runs are linked by the digests of files, never by ids in files.
+No stage reads MLflow to compute its outputs: runs are linked by the digests of files, never by ids in files. An experiment
+is params, data and code: what differs in any of them is another row.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import functools
 import getpass
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -36,16 +38,19 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 BATCH = {"params": 100, "tags": 100, "metrics": 1000}  # in one request, MLflow's limits
+ONE_CLICK = ("card.html", "checks.json")  # what the experiment's own row holds too, beside its figures
+FIGURES = ("metrics.json", "report.json", "checks.json")  # of a stage's folder, read in this order
 REPORTS = {".json", ".csv", ".txt", ".png", ".svg", ".html", ".md"}  # outputs that are worth a look in the UI; weights are not
 
 
-def pipeline_name(params) -> str:
-    """`$DVC_EXP_NAME`; for `dvc repro`, which has none: `repro-` and 8 digits of the digest of all params."""
-    return os.environ.get("DVC_EXP_NAME") or f"repro-{params_digest(params)[:8]}"
+def identity(params, dataset: DatasetInfo | None) -> dict[str, str]:
+    """What makes an experiment one and not another, as tags: digests of the params, of the code, of both with the data."""
+    parts = {"params.digest": _digest(params.flat()), "code.digest": dvc_lock.code_digest()[:12]}
+    return {**parts, "experiment.digest": _digest([parts, dataset and dataset.digest])}
 
 
-def params_digest(params) -> str:
-    return hashlib.sha256(json.dumps(params.flat(), sort_keys=True).encode()).hexdigest()
+def _digest(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def shown(value: object) -> str:
@@ -71,6 +76,16 @@ def git_commit() -> str | None:
         return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@functools.cache
+def git_state() -> str | None:
+    """`git_commit`, with " (dirty)" behind it where the code that the stages depend on is not as committed."""
+    commit, code = git_commit(), list(map(str, dvc_lock.code_paths()))
+    if not commit or not code:
+        return commit
+    changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True).stdout
+    return f"{commit} (dirty)" if changed.strip() else commit
 
 
 def flat_metrics(values: Mapping, prefix: str = "") -> dict[str, float]:
@@ -112,14 +127,23 @@ def log_batches(
 
 def read_predictions(client: MlflowClient, run_id: str | None, name: str) -> Predictions | None:
     """The table of predictions that a run has as artifact `name`; None where there is none, or none that can be read."""
+    return _read_artifact(client, run_id, name, Predictions.read)
+
+
+def read_json(client: MlflowClient, run_id: str | None, name: str) -> Any:
+    """The content of a run's artifact `name`; None where there is none, or none that can be read."""
+    return _read_artifact(client, run_id, name, files.read_json)
+
+
+def _read_artifact(client, run_id, name, read):
     from mlflow.exceptions import MlflowException
 
     if not run_id:
         return None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return Predictions.read(client.download_artifacts(run_id, name, folder))
-        except (MlflowException, OSError, GraftError):
+            return read(client.download_artifacts(run_id, name, folder))
+        except (MlflowException, OSError, ValueError, GraftError):
             return None
 
 
@@ -127,7 +151,8 @@ def read_predictions(client: MlflowClient, run_id: str | None, name: str) -> Pre
 class StageRun:
     """The MLflow run of one executed stage; made by `stage_run`.
 
-    stage: its name in dvc.yaml. run_id, pipeline_id: of MLflow. digests: {path relative to `data/`: SHA-256} of what the
+    stage: its name in dvc.yaml. run_id, pipeline_id: of MLflow; pipeline_id and pipeline_name are None for split until it has
+    ended, since the experiment is not known before its data are. digests: {path relative to `data/`: SHA-256} of what the
     stage reads there, computed once. dataset: of the manifest; None where there is none, and until split has written it.
     """
 
@@ -135,19 +160,17 @@ class StageRun:
     params: Any  # graft.params.Params, which this room does not import
     stage: str
     run_id: str
-    pipeline_id: str
     digests: dict[str, str]
     dataset: DatasetInfo | None
+    pipeline_id: str | None = None
+    pipeline_name: str | None = None
     _pending: list[Metric] = field(default_factory=list, init=False)  # metrics that the store did not take yet
     _logged: set[str] = field(default_factory=set, init=False)  # artifacts that the stage logged itself: nothing is sent twice
+    _shown: set[str] = field(default_factory=set, init=False)  # of ONE_CLICK, what the stage gave the experiment's row itself
 
     @property
     def client(self) -> MlflowClient:
         return self.connection.client
-
-    @functools.cached_property
-    def pipeline_name(self) -> str:
-        return pipeline_name(self.params)
 
     @property
     def identity(self) -> dict[str, dict]:
@@ -157,7 +180,7 @@ class StageRun:
     @property
     def provenance(self) -> dict[str, str]:
         """What changes from run to run, for a person: label -> value."""
-        return {"git commit": git_commit() or "none", "pipeline run": self.pipeline_name, "MLflow run": self.run_id}
+        return {"git commit": git_state() or "none", "pipeline run": self.pipeline_name, "MLflow run": self.run_id}
 
     @property
     def shown_params(self) -> dict[str, str]:
@@ -192,7 +215,14 @@ class StageRun:
 
     def log_text(self, text: str, name: str) -> None:
         self.client.log_text(self.run_id, text, name)
+        if name in ONE_CLICK:
+            self.client.log_text(self.pipeline_id, text, name)
+            self._shown.add(name)
         self._logged.add(name)
+
+    def log_image(self, pixels, key: str, step: int) -> None:
+        """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side by side by key and step."""
+        self.client.log_image(self.pipeline_id, pixels, key=key, step=step, synchronous=True)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         log_batches(self.client, self.run_id, tags=tags)
@@ -242,48 +272,66 @@ def stage_run(stage: str, params) -> Iterator[StageRun]:
 
 
 def _start(connection, params, stage, inputs):
-    client, pipeline_id = connection.client, _pipeline_run(connection, params)
-    dataset = dataset_info(params.data.path) if stage != "split" else None
+    client, dataset = connection.client, dataset_info(params.data.path) if stage != "split" else None
     known = {paths.SPLIT / "manifest.csv": dataset.digest} if dataset else {}
     digests = {name: known.get(path) or files.sha256(path) for name, path in inputs.items() if path.exists()}
     makers = {name: maker for name in digests if (maker := _maker(connection, inputs[name], digests[name]))}
-    tags = _run_tags(kind="stage", stage=stage, pipeline=pipeline_name(params), **_data_tags(dataset))
-    tags |= {"mlflow.parentRunId": pipeline_id, "mlflow.source.name": f"stages/{stage.replace('-', '_')}.py"}
+    tags = _run_tags(kind="stage", stage=stage, **_data_tags(dataset))
+    tags |= {"mlflow.source.name": f"stages/{stage.replace('-', '_')}.py", **store.process_tags()}
     tags |= {f"input.{name}": digest for name, digest in digests.items()}
     tags |= {f"input.{name}.run": maker.info.run_id for name, maker in makers.items()}
     if makers:
         tags["mlflow.note.content"] = _note(connection, makers.values())
-    earlier = _current(connection.search(**{"mlflow.parentRunId": pipeline_id, "stage": stage}))
     run_id = client.create_run(connection.experiment_id, tags=tags, run_name=stage).info.run_id
+    run = StageRun(connection, params, stage, run_id, digests, dataset)
     log_batches(client, run_id, params=dvc_lock.stage_keys(stage, params))
-    for run in earlier:
-        client.set_tag(run.info.run_id, "superseded_by", run_id)
-        if run.info.status == "RUNNING":  # its process was killed outright
-            client.set_terminated(run.info.run_id, "KILLED")
-    client.update_run(pipeline_id, status="RUNNING")
+    if stage != "split":  # which is about to make the data that the experiment is known by
+        _join(run)
+        log_batches(client, run.pipeline_id, tags=store.process_tags())
+        client.update_run(run.pipeline_id, status="RUNNING")
     if dataset is not None:
         _log_dataset(client, run_id, dataset, "testing" if stage in ("evaluate", "export") else "training")
-    return StageRun(connection, params, stage, run_id, pipeline_id, digests, dataset)
+    return run
 
 
-def _pipeline_run(connection, params):
-    """Id of the pipeline run of this experiment: found by name, or created with all params.
+def _join(run):
+    """Put the stage run under its experiment's row, which is made if there is none; it takes the place of earlier ones."""
+    client = run.client
+    run.pipeline_name, run.pipeline_id = _pipeline_run(run)
+    siblings = _current(run.connection.search(**{"mlflow.parentRunId": run.pipeline_id, "stage": run.stage}))
+    run.set_tags({"mlflow.parentRunId": run.pipeline_id, "pipeline": run.pipeline_name})
+    for earlier in (each for each in siblings if each.info.run_id != run.run_id):
+        client.set_tag(earlier.info.run_id, "superseded_by", run.run_id)
+        if earlier.info.status == "RUNNING":  # its process was killed outright
+            client.set_terminated(earlier.info.run_id, "KILLED")
 
-    A run of the same name with other params (`dvc exp run -n NAME -f`) is tagged `superseded_by` and left alone,
-    since MLflow's params cannot change.
+
+def _pipeline_run(run):
+    """(name, id) of the experiment's row: found by name, params, data and code, or created with all params.
+
+    The name is `$DVC_EXP_NAME`; for `dvc repro`, which has none: that of the row with the same params, data and code, else
+    `repro-` and 8 digits of their digest.
+    A row of the same name that differs in one of these (`dvc exp run -n NAME -f`) is tagged `superseded_by` and left alone,
+    since its figures are of what it was. The row begins when its first stage did.
     """
-    client, name, wanted = connection.client, pipeline_name(params), params_digest(params)
+    connection, client, known = run.connection, run.client, identity(run.params, run.dataset)
+    digest, given = known["experiment.digest"], os.environ.get("DVC_EXP_NAME")
+    name = given or f"repro-{digest[:8]}"
     with store.lock():
-        old = _current(connection.search(kind="pipeline", pipeline=name))
-        same = [r for r in old if r.data.tags.get("params.digest") == wanted]
-        if same:
-            return same[0].info.run_id
-        tags = _run_tags(kind="pipeline", pipeline=name, **{"params.digest": wanted, "mlflow.source.name": "dvc.yaml"})
-        run_id = client.create_run(connection.experiment_id, tags=tags, run_name=name).info.run_id
-        log_batches(client, run_id, params=params.flat())
-        for run in old:
-            client.set_tag(run.info.run_id, "superseded_by", run_id)
-        return run_id
+        old = _current(connection.search(kind="pipeline", **({"pipeline": given} if given else {"experiment.digest": digest})))
+        for row in old:
+            if row.data.tags.get("experiment.digest") == digest:
+                return row.data.tags["pipeline"], row.info.run_id
+        tags = _run_tags(kind="pipeline", pipeline=name, **known, **_data_tags(run.dataset))
+        tags |= {"mlflow.source.name": "dvc.yaml", **store.process_tags()}
+        began = client.get_run(run.run_id).info.start_time
+        run_id = client.create_run(connection.experiment_id, began, tags, name).info.run_id
+        log_batches(client, run_id, params=run.params.flat())
+        if run.dataset is not None:
+            _log_dataset(client, run_id, run.dataset, "training")
+        for row in old:
+            client.set_tag(row.info.run_id, "superseded_by", run_id)
+        return name, run_id
 
 
 def _current(runs):
@@ -292,7 +340,7 @@ def _current(runs):
 
 def _run_tags(**tags):
     """`tags`, and those that every run has, as MLflow's UI expects them."""
-    commit = {"mlflow.source.git.commit": git_commit()} if git_commit() else {}
+    commit = {"mlflow.source.git.commit": git_commit(), "git.commit": git_state()} if git_commit() else {}
     return {**tags, "mlflow.user": user(), "mlflow.source.type": "LOCAL", **commit}
 
 
@@ -316,18 +364,30 @@ def _link(connection, run_id):
 
 def _finish(run, outputs, started):
     folder = paths.STAGES.get(run.stage)
-    if folder in outputs:  # export's is one output: its parts are digested and shown one by one
-        outputs = [path for path in outputs if path != folder] + sorted(folder.glob("*"))
-    tags = {f"output.{path.as_posix()}": files.sha256(path) for path in outputs if path.exists()}
+    outputs = _taken_apart(outputs, folder)
+    tags = _output_tags(outputs)
     for path in outputs:
         _log_report(run, path, folder)
     run.dataset = run.dataset or dataset_info(run.params.data.path)
     run.set_tags(tags | _data_tags(run.dataset))
     run.log_metrics({"seconds/total": time.monotonic() - started})
+    if run.stage == "split":
+        _join(run)
+        if run.dataset is not None:
+            _log_dataset(run.client, run.run_id, run.dataset, "training")
     run.client.set_terminated(run.run_id, "FINISHED")
-    if run.dataset is not None and run.stage == "split":
-        _log_dataset(run.client, run.run_id, run.dataset, "training")
-    _update_pipeline(run)
+    update_pipeline(run)
+
+
+def _taken_apart(outputs, folder):
+    """export's folder is one output: its parts are digested and shown one by one."""
+    if folder not in outputs:
+        return outputs
+    return [path for path in outputs if path != folder] + sorted(folder.glob("*"))
+
+
+def _output_tags(outputs):
+    return {f"output.{path.as_posix()}": files.sha256(path) for path in outputs if path.exists()}
 
 
 def _log_report(run, path, folder):
@@ -340,41 +400,62 @@ def _log_report(run, path, folder):
         run.log_artifact(path, inside.parent.as_posix() if inside.parent != Path() else None)
 
 
-def _update_pipeline(run):
-    """Final figures of all stages, also of those that DVC skipped, the runs that made them, and what the data were.
+def update_pipeline(run: StageRun) -> None:
+    """Final figures of all stages, also of those that DVC skipped, the runs that made them, and what one wants at one click.
 
-    Figures of stages before this one are valid: DVC has seen to it. Those of later ones only if dvc.lock says that
+    Figures of stages before this one are valid: DVC has seen to it. Those of later ones only as far as dvc.lock says that
     everything they were made from is as it is now; else they are about to be made anew.
     """
-    client, seen, dataset = run.client, run.client.get_run(run.pipeline_id).data, run.dataset
-    names = list(paths.STAGES)
-    position = names.index(run.stage) if run.stage in names else -1
-    figures, tags = {}, {f"run.{run.stage}": run.run_id}
-    for number, (stage, folder) in enumerate(paths.STAGES.items()):
-        made = [file for file in (folder / "metrics.json", folder / "report.json") if file.exists()]
-        if not made or (number > position and not dvc_lock.matches_lock(stage)):
+    client, seen = run.client, run.client.get_run(run.pipeline_id).data
+    found, tags = {}, {f"run.{run.stage}": run.run_id}
+    for stage in _valid_stages(run.stage):
+        folder = paths.STAGES[stage]
+        made = [folder / name for name in FIGURES if (folder / name).exists()]
+        if not made:
             continue
-        figures[stage] = _figures(made)
-        if f"run.{stage}" not in {**seen.tags, **tags}:  # DVC skipped it: an earlier experiment ran it
+        found[stage] = figures(folder)
+        skipped = f"run.{stage}" not in {**seen.tags, **tags}  # an earlier experiment ran it
+        if skipped:
             maker = _maker(run.connection, made[-1], files.sha256(made[-1]))
             tags |= {f"run.{stage}": maker.info.run_id} if maker else {}
-    new = [metric for metric in metric_entities(figures) if seen.metrics.get(metric.key) != metric.value]
-    executed = set(seen.tags.get("stages", "").split(", ")) | {run.stage}
+        if skipped or stage == run.stage:
+            _show_at_one_click(run, folder)
+    new = [metric for metric in metric_entities(found) if seen.metrics.get(metric.key) != metric.value]
+    names, executed = list(paths.STAGES), set(seen.tags.get("stages", "").split(", ")) | {run.stage}
     tags["stages"] = ", ".join([s for s in names if s in executed] + sorted(executed - set(names) - {""}))
     tags["mlflow.note.content"] = _overview(run, {**seen.tags, **tags})
-    log_batches(client, run.pipeline_id, tags={**tags, **_run_tags(), **_data_tags(dataset)}, metrics=new)
-    if dataset is not None and seen.tags.get("data.digest") != dataset.digest[:12]:
-        _log_dataset(client, run.pipeline_id, dataset, "training")
-    client.set_terminated(run.pipeline_id, "FINISHED")
+    log_batches(client, run.pipeline_id, tags={**tags, **_run_tags()}, metrics=new)
+    _end_pipeline(run, "FINISHED")
 
 
-def _figures(made):
-    """The numbers in metrics.json, and in the summary of report.json, which holds what metrics.json has no room for."""
-    figures = {}
-    for file in made:
+def _valid_stages(stage):
+    """Names of the stages whose outputs belong to the experiment at the end of `stage`, in order."""
+    names = list(paths.STAGES)
+    position = names.index(stage) + 1 if stage in names else 0
+    return [*names[:position], *itertools.takewhile(dvc_lock.matches_lock, names[position:])]
+
+
+def _show_at_one_click(run, folder):
+    for name in ONE_CLICK:
+        if (folder / name).exists() and name not in run._shown:
+            run.client.log_artifact(run.pipeline_id, str(folder / name))
+
+
+def _end_pipeline(run, status):
+    """The row's duration is that of the work behind it, not of the days between."""
+    stages = _current(run.connection.search(**{"mlflow.parentRunId": run.pipeline_id}))
+    worked = sum(each.info.end_time - each.info.start_time for each in stages if each.info.end_time)
+    began = run.client.get_run(run.pipeline_id).info.start_time
+    run.client.set_terminated(run.pipeline_id, status, began + worked)
+
+
+def figures(folder: Path) -> dict:
+    """A stage's numbers: of metrics.json, of the summary of report.json, for which that has no room, of checks.json."""
+    found = {}
+    for file in (folder / name for name in FIGURES if (folder / name).exists()):
         content = files.read_json(file)
-        figures |= content.get("summary", {}) if file.name == "report.json" else content
-    return figures
+        found |= content.get("summary", {}) if file.name == "report.json" else content
+    return found
 
 
 def _overview(run, tags):
@@ -394,7 +475,14 @@ def _data_tags(dataset: DatasetInfo | None) -> dict[str, str]:
     if dataset is None:
         return {}
     return {"data.path": dataset.path, "data.digest": dataset.digest[:12], "test.digest": dataset.test_digest,
+            "validation.digest": validation_digest(),
             **{f"data.{key}": str(value) for key, value in dataset.counts.items()}}  # fmt: skip
+
+
+def validation_digest() -> str:
+    """12 hex digits of path, label and bytes of every validation image of the manifest."""
+    rows = files.read_csv(paths.SPLIT / "manifest.csv")
+    return _digest([(row["path"], row["label"], row["sha256"]) for row in rows if row["split"] == "val"])[:12]
 
 
 def _log_dataset(client, run_id, dataset, context):
@@ -418,8 +506,25 @@ def _fail(run, error):
     run.set_tags({"error": text if interrupted or isinstance(error, GraftError) else f"{type(error).__name__}: {text}"})
     with contextlib.suppress(Exception):
         run._flush()
-    for run_id in (run.run_id, run.pipeline_id):
-        run.client.set_terminated(run_id, status)
+    run.client.set_terminated(run.run_id, status)
+    if run.pipeline_id:
+        _end_pipeline(run, status)
+
+
+def find_made(connection: store.Connection, params, stage: str) -> StageRun | None:
+    """The newest finished run that made exactly what lies in the folder of `stage`, as a StageRun under the experiment's row.
+
+    None where there is none: these outputs were made elsewhere, or what recorded them is gone.
+    """
+    inputs, outputs = dvc_lock.stage_files(stage)
+    wanted = _output_tags(_taken_apart(outputs, paths.STAGES[stage]))
+    made = [run for run in connection.search(stage=stage, **wanted) if run.info.status == "FINISHED"] if wanted else []
+    if not made:
+        return None
+    digests = {name: files.sha256(path) for name, path in inputs.items() if path.exists()}
+    run = StageRun(connection, params, stage, made[0].info.run_id, digests, dataset_info(params.data.path))
+    run.pipeline_name, run.pipeline_id = _pipeline_run(run)
+    return run
 
 
 @contextlib.contextmanager

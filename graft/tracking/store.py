@@ -6,7 +6,9 @@ Processes of one clone share it, and several may meet a fresh one at once.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 import sqlite3
 import ssl
 import urllib.error
@@ -28,9 +30,17 @@ if TYPE_CHECKING:
 DATABASE = "sqlite:///"
 PROBE_SECONDS = 5  # a server that does not answer /health within this is called unreachable
 LOCK_SECONDS = 300  # longer than a queue of workers needs, the first of which makes the database (3 s; 25 s where many compete)
+CLOCK_SECONDS = 2  # by which the start of one process may seem to differ: clocks are set
+VIEW = "graft"  # name of the view that the UI is opened with
+COLUMNS = (
+    "metrics.`fine-tune/accuracy`", "metrics.`evaluate/accuracy`", "metrics.`evaluate/head_accuracy`",
+    "metrics.`evaluate/macro_f1`", "metrics.`evaluate/ece`", "params.`lr`", "params.`seed`", "params.`backbone.name`",
+    "params.`data.path`", "tags.`champion.decision`",
+)  # fmt: skip
 ABOUT = (
     "One row is one experiment (`dvc repro`, `dvc exp run`); unfolded, it shows the stages that ran. "
-    "Columns `evaluate/…` are test results. Only rows of experiments: filter by `tags.kind = 'pipeline'`."
+    "Columns `fine-tune/…` are results on validation images, by which experiments are compared; `evaluate/…` are test results. "
+    "Only rows of experiments: filter by `tags.kind = 'pipeline'`."
 )
 
 
@@ -76,7 +86,9 @@ def connect(params) -> Connection:
     from mlflow import MlflowClient
 
     with failures(uri), lock():
-        return _open(MlflowClient, uri, params.tracking.experiment)
+        connection = _open(MlflowClient, uri, params.tracking.experiment)
+        _end_killed(connection)
+    return connection
 
 
 def _open(client_class, uri, experiment):
@@ -88,16 +100,54 @@ def _open(client_class, uri, experiment):
         artifacts = (file.parent / "artifacts").as_uri()
     client = client_class(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
+    key, view = f"mlflow.sharedViewState.{VIEW}", _view()
     if found is None:
         # Without the first tag the UI opens on its pages for language models.
-        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT}
+        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT, key: view}
         return Connection(client, uri, client.create_experiment(experiment, artifact_location=artifacts, tags=tags))
     if found.lifecycle_stage == "deleted":
         warn(f"experiment {experiment} had been deleted in MLflow: restored")
         client.restore_experiment(found.experiment_id)
     if artifacts and found.artifact_location != artifacts:
         _follow_a_move(file, found.artifact_location, artifacts)
+    if found.tags.get(key) != view:
+        client.set_experiment_tag(found.experiment_id, key, view)
     return Connection(client, uri, found.experiment_id)
+
+
+def _view() -> str:
+    """What MLflow's UI shows of an experiment at the address that ends in `?viewStateShareKey=graft`: rows of experiments, the
+    best on validation images first, and of their hundred columns the ten that people compare.
+    """
+    best_first = {"orderByKey": COLUMNS[0], "orderByAsc": False}
+    return json.dumps({"searchFilter": "tags.kind = 'pipeline'", **best_first, "selectedColumns": COLUMNS})
+
+
+def process_tags() -> dict[str, str]:
+    """By which a later process tells whether this one still runs: host, process id, when it started (seconds since 1970)."""
+    import psutil
+
+    started = psutil.Process().create_time()
+    return {"process.host": socket.gethostname(), "process.id": str(os.getpid()), "process.started": f"{started:.3f}"}
+
+
+def _end_killed(connection):
+    """Mark the runs KILLED whose process on this host is gone (SIGKILL, out of memory, power): they would run for ever."""
+    client, here = connection.client, f"tags.`process.host` = {quoted(socket.gethostname())}"
+    for run in client.search_runs([connection.experiment_id], f"attributes.status = 'RUNNING' and {here}"):
+        if not _alive(run.data.tags):
+            last = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
+            client.set_terminated(run.info.run_id, "KILLED", max(last, default=run.info.start_time))
+
+
+def _alive(tags):
+    import psutil
+
+    try:
+        started = psutil.Process(int(tags["process.id"])).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(started - float(tags["process.started"])) < CLOCK_SECONDS
 
 
 def _create_database(client_class, file):

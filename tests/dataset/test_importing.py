@@ -4,7 +4,9 @@ import hashlib
 import http.server
 import io
 import os
+import signal
 import ssl
+import subprocess
 import sys
 import tarfile
 import threading
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from graft.dataset import archives, importing, scan
+from graft.dataset.labels import ByFolder
 from graft.dataset.scan_cache import ScanCache
 from graft.params import ImportLimits
 from graft.system.console import GraftError
@@ -26,8 +29,8 @@ PHOTOS = Path(__file__).parents[3] / "shared" / "datasets"
 PICTURE = encoded(scene(0), quality=80)
 
 
-def run(source, tmp_path, **options):
-    return importing.import_dataset(source, into=tmp_path / "raw", **{"limits": LIMITS, **options})
+def run(source, tmp_path, more=(), **options):
+    return importing.import_dataset(source, *more, into=tmp_path / "raw", **{"limits": LIMITS, **options})
 
 
 def left_behind(tmp_path):
@@ -144,10 +147,10 @@ ATTACKS = {
     "password": (locked_zip, "locked with a password"),
     "file and folder": (lambda p: zipped(p, {"cat": b"x", "cat/1.jpg": PICTURE}), "nothing was imported"),
     "no archive": (lambda p: p.write_bytes(b"hello") and p, "neither a zip nor a tar archive"),
-    "empty": (lambda p: zipped(p, {}), "no image in it"),
-    "no images": (lambda p: zipped(p, {"a/1.txt": b"x"}), "no image in it"),
+    "empty": (lambda p: zipped(p, {}), "it holds no image"),
+    "no images": (lambda p: zipped(p, {"a/1.txt": b"x"}), "it holds no image"),
     "no classes": (lambda p: zipped(p, {"1.jpg": PICTURE}), "must be one folder per class"),
-    "one class": (lambda p: zipped(p, {"set/cat/1.jpg": PICTURE}), "one class only, 'cat'"),
+    "one class": (lambda p: zipped(p, {"set/cat/1.jpg": PICTURE}), r"photos lie in one folder \(set/cat\)"),
 }
 
 
@@ -236,6 +239,129 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(folder(tmp_path / "set"), tmp_path)
     assert len(done) == 2 and left_behind(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no signals to end a process by")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_import_that_is_told_to_end_leaves_nothing(tmp_path, number):
+    """Blocks on a pipe that nobody writes into; the test is the one who ends it."""
+    source = folder(tmp_path / "set", each=2)
+    code = f"""
+import io, pathlib, sys, time
+from graft.dataset import archives, importing
+from graft.params import ImportLimits
+
+def slow(self, stream, path):
+    print("begun", flush=True)
+    time.sleep(60)
+
+archives.Budget.write = slow
+importing.import_dataset({str(source)!r}, into=pathlib.Path({str(tmp_path / "raw")!r}),
+                         limits=ImportLimits(max_files=99, max_gb=1, max_ratio=9))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == "begun\n" and left_behind(tmp_path)[0].startswith(importing.STAGING)
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    assert left_behind(tmp_path) == []
+
+
+def named(raw, flag_bits=0):
+    """A ZipInfo whose name is these bytes, whatever zipfile would make of them."""
+
+    class Named(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self):
+            return raw, flag_bits
+
+    return Named("x")
+
+
+@pytest.mark.parametrize("name, encoding, found", [
+    ("Äpfel/a.jpg", "utf-8", "Äpfel/a.jpg"), ("りんご/a.jpg", "utf-8", "りんご/a.jpg"),
+    ("A\u0308pfel/a.jpg", "utf-8", "Äpfel/a.jpg"), ("Äpfel/a.jpg", "cp437", "Äpfel/a.jpg"),
+])  # fmt: skip
+def test_names_in_a_zip_that_does_not_say_how_they_are_written(tmp_path, name, encoding, found, capsys):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        file.writestr(named(name.encode(encoding)), PICTURE)
+        file.writestr("dog/1.jpg", PICTURE)
+    result = run(tmp_path / "set.zip", tmp_path)
+    assert result.classes == sorted([found.split("/")[0], "dog"])
+    assert ("read as those of MS-DOS" in capsys.readouterr().err) == (encoding == "cp437")
+
+
+def test_names_in_a_tar_that_are_not_utf_8(tmp_path):
+    with tarfile.open(tmp_path / "set.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as file:
+        for name in ("Bär/1.jpg", "dog/1.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(PICTURE)
+            file.addfile(info, io.BytesIO(PICTURE))
+    assert run(tmp_path / "set.tar", tmp_path).classes == ["Bär", "dog"]
+
+
+def test_what_is_flat_or_unclear_is_refused_with_the_options_for_it(tmp_path):
+    flat = {f"train/{label}.{k}.jpg": PICTURE for label in ("cat", "dog") for k in range(3)} | {"test1/1.jpg": PICTURE}
+    with pytest.raises(
+        GraftError, match=r"2 classes by file names, cat, dog: --label-by '.*; .*: --layout classes; .*--labels"
+    ):
+        run(zipped(tmp_path / "set.zip", flat), tmp_path)
+    deep = {f"{path}/1.jpg": PICTURE for path in ("animals/cat", "animals/dog", "things/car", "things/tree")}
+    with pytest.raises(GraftError, match=r"--layout classes.*--layout deepest"):
+        run(zipped(tmp_path / "set.zip", deep), tmp_path)
+    assert left_behind(tmp_path) == []
+    result = run(zipped(tmp_path / "set.zip", deep), tmp_path, rules=ByFolder("deepest"))
+    assert result.classes == ["car", "cat", "dog", "tree"] and result.table
+    result = run(zipped(tmp_path / "set.zip", flat), tmp_path, name="flat", rules=ByFolder(label_by=r"/([a-z]+)\.\d"))
+    assert result.counts == {("train", "cat"): 3, ("train", "dog"): 3}
+    assert (result.folder / "labels.csv").read_text().startswith("file,label,split\ntrain/cat.0.jpg,cat,train\n")
+
+
+def scanned(result, **rules):
+    with ScanCache(None, result.folder) as cache:
+        return {
+            i.path: (i.label, i.given, i.group) for i in scan.scan(result.folder, cache=cache, rules=ByFolder(**rules)).images
+        }
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_table_of_labels_goes_along(tmp_path, inside, capsys):
+    files = {f"photos/{k}.jpg": encoded(scene(k), quality=80) for k in range(4)}
+    table = "image;class;split;group\n" + "".join(f"{k}.jpg;{'cat' if k % 2 else 'dog'};train;p{k // 2}\n" for k in range(4))
+    if inside:
+        files["my labels.csv"] = table.encode()
+    else:
+        (tmp_path / "my labels.csv").write_text(table)
+    given = "my labels.csv" if inside else str(tmp_path / "my labels.csv")
+    result = run(zipped(tmp_path / "set.zip", files), tmp_path, rules=ByFolder(labels=given))
+    assert result.counts == {("train", "cat"): 2, ("train", "dog"): 2}
+    assert "-S data.labels=labels.csv\n" in capsys.readouterr().out
+    assert scanned(result, labels="labels.csv") == {
+        f"photos/{k}.jpg": (("dog", "cat")[k % 2], "train", f"p{k // 2}") for k in range(4)
+    }
+
+
+def test_several_folders_become_one_set(tmp_path, capsys):
+    one, two = folder(tmp_path / "one", each=3), folder(tmp_path / "two", ("dog", "emu"), each=2, start=50)
+    result = run(one, tmp_path, name="both", more=[two])
+    assert result.counts == {("", "cat"): 3, ("", "dog"): 5, ("", "emu"): 2}
+    assert f"data.path={result.folder.as_posix()} -S data.labels=labels.csv" in capsys.readouterr().out
+    assert len(scanned(result, labels="labels.csv")) == 10
+    # Photos alone: each folder is a class.
+    result = run(one / "cat", tmp_path, name="alone", more=[two / "emu"])
+    assert result.counts == {("", "cat"): 3, ("", "emu"): 2}
+    for sources, options, message in [
+        ((one, [two / "emu"]), {"name": "x"}, "emu holds photos alone and .*one class folders"),
+        ((one, [two]), {}, "several sources need a --name"),
+        ((one, [one]), {"name": "x"}, "two of the sources have the same name"),
+        ((one, [two]), {"name": "x", "sha256": "0" * 64}, "take neither --sha256 nor --labels"),
+    ]:
+        with pytest.raises(GraftError, match=message):
+            run(sources[0], tmp_path, more=sources[1], **options)
+    assert left_behind(tmp_path) == ["alone", "both"]
+
+
+def test_class_folders_that_gave_no_picture_are_named(tmp_path, capsys):
+    run(zipped(tmp_path / "set.zip", CLASSES | {"fish/notes.txt": b"x", "fowl/": b""}), tmp_path)
+    assert "no picture came out of fish/: no class of that name is learnt" in capsys.readouterr().err
 
 
 def test_what_a_kill_left_behind_looks_incomplete_and_is_swept_away(tmp_path):

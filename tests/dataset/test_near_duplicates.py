@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from graft.dataset import grouping, near_duplicates, scan
 from graft.dataset.scan_cache import ScanCache
@@ -26,9 +26,9 @@ def near(root, max_distance=12, cache_path=None):
 
 def test_the_fingerprint_is_that_of_the_definition():
     ramp = np.tile(np.arange(32, dtype=np.uint8) * 8, (32, 1))
-    assert near_duplicates.fingerprint(ramp) == 2**64 - 1 and near_duplicates.fingerprint(ramp[:, ::-1].copy()) == 0
     half = np.vstack([ramp[:16], ramp[16:, ::-1]])
-    assert near_duplicates.fingerprint(half) == 0xFFFFFFFF00000000
+    found = near_duplicates.fingerprints(np.stack([ramp, ramp[:, ::-1], half]))
+    assert found.tolist() == [2**64 - 1, 0, 0xFFFFFFFF00000000]
 
 
 ALTERED = {
@@ -39,6 +39,10 @@ ALTERED = {
     "grey": lambda p: encoded(p.convert("L"), quality=95),
     "squashed": lambda p: encoded(p.resize((200, 120)), quality=95),
     "PNG": lambda p: encoded(p, "PNG"),
+    "mirrored": lambda p: encoded(p.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    "quarter turn": lambda p: encoded(p.transpose(Image.Transpose.ROTATE_90)),
+    "mirrored and turned": lambda p: encoded(p.transpose(Image.Transpose.TRANSVERSE)),
+    "bordered": lambda p: encoded(ImageOps.expand(p, 14, "white")),
 }
 
 
@@ -53,14 +57,15 @@ def test_altered_copies_are_found_and_nothing_else(tmp_path, alter):
     assert len(found) >= 19
 
 
-def test_a_mirror_image_is_another_picture(tmp_path):
+def test_small_pictures_group_by_their_pixels_whatever_the_file(tmp_path):
     for k in range(5):
-        write(tmp_path / "a" / f"{k}.jpg", encoded(scene(k)))
-        write(tmp_path / "b" / f"{k}.jpg", encoded(scene(k).transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
-    assert near(tmp_path) == []
+        digit = Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        write(tmp_path / "a" / f"{k}.png", encoded(digit, "PNG"))
+        write(tmp_path / "b" / f"{k}.bmp", encoded(digit, "BMP"))
+    assert near(tmp_path) == [[f"a/{k}.png", f"b/{k}.bmp"] for k in range(5)]
 
 
-def test_small_pictures_group_only_by_their_bytes(tmp_path):
+def test_small_pictures_that_differ_in_a_level_are_not_paired(tmp_path):
     digits = [Image.fromarray(np.random.default_rng(k // 2).integers(0, 256, (8, 8, 3), dtype=np.uint8)) for k in range(20)]
     for k, digit in enumerate(digits):
         write(tmp_path / "ab"[k % 2] / f"{k}.png", encoded(digit, "JPEG", quality=90 + k % 2))
@@ -92,7 +97,7 @@ def test_candidates_are_all_pairs_within_the_distance():
     hashes = rng.integers(0, 2**64, 700, dtype=np.uint64)
     hashes[::7] = hashes[0] ^ (np.uint64(1) << rng.integers(0, 64, 100).astype(np.uint64))
     expected = {(i, j) for i in range(700) for j in range(i + 1, 700) if int(hashes[i] ^ hashes[j]).bit_count() <= 3}
-    found = np.concatenate(list(near_duplicates._candidates(hashes, 3)))
+    found = np.concatenate(list(near_duplicates._near(hashes, hashes, 3)))
     assert len(found) == len(expected) > 1000 and {tuple(pair) for pair in found.tolist()} == expected
 
 
@@ -102,8 +107,8 @@ def test_alignment_undoes_shift_stretch_and_gain(dx, dy, stretch, gain):
     for seed in range(10):
         big = scene(seed, 320, 320)
         box = [160 + 140 * sign * stretch + 10 * d for sign, d in ((-1, dx), (-1, dy), (1, dx), (1, dy))]
-        rows.append(near_duplicates.thumbnail(big.crop((20, 20, 300, 300))))
-        moved.append(near_duplicates.thumbnail(big.resize((280, 280), Image.Resampling.BICUBIC, box)) * gain)
+        rows.append(near_duplicates.thumbnails(big.crop((20, 20, 300, 300)))[0])
+        moved.append(near_duplicates.thumbnails(big.resize((280, 280), Image.Resampling.BICUBIC, box))[0] * gain)
     same = near_duplicates.aligned_similarity(np.stack(rows), np.stack(moved).astype(np.uint8))
     other = near_duplicates.aligned_similarity(np.stack(rows), np.roll(np.stack(moved), 1, axis=0).astype(np.uint8))
     assert same.min() > near_duplicates.ALIKE and other.max() < 0.6
@@ -137,7 +142,7 @@ def test_alpacas(tmp_path):
 
 
 def test_flowers(tmp_path):
-    """The 17 pairs were looked at one by one: each shows one photo, or two of one moment."""
+    """The 16 pairs were looked at one by one: each shows one photo, or two of one moment. A few more do, and are not found."""
     root, kept = unpacked("tf_flowers_224.tar", tmp_path), tmp_path / "cache.sqlite"
     with ScanCache(kept, root) as cache:
         found = scan.scan(root, cache=cache)
@@ -148,14 +153,15 @@ def test_flowers(tmp_path):
         ("sunflowers/15072973261_73e2912ef2_n.jpg", "sunflowers/15069459615_7e0fd61914_n.jpg"),
     }
     groups = near(root, cache_path=kept)
-    assert len(groups) == 17 and all(len(group) == 2 for group in groups)
+    assert len(groups) == 16 and all(len(group) == 2 for group in groups)
+    assert ["daisy/11834945233_a53b7a92ac_m.jpg", "daisy/9467543719_c4800becbb_m.jpg"] in groups
     assert ["dandelion/17161833794_e1d92259d2_m.jpg", "dandelion/18304194360_2a4a0be631_m.jpg"] in groups
 
 
 def test_a_film_of_many_frames_is_one_group(tmp_path, monkeypatch):
     """Frames that differ by an insect's width: a full set of pairs, of which few need to be judged."""
     judged, alike = [], near_duplicates._alike
-    monkeypatch.setattr(near_duplicates, "_alike", lambda pairs, cache: (judged.append(len(pairs)), alike(pairs, cache))[1])
+    monkeypatch.setattr(near_duplicates, "_alike", lambda pairs, *more: (judged.append(len(pairs)), alike(pairs, *more))[1])
     monkeypatch.setattr(near_duplicates, "BATCH", 64)
     for k in range(60):
         frame = scene(1, 96, 96)

@@ -106,7 +106,7 @@ FILES = {
     "dog/photo.bmp": (encoded(scene(528), "BMP"), "image"),
     "dog/photo.webp": (encoded(scene(529), "WEBP"), "image"),
     "dog/tail.jpg": (encoded(scene(530), quality=90) + b"and then some bytes", "image"),
-    "dog/flat.png": (encoded(Image.new("RGB", (50, 50), "white"), "PNG"), "image"),
+    "dog/flat.png": (encoded(Image.new("RGB", (50, 50), "white"), "PNG"), "one_colour"),
     "dog/notes.txt": (b"BM is not a bitmap here", "non_image"),
     "dog/empty.txt": (b"", "non_image"),
     "dog/clip.mp4": (b"\0\0\0\x18ftypmp42" + bytes(100), "non_image"),
@@ -179,11 +179,12 @@ def test_no_folder(tmp_path, path):
         scanned(tmp_path / path)
 
 
-def test_small_and_flat_pictures_have_no_fingerprint(tmp_path):
-    cases = {"photo": scene(1), "tiny": scene(1, 31, 31), "flat": Image.new("RGB", (99, 99), "red"),
-             "ramp": Image.linear_gradient("L").convert("RGB")}  # fmt: skip
-    got = {name: scan.examine(write(tmp_path / f"{name}.png", encoded(p, "PNG"))).fingerprint for name, p in cases.items()}
-    assert got["photo"] is not None and [got[name] for name in ("tiny", "flat", "ramp")] == [None] * 3
+def test_small_pictures_are_known_by_their_pixels_and_smooth_ones_by_nothing(tmp_path):
+    cases = {"photo": scene(1), "tiny": scene(1, 31, 31), "ramp": Image.linear_gradient("L").convert("RGB")}
+    got = {name: scan.examine(write(tmp_path / f"{name}.png", encoded(p, "PNG"))) for name, p in cases.items()}
+    assert got["photo"].pixels is None and len(got["photo"].thumbs) >= 2 * 32 * 32
+    assert len(got["tiny"].pixels) == 32 and not got["tiny"].thumbs
+    assert got["ramp"].pixels == b"" and not got["ramp"].thumbs
 
 
 def test_a_file_larger_than_any_picture_may_be_is_not_read(tmp_path):

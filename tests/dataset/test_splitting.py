@@ -127,9 +127,18 @@ def test_images_of_train_that_resemble_a_given_test_are_not_carved_into_val():
         assert (got["train/a/3"], got["test/a/1"]) == ("train", "test")
 
 
+def test_what_comes_later_joins_the_test_images_that_it_resembles():
+    frozen = [i for split in ("train", "val", "test") for label in ("a", "b") for i in given(split, label, 4)]
+    frozen = [Item(i.path, i.label, i.order, "near" if i.path in ("val/a/1", "test/a/1") else "", i.given) for i in frozen]
+    late = [Item("late/1", "a", "x", "near"), Item("late/2", "b", "y")]
+    got = splitting.assign([*frozen, *late], **{**SHARES, "seed": 1})
+    assert {path: got[path] for path in ("late/1", "late/2")} == {"late/1": "test", "late/2": "train"}
+    assert all(got[item.path] == item.given for item in frozen)
+
+
 @pytest.mark.parametrize("items, message", [
     (alone("a", 2) + alone("b", 9), "class 'a' has 2 usable images, and none is left for train; each class needs 3 or more"),
-    (grouped("a", [9, 9]) + alone("b", 9), "class 'a' has 18 usable images, and none is left for"),
+    (grouped("a", [9, 9]) + alone("b", 9), "class 'a' has 18 usable images in 2 groups .*, and none is left for .* needs 3"),
     (alone("a", 1) + alone("b", 2), r"class 'a' \(and 1 more\) has 1 usable images"),
     (given("train", "a", 9) + given("train", "b", 9) + given("test", "a", 2) + given("test", "c", 2), "class 'c' .* for train"),
 ])  # fmt: skip

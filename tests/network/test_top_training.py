@@ -17,6 +17,7 @@ from graft.network.top_training import Phase, TrainConfig
 from graft.scoring.calibration import fit_temperature, log_probabilities
 from graft.system import environment
 from graft.system.console import GraftError
+from tests import random_networks
 
 ROOT = Path(__file__).parents[2]
 POOL = Augmentation("horizontal", 0.05, 0.1, 0, 0, seed=5)
@@ -49,15 +50,10 @@ def clone(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def fresh(description, bundled):
-    """The classifier of the bundled weights as a seed makes it."""
-
-    def fresh(seed=0):
-        keras.utils.set_random_seed(seed)
-        return classifier.build(description, weights=bundled)
-
+def fresh(description):
+    """A random classifier whose head is as a seed makes it."""
     with environment.training_scope(0):
-        yield fresh
+        yield lambda seed=0: random_networks.build(description, seed=seed)
 
 
 @pytest.fixture
@@ -238,11 +234,11 @@ def test_xla_is_left_to_keras_on_a_gpu_and_off_on_a_cpu(model, pixels, tmp_path,
     assert said == [False, "auto"]
 
 
-def test_several_devices_get_a_batch_that_they_divide(description, bundled, tmp_path):
+def test_several_devices_get_a_batch_that_they_divide(description, tmp_path):
     """Keras' symbolic build fails on a batch of 8 for 3 devices; a process of its own, since devices are made once."""
     code = f"""
 import sys
-sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "tests" / "network")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "network")!r}]
 from pathlib import Path
 from graft.system import environment
 environment.quiet_tensorflow()
@@ -259,7 +255,7 @@ def pixels(n, *, seed=0, name="set"):
     return Pixels(np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), name)
 
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"]).scope():
-    model = classifier.build(Description(*{tuple(vars(description).values())!r}), weights={bundled!r})
+    model = classifier.build(Description(*{tuple(vars(description).values())!r}))
     result = here.run(model, pixels, Path({str(tmp_path)!r}), here.phase(epochs=2), layers=20)
 print(result.epochs, np.isfinite([row["val_loss"] for row in result.history.rows]).all())
 """

@@ -117,7 +117,9 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     version = registry.by_alias(run.client, "graft", "exported")
     assert (version.tags["stage"], version.tags["accuracy"]) == ("export", "0.95")
     assert version.tags["formats"] == ", ".join(params.export.formats)
-    assert version.tags["digest"] == pyfunc.digest(*writers.self_contained(*make_classifier()))
+    assert version.tags["digest"] == pyfunc.shipped_digest(*writers.self_contained(*make_classifier()), folder)
+    shipped = {path.name for path in (store.local_path(version.source) / pyfunc.FORMATS).iterdir()}
+    assert shipped == {p.name for p in folder.iterdir()} - {"model.keras"}
 
 
 def test_the_registered_model_is_the_exported_one(clone):

@@ -108,6 +108,50 @@ def test_what_an_earlier_split_left_is_gone(run, tmp_path):
     assert not (tmp_path / "out" / "plots" / "duplicates.png").exists() and problems(tmp_path / "out") == []
 
 
+def test_what_is_not_an_output_stays(run, tmp_path):
+    """data/split/.gitignore is tracked; DVC puts it back, a person who runs the stage by hand does not."""
+    write(tmp_path / "out" / ".gitignore", b"/manifest.csv")
+    write(tmp_path / "out" / "plots" / "old.png", b"x")
+    run(folder(tmp_path / "data", each=5), tmp_path / "out")
+    assert (tmp_path / "out" / ".gitignore").read_bytes() == b"/manifest.csv"
+    assert not (tmp_path / "out" / "plots" / "old.png").exists()
+
+
+def test_labels_splits_and_groups_of_a_table_arrive_in_the_manifest(run, tmp_path):
+    data = tmp_path / "data"
+    lines = ["file,label,split,group"]
+    for k in range(24):
+        write(data / "photos" / f"{k:02d}.jpg", encoded(scene(k), quality=92))
+        split = "test" if k < 4 else ""
+        lines.append(f"photos/{k:02d}.jpg,{'cat' if k % 2 else 'dog'},{split},p{k // 4}")
+    write(data / "labels.csv", "\n".join(lines).encode())
+    metrics = run(data, tmp_path / "out", labels="labels.csv", class_map={"dog": "hound"})
+    rows = {row.path: row for row in manifest.read(tmp_path / "out").rows}
+    assert manifest.read(tmp_path / "out").classes == ("cat", "hound") and metrics["groups"] == 6
+    assert {path for path, row in rows.items() if row.split == "test"} == {f"photos/{k:02d}.jpg" for k in range(4)}
+    assert rows["photos/05.jpg"].group == rows["photos/06.jpg"].group == "by-p1" and rows["photos/05.jpg"].label == "cat"
+    assert all(len({rows[f"photos/{k:02d}.jpg"].split for k in range(4 * g, 4 * g + 4)}) == 1 for g in range(6))
+
+
+def test_photos_that_group_by_joins_over_given_splits_are_other_photos(run, tmp_path, capsys):
+    """One animal in train and in test: said, and nothing is called the same picture or dropped."""
+    data = tmp_path / "data"
+    for c, label in enumerate(("cat", "dog")):
+        for k in range(12):
+            split = "train" if k < 9 else "test"
+            write(data / split / label / f"{label}{k // 4}_{k}.jpg", encoded(scene(1000 * c + k), quality=92))
+    metrics = run(data, tmp_path / "out", group_by=r"/(\w+)_\d+\.jpg", leakage="drop_from_train")
+    assert (metrics["images"], metrics["set_aside"], metrics["test"]) == (24, 0, 6) and problems(tmp_path / "out") == []
+    err = capsys.readouterr().err
+    assert "same picture" not in err and "2 groups of data.group_by or of a table have photos in several given splits" in err
+
+
+def test_a_class_with_one_test_photo_is_warned_of(run, tmp_path, capsys):
+    folder(tmp_path / "data", ("emu",), each=3, start=5000)
+    run(folder(tmp_path / "data", each=20), tmp_path / "out")
+    assert "class 'emu' has 3 images (1 train, 1 val, 1 test): too few" in capsys.readouterr().err
+
+
 def leaky(root):
     """train and test, with one test picture re-encoded and another byte for byte in train."""
     folder(root / "train", each=12)
@@ -153,8 +197,8 @@ def test_photos_of_one_animal_stay_together(run, tmp_path):
 
 @pytest.mark.parametrize("make, changes, message", [
     (lambda d: folder(d, each=2), {}, "has 2 usable images, and none is left for train"),
-    (lambda d: folder(d, ("cat",)), {}, "images of one class only, 'cat'"),
-    (lambda d: d.mkdir(), {}, "holds no folders and no files"),
+    (lambda d: folder(d, ("cat",)), {}, r"its photos lie in one folder \(cat\)"),
+    (lambda d: d.mkdir(), {}, "holds no image and no files"),
     (lambda d: write(folder(d) / "cat" / "bad.jpg", b"x"), {"on_damaged": "fail"}, r"cat/bad\.jpg: undecodable"),
     (lambda d: folder(d), {"group_by": "(patient)"}, "data.group_by: '.patient.' captures nothing"),
     (lambda d: folder(d), {"min_side": 65}, "no usable image in the class folders of .*20 set aside"),

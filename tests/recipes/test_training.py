@@ -33,6 +33,7 @@ class NullRun:
         self.identity, self.digests, self.shown_params = {"stage": stage, "params": params.flat()}, {}, {"lr": str(params.lr)}
         self.provenance = {"MLflow run": "0"}
         self.metrics, self.rows, self.texts, self.pictures = {}, [], {}, set()
+        self.images = {}
 
     def log_metrics(self, values):
         self.metrics.update(values)
@@ -42,6 +43,9 @@ class NullRun:
 
     def log_text(self, text, name):
         self.texts[name] = text
+
+    def log_image(self, pixels, key, step):
+        self.images[key, step] = pixels
 
     def log_artifacts(self, folder, name=None):
         self.pictures |= {path.name for path in Path(folder).iterdir()}
@@ -93,7 +97,6 @@ def clone(given, tmp_path_factory):
             pixels = rng.integers(120 * k, 120 * k + 100, (24, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / "photos" / name / f"{i}.png")
     (root / "data").mkdir()
-    shutil.copytree(ROOT / "data" / "backbones", root / "data" / "backbones")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, root)
     with pytest.MonkeyPatch.context() as patch:
@@ -102,6 +105,7 @@ def clone(given, tmp_path_factory):
         patch.chdir(root)
         registered, challenges = [], []
         patch.setattr("graft.serving.pyfunc.register", lambda *_, **options: registered.append(options) or "1")
+        patch.setattr("graft.tracking.champion.record_head", lambda *_: None)
         patch.setattr("graft.tracking.champion.challenge", lambda _, **options: challenges.append(options))
         runs = {stage: run(stage, given) for stage in ("split", "train-head", "fine-tune", "evaluate")}
         yield root, runs, registered, challenges
@@ -162,6 +166,7 @@ def test_evaluate_measures_both_models_on_the_test_images_alone(clone):
     assert "http://" not in card.replace("http://www.w3.org", "")
     assert "MLflow run" in runs["evaluate"].texts["card.html"]
     assert "MLflow run" not in card
+    assert [step for key, step in runs["evaluate"].images if key == "test photos"] == list(range(6))  # all that there are
 
 
 def test_the_champion_is_challenged_on_validation_images(clone):

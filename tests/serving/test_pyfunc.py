@@ -11,9 +11,12 @@ import pytest
 
 from graft import params as parameters
 from graft import pixels
-from graft.serving import pyfunc, readers
+from graft.dataset.images import image_sets
+from graft.dataset.manifest import Manifest, ManifestRow
+from graft.serving import pyfunc, readers, writers
 from graft.system.console import GraftError
-from graft.tracking import registry, runs
+from graft.system.files import sha256
+from graft.tracking import champion, registry, runs, store
 
 from .conftest import CLASSES, SIZE, encode
 
@@ -247,7 +250,93 @@ def test_register_saves_a_model_once(params, trained, monkeypatch):
         assert pyfunc.register(run, model, changed, alias="fine-tuned", stage="fine-tune") == "3"
     first, last = (registry.by_alias(run.client, "graft", alias) for alias in ("again", "fine-tuned"))
     assert (str(first.version), first.tags["accuracy"], first.tags["note"]) == ("1", "0.97", "größer")
-    assert (str(last.version), last.tags["stage"], last.tags["digest"]) == ("3", "fine-tune", pyfunc.digest(model, changed))
+    shipped = pyfunc.shipped_digest(model, changed)
+    assert (str(last.version), last.tags["stage"], last.tags["digest"]) == ("3", "fine-tune", shipped)
+
+
+def test_serving_code_decoder_pins_and_formats_are_part_of_what_is_shipped(trained, tmp_path, monkeypatch):
+    def edited(module_or_path, name):
+        copy = tmp_path / name
+        copy.write_text(Path(module_or_path).read_text(encoding="utf-8") + "\n# another line\n", encoding="utf-8")
+        return copy
+
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / "model.tflite").write_bytes(b"a")
+    digests = [pyfunc.shipped_digest(*trained), pyfunc.shipped_digest(*trained, tmp_path / "formats")]
+    (tmp_path / "formats" / "model.tflite").write_bytes(b"b")
+    digests.append(pyfunc.shipped_digest(*trained, tmp_path / "formats"))
+    for target, name, value in (
+        (pyfunc, "CODE", edited(pyfunc.CODE, "code.py")),
+        (pixels, "__file__", str(edited(pixels.__file__, "pixels.py"))),
+        (pyfunc, "_pins", lambda: ["keras==0"]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            digests.append(pyfunc.shipped_digest(*trained))
+    digests.append(pyfunc.shipped_digest(trained[0], trained[1].replace(temperature=2.5)))
+    assert len(set(digests)) == 7
+    assert pyfunc.shipped_digest(*trained) == digests[0]
+    assert len({pyfunc.network_digest(trained[0], trained[1].replace(temperature=t)) for t in (1.0, 2.5)}) == 1
+
+
+def test_other_serving_code_takes_the_aliases_along(params, trained, monkeypatch):
+    monkeypatch.setattr(pyfunc, "save", _stub)
+    with runs.stage_run("fine-tune", params) as run:
+        pyfunc.register(run, *trained, alias="fine-tuned")
+        champion.set_champion(params, "1")
+        monkeypatch.setattr(pyfunc, "_pins", lambda: ["keras==0"])
+        assert pyfunc.register(run, *trained, alias="fine-tuned") == "2"
+    aliases = {alias: str(registry.by_alias(run.client, "graft", alias).version) for alias in ("fine-tuned", "champion")}
+    assert aliases == {"fine-tuned": "2", "champion": "2"}
+    assert [entry["action"] for entry in champion.history(run.client, "graft")] == ["set", "renewed"]
+
+
+def test_without_calibration_the_registered_model_has_no_temperature(params, trained, monkeypatch):
+    saved = []
+    monkeypatch.setattr(pyfunc, "save", lambda folder, model, description: saved.append(description) or _stub(folder, model, 0))
+    params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"calibrate": False})})
+    with runs.stage_run("fine-tune", params) as run:
+        pyfunc.register(run, *trained, alias="fine-tuned")
+    assert (trained[1].temperature, [description.temperature for description in saved]) == (2.0, [1.0])
+
+
+def test_the_exported_version_holds_its_formats_and_is_linked_with_its_original(params, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(pyfunc, "save", _stub)
+    folder = tmp_path / "export"
+    (folder / "saved_model").mkdir(parents=True)
+    for name in ("model.keras", "model.tflite", "checks.json", "saved_model/saved_model.pb"):
+        (folder / name).write_bytes(b"x")
+    with runs.stage_run("fine-tune", params) as run:
+        pyfunc.register(run, *trained, alias="fine-tuned", tags={"evaluate.run": run.run_id, "val_accuracy": "0.9"})
+    with runs.stage_run("export", params) as run:
+        shipped = writers.self_contained(*trained)
+        version = pyfunc.register(run, *shipped, alias="exported", export=(folder, pyfunc.network_digest(*trained)))
+    original, exported = (run.client.get_model_version("graft", number) for number in ("1", version))
+    assert (original.tags["exported.version"], exported.tags["fine-tuned.version"]) == ("2", "1")
+    assert (exported.tags["evaluate.run"], exported.tags["val_accuracy"]) == (original.tags["evaluate.run"], "0.9")
+    there = store.local_path(run.client.get_model_version_download_uri("graft", "2")) / pyfunc.FORMATS
+    assert sorted(p.relative_to(there).as_posix() for p in there.rglob("*.*")) == [
+        "checks.json", "model.tflite", "saved_model/saved_model.pb",
+    ]  # fmt: skip
+
+
+def test_what_another_version_says_of_photos(params, trained, images, expected, tmp_path):
+    """As a champion of another split is asked; where it cannot be run, that is said."""
+    params = params.model_copy(update={"data": params.data.model_copy(update={"path": "photos"})})
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for i in range(4):
+        photo = tmp_path / "photos" / f"{i}.png"
+        photo.write_bytes(encode(images[i]))
+        rows.append(ManifestRow(photo.name, CLASSES[i % 3], "val", sha256(photo), SIZE, SIZE))
+    listed = Manifest(tuple(rows), CLASSES)
+    with runs.stage_run("fine-tune", params) as run:
+        pyfunc.register(run, *trained, alias="fine-tuned")
+    found = pyfunc._ask(params, image_sets, "1", listed)
+    assert found.paths == listed.paths
+    np.testing.assert_allclose(found.probabilities, expected[:4], atol=1e-5)
+    with pytest.raises(GraftError, match=r"its model cannot be run: .*2"):
+        pyfunc._ask(params, image_sets, "2", listed)
 
 
 def test_a_model_that_cannot_be_saved_leaves_no_version(params, trained, monkeypatch):

@@ -18,8 +18,8 @@ def test_a_format_loads_again_as_the_classifier_it_was_made_from(format, exporte
     found = loaded(images)
     assert (found.dtype, found.shape) == (np.float32, (24, 3))
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-3)
-    np.testing.assert_allclose(found, expected, atol=2e-5 if format in EXACT else 0.02 if format == "tflite_fp16" else 0.3)
-    np.testing.assert_allclose(loaded(images[:1]), found[:1], atol=2e-6)  # alone or among others
+    np.testing.assert_allclose(found, expected, atol=2e-5 if format in EXACT else 0.05 if format == "tflite_fp16" else 0.3)
+    np.testing.assert_allclose(loaded(images[:1]), found[:1], atol=1e-5)  # alone or among others
     assert loaded(images[:0]).shape == (0, 3)
 
 

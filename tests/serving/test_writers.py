@@ -95,7 +95,7 @@ def test_int8_falls_back_to_8_bit_weights_where_8_bit_activations_disagree(train
     model = writers.self_contained(*trained)
     writers.write(["tflite_int8"], *model, tmp_path, representative=images, min_agreement=1.01)
     assert "model_int8.tflite (8-bit weights only: with 8-bit activations it agreed on " in capsys.readouterr().out
-    np.testing.assert_allclose(readers.load("tflite_int8", tmp_path)(images), expected, atol=0.1)
+    np.testing.assert_allclose(readers.load("tflite_int8", tmp_path)(images), expected, atol=0.2)
 
 
 def test_int8_needs_representative_images(trained, tmp_path):

@@ -99,12 +99,16 @@ def with_params(clone):
 
 @pytest.fixture
 def write_manifest(clone):
-    """write_manifest(n=9, labels="ab"): n images of two classes, every third a test image. Returns {split: [path]}."""
+    """write_manifest(n=9, labels="ab"): n images of two classes, every third a test image. Returns {split: [path]}.
 
-    def write(*, n=9, labels="ab"):
-        images = [(f"{labels[i % 2]}/{i}.png", labels[i % 2], ("train", "val", "test")[i % 3]) for i in range(n)]
+    first: number of the first image, by which path and bytes are told apart; another residue of 3 is another split.
+    """
+
+    def write(*, n=9, labels="ab", first=0):
+        numbers = range(first, first + n)
+        images = [(f"{labels[i % 2]}/{i}.png", labels[i % 2], ("train", "val", "test")[(i - first) % 3]) for i in numbers]
         columns = ["path", "label", "split", "sha256", "width", "height", "group"]
-        files.write_csv(paths.SPLIT / "manifest.csv", columns, [(*i, f"{k:064x}", 8, 8, "") for k, i in enumerate(images)])
+        files.write_csv(paths.SPLIT / "manifest.csv", columns, [(*i, f"{k:064x}", 8, 8, "") for k, i in zip(numbers, images)])
         files.write_json(paths.SPLIT / "classes.json", sorted(labels))
         return {split: [path for path, _, found in images if found == split] for split in ("train", "val", "test")}
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graft.dataset import manifest
 from graft.scoring.predictions import Predictions
 from graft.scoring.statistics import Comparison
+from graft.system import paths
 from graft.system.console import GraftError
 from graft.tracking import champion, registry, runs, store
 from graft.tracking.champion import decide, failed_gates
@@ -71,22 +73,35 @@ def test_gate_of_an_unknown_metric():
 
 @pytest.fixture
 def arena(database, write_manifest, register, with_params, monkeypatch):
-    """arena(name, wrong): a new model with that many wrong answers on 40 validation images challenges the champion."""
+    """arena(name, wrong): a new model with that many wrong answers on 40 validation images challenges the champion.
 
-    def challenge(name, wrong, *, settings=None, labels="ab", shuffle=False, digest=None, images=120):
-        monkeypatch.setenv("DVC_EXP_NAME", name)
-        settings = {"tracking__promote": "better", **(settings or {})}
-        paths = write_manifest(n=images, labels=labels)["val"]
-        paths = paths[::-1] if shuffle else paths
+    asked: [(version, paths)] that registered models were asked about; they get everything right.
+    """
+
+    def predictions_of(paths, wrong, labels):
         truth = np.array([sorted(labels).index(path[0]) for path in paths])
         said = np.where(np.arange(len(paths)) < wrong, 1 - truth, truth)
-        predictions = Predictions(paths, truth, np.eye(2)[said], sorted(labels))
+        return Predictions(paths, truth, np.eye(2)[said], sorted(labels))
+
+    def challenge(name, wrong, *, settings=None, labels="ab", shuffle=False, digest=None, seed=0):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        settings = {"tracking__promote": "better", **(settings or {})}
+        paths = write_manifest(n=120, labels=labels, first=seed)["val"]
+        paths = paths[::-1] if shuffle else paths
+
+        def ask(version, listed):
+            challenge.asked.append((version, listed.paths))
+            return predictions_of(listed.paths, 0, labels)
+
         with runs.stage_run("evaluate", with_params(**settings)) as run:
             version = register(run, digest or name, "fine-tuned", stage="fine-tune")
+            champion.renew(run, version)
             metrics = {"accuracy": 1 - wrong / 40}
-            decision = champion.challenge(run, version=version, predictions=predictions, metrics=metrics)
+            mine = predictions_of(paths, wrong, labels)
+            decision = champion.challenge(run, version=version, predictions=mine, metrics=metrics, ask=ask)
         return decision, run
 
+    challenge.asked = []
     return challenge
 
 
@@ -151,14 +166,47 @@ def test_other_classes_are_not_compared(arena, params):
     assert (forced.promoted, current(params)) == (True, "3")
 
 
-def test_other_images_are_not_compared(arena, params):
+def test_another_split_is_compared_on_what_neither_has_trained_on(arena, params):
+    """Photos were added: of the new split's 40 validation images, the champion trained on none of those it had for validation
+    or test, and on none of the new ones."""
     arena("one", 8)
-    decision, _ = arena("two", 0, images=90)
-    assert (decision.promoted, decision.accuracy) == (False, None)
-    assert "its validation images are others (30 of these 30 by path; " in decision.reason
-    store.connect(params).client.set_model_version_tag("graft", "1", "validation.digest", "another")
-    decision, _ = arena("three", 0)
-    assert "(40 of these 40 by path; labels or bytes may have changed)" in decision.reason
+    decision, _ = arena("two", 0, seed=89)
+    ((version, unseen),) = arena.asked
+    assert version == "1"
+    assert len(unseen) == decision.n == 30  # 10 of the 40 are training images of the champion's split
+    assert not decision.promoted  # since this champion, asked, gets all 30 right
+    assert "on the same 30 validation images that neither has trained on" in decision.reason
+    arena("three", 0)
+    assert len(arena.asked) == 1  # the champion's own split: what it said then is enough
+
+
+def test_too_few_images_that_neither_has_trained_on_are_an_obstacle(arena, params):
+    arena("one", 8)
+    decision, _ = arena("two", 0, seed=86)
+    assert (decision.promoted, decision.accuracy, arena.asked) == (False, None, [])
+    assert "it has trained on all but 29 of these 40 validation images, 30 are needed" in decision.reason
+
+
+def test_a_champion_that_cannot_be_run_is_an_obstacle(arena, params, monkeypatch):
+    arena("one", 8)
+
+    def broken(*_):
+        raise GraftError("its model cannot be run: no such file")
+
+    _, run = arena("two", 9)
+    listed = manifest.read()
+    manifest.write(replace(listed, rows=tuple(replace(row, path=f"new/{row.path}") for row in listed.rows)), paths.SPLIT)
+    mine = manifest.read().split("val")
+    predictions = Predictions(mine.paths, mine.labels, np.eye(2)[mine.labels], mine.classes)
+    decision = champion.challenge(run, version="2", predictions=predictions, metrics={"accuracy": 1.0}, ask=broken)
+    assert "not comparable with version 1: its model cannot be run: no such file" in decision.reason
+
+
+def test_what_a_champion_trained_on_may_be_missing(arena, params, database):
+    _, run = arena("one", 8)
+    (database.parent / "artifacts" / run.run_id / "artifacts" / champion.TRAINED_ON).unlink()
+    decision, _ = arena("two", 0, seed=31)
+    assert "its split is another one, and what it trained on is missing" in decision.reason
 
 
 def test_gates_of_params(arena, params):
@@ -210,3 +258,104 @@ def test_history_set_and_rollback(arena, params):
     assert "promoted" in table[3]
     assert "one" in table[3]
     assert table[3].endswith("there is no champion yet")
+
+
+# What people and time do to the registry
+
+
+def titles(params):
+    return [(e["action"], e["version"], e["before"]) for e in champion.history(store.connect(params).client, "graft")]
+
+
+@pytest.fixture
+def three(arena, params):
+    """The client, after versions 1, 2 and 3 were champions in turn."""
+    for name, wrong in (("one", 8), ("two", 4), ("three", 2)):
+        arena(name, wrong)
+    return store.connect(params).client
+
+
+def test_history_lies_with_the_versions_and_before_the_alias(arena, params, monkeypatch):
+    arena("one", 8)
+    client = store.connect(params).client
+    assert client.get_registered_model("graft").tags == {}  # where the 20th change would find no room on PostgreSQL
+
+    def full(*_):
+        raise GraftError("the database is full")
+
+    client.delete_registered_model_alias("graft", "champion")
+    with monkeypatch.context() as patch, pytest.raises(GraftError, match="full"):
+        patch.setattr(type(client), "set_model_version_tag", full)
+        champion._move(client, "graft", "1", by="me", reason="because")
+    assert registry.by_alias(client, "graft", "champion") is None
+    assert titles(params) == [("promoted", "1", None)]
+    assert max(len(text) for text in client.get_model_version("graft", "1").tags.values()) < 5000
+
+
+def test_an_alias_that_was_moved_by_hand(three, arena, params):
+    three.set_registered_model_alias("graft", "champion", "1")
+    assert champion.rollback(params) == "version 3 is the champion of graft again"  # which had it before
+    assert titles(params)[3:] == [("by hand", "1", "3"), ("rolled back", "3", "1")]
+    three.set_registered_model_alias("graft", "champion", "1")
+    decision, _ = arena("four", 6)
+    assert (decision.promoted, decision.champion, current(params)) == (True, "1", "4")
+    assert champion.rollback(params) == "version 1 is the champion of graft again"
+
+
+def test_a_deleted_champion_leaves_the_title_to_the_one_before(three, arena, params):
+    three.delete_model_version("graft", "3")
+    decision, _ = arena("four", 6)
+    assert (decision.promoted, decision.champion, current(params)) == (False, "2", "2")
+    assert titles(params)[-1] == ("restored", "2", None)
+
+
+def test_a_deleted_alias_is_set_again(three, arena, params):
+    three.delete_registered_model_alias("graft", "champion")
+    decision, _ = arena("four", 6)
+    assert (decision.promoted, decision.champion, current(params)) == (False, "3", "3")
+
+
+def test_rolling_back_passes_over_a_deleted_version(three, params):
+    three.delete_model_version("graft", "2")
+    assert champion.rollback(params) == "version 1 is the champion of graft again"
+    champion.set_champion(params, "3")
+    three.delete_model_version("graft", "3")
+    assert champion.rollback(params) == "version 1 is the champion of graft again"
+    with pytest.raises(GraftError, match="no former champion"):
+        champion.rollback(params)
+
+
+def test_the_same_network_shipped_anew_keeps_the_title(arena, params):
+    """As after a change of the serving code: the weights are equal, so no contest would move the alias."""
+    arena("one", 8)
+    client = store.connect(params).client
+    client.set_model_version_tag("graft", "1", registry.NETWORK, "n")
+    _, run = arena("other", 9)  # version 2
+    client.set_model_version_tag("graft", "2", registry.NETWORK, "n")
+    champion.renew(run, "2")
+    assert (current(params), titles(params)[-1]) == ("2", ("renewed", "2", "1"))
+    assert client.get_model_version("graft", "2").tags["evaluate.run"]
+    client.set_model_version_tag("graft", "1", registry.NETWORK, "another")
+    champion.renew(run, "1")
+    assert current(params) == "2"
+    with pytest.raises(GraftError, match="no former champion"):
+        champion.rollback(params)  # to what is shipped no more
+
+
+@pytest.mark.parametrize("stage", ["export", "train-head"])
+def test_a_champion_of_another_stage_can_be_challenged(arena, register, params, stage):
+    """`graft champion --set exported`, or head: the contest goes on from its validation predictions."""
+    _, run = arena("one", 8)
+    version = register(run, "x", "exported" if stage == "export" else "head", stage=stage)
+    if stage == "export":
+        registry.copy_tags(run, "1", version, champion.CONTEST)
+    else:
+        val = manifest.read().split("val")
+        wrong = Predictions(val.paths, val.labels, np.eye(2)[1 - val.labels], val.classes)
+        paths.TRAIN_HEAD.mkdir(parents=True)
+        wrong.write(paths.TRAIN_HEAD / "predictions.csv")
+        champion.record_head(run, version)
+    champion.set_champion(params, version)
+    decision, _ = arena("two", 4)
+    assert (decision.promoted, decision.champion, current(params)) == (True, "2", "3")
+    assert decision.champion_accuracy == (0.8 if stage == "export" else 0.0)

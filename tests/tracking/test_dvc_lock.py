@@ -23,7 +23,7 @@ def test_stage_files_are_those_of_dvc_yaml_below_data(clone):
 stages:
   split:
     cmd: x
-    deps: ["${data.path}", graft/dataset, data/split/manifest.csv, data/backbones]
+    deps: ["${data.path}", graft/dataset, data/split/manifest.csv, data/weights]
     outs:
       - data/split/classes.json
       - data/split/plots: {cache: false}
@@ -34,7 +34,7 @@ stages:
 """
     )
     inputs, outputs = dvc_lock.stage_files("split")
-    assert inputs == {"split/manifest.csv": Path("data/split/manifest.csv"), "backbones": Path("data/backbones")}
+    assert inputs == {"split/manifest.csv": Path("data/split/manifest.csv"), "weights": Path("data/weights")}
     assert list(map(str, outputs)) == [f"data/split/{name}" for name in ("classes.json", "plots", "metrics.json", "curves.csv")]
     assert dvc_lock.stage_files("empty") == dvc_lock.stage_files("no such stage") == ({}, [])
     (clone / "dvc.yaml").unlink()
@@ -75,3 +75,35 @@ def test_lock_matches_what_dvc_recorded(locked):
 def test_lock_of_a_missing_dependency(locked):
     (locked / "in.txt").unlink()
     assert not dvc_lock.matches_lock("evaluate")
+
+
+def test_what_was_made_is_looked_at_where_one_asks(locked):
+    assert dvc_lock.matches_lock("evaluate", "outs")
+    (locked / "out.txt").write_text("of somebody else")
+    assert dvc_lock.matches_lock("evaluate")
+    assert not dvc_lock.matches_lock("evaluate", "outs")
+
+
+def test_a_lock_that_ctrl_c_has_cut_off_is_mended(locked, monkeypatch, capsys):
+    """DVC itself says so first: with half a file no command of it works."""
+    monkeypatch.setattr(dvc_lock, "WRITING_SECONDS", 0)
+    file = locked / ".dvc" / "tmp" / "rwlock"
+    file.write_text('{"read": {}, "wri')
+    repro = [sys.executable, "-m", "dvc", "repro", "-q", "--force"]
+    failed = subprocess.run(repro, cwd=locked, capture_output=True, text=True)
+    assert failed.returncode != 0, failed.stderr
+    dvc_lock.mend_rwlock()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rwlock was cut off by a process that was killed: removed" in line
+    subprocess.run(repro, check=True, cwd=locked)
+    before = file.read_bytes()
+    dvc_lock.mend_rwlock()
+    assert (file.read_bytes(), capsys.readouterr().err) == (before, "")
+
+
+def test_a_lock_that_is_being_written_is_left_alone(locked, monkeypatch):
+    file = locked / ".dvc" / "tmp" / "rwlock"
+    file.write_text("")
+    monkeypatch.setattr(dvc_lock.time, "sleep", lambda _: file.write_text('{"read": {}}'))
+    dvc_lock.mend_rwlock()
+    assert file.read_text() == '{"read": {}}'

@@ -20,13 +20,15 @@ def versions(run):
 def test_create_describe_and_load_in_a_fresh_process(params, database, manifest, write_model, register, clone):
     with runs.stage_run("fine-tune", params) as run:
         version = register(run, DIGEST, "fine-tuned", write=write_model)
+        for _ in range(2):
+            registry.show_output(run, version)
         registry.describe(run, version, tags={"note": "größer"})
         registry.describe(run, version, metrics={"accuracy": 0.97123456, "text": "x"}, tags={"test.digest": "t", "none": None})
     assert version == "1"
     found = registry.by_alias(run.client, "graft", "fine-tuned")
     assert (found.tags["accuracy"], found.tags["note"], found.tags["test.digest"]) == ("0.971235", "größer", "t")
     assert (found.tags["stage"], found.tags["digest"], found.run_id) == ("fine-tune", DIGEST, run.run_id)
-    assert found.tags["pipeline"] == runs.pipeline_name(params)
+    assert found.tags["pipeline"] == run.pipeline_name
     assert found.tags["data.digest"] == run.dataset.digest[:12]
     assert "none" not in found.tags
     model = run.client.get_logged_model(found.tags["model_id"])
@@ -34,7 +36,8 @@ def test_create_describe_and_load_in_a_fresh_process(params, database, manifest,
     assert (model.status, model.params["lr"], model.source_run_id) == ("READY", "0.0001", run.run_id)
     (link,) = json.loads(model.tags["mlflow.modelVersions"])
     assert (link["name"], int(link["version"])) == ("graft", 1)
-    assert [o.model_id for o in run.client.get_run(run.pipeline_id).outputs.model_outputs] == [model.model_id]
+    for run_id in (run.run_id, run.pipeline_id):
+        assert [output.model_id for output in run.client.get_run(run_id).outputs.model_outputs] == [model.model_id]
 
     code = (
         "import mlflow, numpy as np\n"

@@ -3,7 +3,9 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,136 @@ def write_metrics(stage, values):
 # Pipeline run
 
 
-def test_names(params, with_params, monkeypatch):
-    assert runs.pipeline_name(params) == f"repro-{runs.params_digest(params)[:8]}"
-    assert runs.pipeline_name(with_params(lr=1e-5)) != runs.pipeline_name(params)
+def experiment(params, stage="fine-tune"):
+    """(name, id) of the row under which a stage that does nothing lands."""
+    with runs.stage_run(stage, params) as run:
+        pass
+    return run.pipeline_name, run.pipeline_id
+
+
+def test_an_experiment_is_params_data_and_code(params, with_params, database, write_manifest, declare, clone):
+    declare("fine-tune", deps=["code", "requirements.lock", "data/split/manifest.csv"])
+    (clone / "code").mkdir()
+    (clone / "code" / "a.py").write_text("a")
+    write_manifest(n=9)
+    rows = [experiment(params), experiment(with_params(lr=1e-5))]
+    write_manifest(n=12)
+    rows += [experiment(params)]
+    (clone / "code" / "a.py").write_text("b")
+    rows += [experiment(params)]
+    assert len({name for name, _ in rows}) == len({row for _, row in rows}) == 4
+    assert all(name.startswith("repro-") for name, _ in rows)
+    write_manifest(n=9)
+    (clone / "code" / "a.py").write_text("a")
+    assert experiment(with_params(lr=1e-4)) == rows[0]
+
+
+def test_a_name_that_dvc_gives_is_the_rows(params, database, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "muddy-tofu")
-    assert runs.pipeline_name(params) == "muddy-tofu"
+    assert experiment(params)[0] == "muddy-tofu"
+
+
+@pytest.mark.parametrize("name", [None, "muddy-tofu"])
+def test_a_new_split_never_stands_beside_figures_of_the_old_one(params, database, write_manifest, monkeypatch, name):
+    """Photos are removed, split runs again, the params are as they were, and what follows is stopped."""
+    if name:
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+    for stage in ("split", "evaluate"):
+        with runs.stage_run(stage, params):
+            write_manifest(n=12)
+            write_metrics(stage, {"x": 12})
+    with runs.stage_run("split", params) as run:
+        assert (run.pipeline_id, len(pipelines(params))) == (None, 1)  # whose row it is, the manifest will tell
+        write_manifest(n=9)
+        write_metrics("split", {"x": 9})
+    new, old = pipelines(params)
+    assert (old.data.tags["data.images"], old.data.metrics) == ("12", {"split/x": 12, "evaluate/x": 12})
+    assert (new.data.tags["data.images"], new.data.metrics) == ("9", {"split/x": 9})
+    assert ("superseded_by" in old.data.tags) == (name is not None)
+    (split,) = (each for each in stage_runs(params, "split") if each.info.run_id == run.run_id)
+    assert split.data.tags["mlflow.parentRunId"] == new.info.run_id
+    assert new.info.start_time == split.info.start_time
+
+
+def test_a_split_that_fails_opens_no_row(params, database):
+    with pytest.raises(GraftError), runs.stage_run("split", params) as run:
+        raise GraftError("no images")
+    assert pipelines(params) == []
+    assert run.client.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_time_is_that_of_the_work(params, database, manifest):
+    for stage in ("train-head", "fine-tune"):
+        with runs.stage_run(stage, params) as run:
+            pass
+        # The row began, and the stage ran for two seconds, a day ago.
+        with sqlite3.connect(database) as connection:
+            connection.execute("UPDATE runs SET start_time = start_time - 86400000, end_time = start_time - 86398000")
+    with runs.stage_run("evaluate", params) as run:
+        pass
+    info = run.client.get_run(run.pipeline_id).info
+    assert 4000 < info.end_time - info.start_time < 100_000
+
+
+def test_code_that_is_not_committed_is_said(params, database, clone, declare):
+    declare("split", deps=["code.py"])
+    (clone / "code.py").write_text("a")
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first"]
+    for command in (["init", "-q"], ["add", "code.py"], commit):
+        subprocess.run(["git", *command], check=True)
+    states = []
+    for text in ("a", "b"):  # metrics, locks and params change all the time: they are recorded themselves
+        (clone / "code.py").write_text(text)
+        for cached in (runs.git_commit, runs.git_state):
+            cached.cache_clear()
+        with runs.stage_run("split", params) as run:
+            states.append(run.provenance["git commit"])
+        assert run.client.get_run(run.run_id).data.tags["git.commit"] == states[-1]
+    for cached in (runs.git_commit, runs.git_state):
+        cached.cache_clear()
+    assert states[1] == f"{states[0]} (dirty)"
+
+
+def test_a_run_whose_process_was_killed_is_closed_at_the_next_connection(params, database, clone):
+    code = (
+        "import os, signal; from graft import params; from graft.tracking import runs\n"
+        "with runs.stage_run('fine-tune', params.load()) as run:\n"
+        "    run.log_metrics({'x': 1}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], cwd=clone, env=environment).returncode == -signal.SIGKILL
+    with runs.stage_run("split", params) as alive:
+        connection = store.connect(params)
+        assert connection.client.get_run(alive.run_id).info.status == "RUNNING"
+        killed = connection.search(stage="fine-tune") + connection.search(kind="pipeline")
+    assert [run.info.status for run in killed] == ["KILLED", "KILLED"]
+    assert killed[0].info.end_time >= killed[0].info.start_time
+
+
+def test_the_experiments_row_holds_card_checks_and_sizes(params, database, manifest, declare):
+    declare("evaluate", outs=[paths.EVALUATE / "card.html"])
+    for stage in ("evaluate", "export"):
+        with runs.stage_run(stage, params) as run:
+            if stage == "evaluate":
+                files.write_text(paths.EVALUATE / "card.html", "the same on every run")
+                run.log_text("with the run's id", "card.html")
+            else:
+                files.write_json(paths.EXPORT / "checks.json", {"tflite": {"bytes": 9, "agreement": 1.0}})
+    found = {name: Path(run.client.download_artifacts(run.pipeline_id, name)).read_text() for name in runs.ONE_CLICK}
+    assert found["card.html"] == "with the run's id"
+    assert json.loads(found["checks.json"]) == {"tflite": {"bytes": 9, "agreement": 1.0}}
+    assert run.client.get_run(run.pipeline_id).data.metrics["export/tflite/bytes"] == 9
+
+
+def test_figures_of_a_skipped_chain_end_where_it_breaks(params, database, manifest, monkeypatch):
+    """export's own inputs are as they were, but evaluate, which it follows, will run again."""
+    for stage in paths.STAGES:
+        write_metrics(stage, {"x": 1})
+    monkeypatch.setattr(dvc_lock, "matches_lock", lambda stage: stage == "export")
+    with runs.stage_run("fine-tune", params):
+        pass
+    (pipeline,) = pipelines(params)
+    assert pipeline.data.metrics == {"split/x": 1, "train-head/x": 1, "fine-tune/x": 1}
 
 
 def test_stages_gather_under_one_pipeline_run_with_all_params(with_params, database, manifest, monkeypatch):
@@ -105,14 +232,14 @@ def test_a_stage_that_runs_again_supersedes_itself(params, database):
 
 
 def test_metrics_of_skipped_stages(params, database, manifest, monkeypatch):
-    """Earlier stages are valid; of the later ones only those that dvc.lock vouches for."""
+    """Earlier stages are valid; later ones as far as dvc.lock vouches for them."""
     for stage in paths.STAGES:
         write_metrics(stage, {"x": 1})
-    monkeypatch.setattr(dvc_lock, "matches_lock", lambda stage: stage == "export")
+    monkeypatch.setattr(dvc_lock, "matches_lock", lambda stage: stage in ("evaluate", "export"))
     with runs.stage_run("fine-tune", params):
         pass
     (pipeline,) = pipelines(params)
-    assert pipeline.data.metrics == {"split/x": 1, "train-head/x": 1, "fine-tune/x": 1, "export/x": 1}
+    assert pipeline.data.metrics == {f"{stage}/x": 1 for stage in paths.STAGES}
 
 
 def test_pipeline_run_names_the_runs_behind_skipped_stages(params, with_params, database, manifest, monkeypatch):
@@ -233,7 +360,7 @@ def test_inputs_lead_to_the_runs_that_made_them(params, database, manifest, decl
     tags = run.client.get_run(run.run_id).data.tags
     assert tags["input.split/manifest.csv.run"] == split.run_id
     assert tags["input.split/manifest.csv"] == split.client.get_run(split.run_id).data.tags[f"output.{manifest}"]
-    assert f"[split of {runs.pipeline_name(params)}](#/experiments/" in tags["mlflow.note.content"]
+    assert f"[split of {split.pipeline_name}](#/experiments/" in tags["mlflow.note.content"]
     assert "input.no such file" not in tags
     manifest.write_text(manifest.read_text() + "c/9.png,c,train,0,8,8,\n")
     with runs.stage_run("train-head", params) as changed:
@@ -258,8 +385,8 @@ def test_what_a_card_says_of_a_run(params, database):
     with runs.stage_run("evaluate", params) as run:
         assert run.shown_params == run.client.get_run(run.pipeline_id).data.params
         names = {
-            "git commit": runs.git_commit() or "none",
-            "pipeline run": runs.pipeline_name(params),
+            "git commit": runs.git_state() or "none",
+            "pipeline run": run.pipeline_name,
             "MLflow run": run.run_id,
         }
         assert run.provenance == names

@@ -1,4 +1,5 @@
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -130,3 +131,17 @@ def test_a_lock_that_is_not_given_back(clone):
         pytest.fail("two at once")
     with store.lock("held", seconds=0.05):
         pass
+
+
+def test_the_view_that_the_ui_opens_with(params, database):
+    """An experiment of before gets it too, and one that was changed gets it back."""
+    key = f"mlflow.sharedViewState.{store.VIEW}"
+    for _ in range(2):
+        connection = store.connect(params)
+        text = connection.client.get_experiment(connection.experiment_id).tags[key]
+        view = json.loads(text)
+        assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`fine-tune/accuracy`", False)
+        assert view["selectedColumns"][0] == view["orderByKey"]
+        assert (len(view["selectedColumns"]), len(text) < 5000) == (10, True)
+        connection.client.search_runs([connection.experiment_id], view["searchFilter"])
+        connection.client.set_experiment_tag(connection.experiment_id, key, "{}")

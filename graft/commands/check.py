@@ -1,0 +1,197 @@
+"""Look at a folder of photos before training: layout, classes, damage, copies, names, time; and say what to run next."""
+
+import argparse
+import difflib
+import os
+import shlex
+import stat
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from graft import params as parameters
+from graft.commands.import_ import add_label_arguments, given_rules
+from graft.dataset.archives import SUFFIX
+from graft.dataset.intake import doubts, take_in
+from graft.dataset.layout import Unclear
+from graft.network import backbones
+from graft.system import paths
+from graft.system.console import GraftError, log, warn
+from graft.system.override import override
+from graft.system.prefetch import processors
+
+SHOWN = 5  # of each kind of problem
+UNSEEN = (".git", ".hg", ".dvc")  # DVC does not look into them
+RULES = ("layout", "labels", "label_by")
+# Measured on two cores (benchmarks/README.md): 100 s of starts, imports and exports; 13 ms an image at 96 px, by the pixels.
+START_SECONDS, IMAGE_SECONDS, AT_PIXELS, ON_PROCESSORS = 100, 0.013, 96, 2
+VIEW_BYTES, OUTPUT_BYTES = 45_000, 300_000_000  # of the feature cache at 224 px, and of models and exports
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="folder of photos")
+    add_label_arguments(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """`graft check PATH [--labels FILE | --label-by REGEX] [--layout KIND]`.
+
+    Raises GraftError for what the pipeline, or DVC before it, would stop at.
+    """
+    params = parameters.load()
+    root = find_folder(args.path)
+    refuse_hazards(root)
+    data = _data(params.data, root, given_rules(args))
+    try:
+        taken = take_in(data, seed=params.seed, cache_file=paths.cache() / "scan.sqlite")
+    except Unclear as unclear:
+        raise GraftError(unclear.as_options(f"graft check {shlex.quote(args.path)}")) from None
+    _show_classes(taken)
+    _show_problems(taken.problems)
+    for line in doubts(taken.manifest):
+        warn(line)
+    _show_estimate(params, taken.manifest)
+    told = [override(f"data.{key}", value) for key, value in _changes(params.data, data).items()]
+    if not root.is_absolute() and not _is_versioned(root):
+        log(f"for --temp and --queue, whose working folder is a copy: dvc add {shlex.quote(root.as_posix())} first")
+    log(f"run this next: dvc exp run {' '.join(f'-S {each}' for each in told)}")
+
+
+def find_folder(given: str) -> Path:
+    """The folder that a person means by `given`: relative where it lies in the project, as its commands name it, else absolute.
+
+    Raises GraftError where there is none, or where DVC could not take its name.
+    """
+    path = Path(given)
+    if not path.exists() and (long := Path(os.path.expandvars(path.expanduser()))).exists():
+        warn(f"DVC takes {given} as it stands; the command below has it written out")
+        path = long
+    if not path.exists():
+        near = (
+            difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1) if path.parent.is_dir() else []
+        )
+        hint = f"did you mean {path.parent / near[0]}?" if near else "name a folder of photos"
+        raise GraftError(f"{given}: no such folder; {hint}")
+    if not path.is_dir():
+        hint = f"unpack it: graft import {shlex.quote(given)}" if SUFFIX.search(given) else "name the folder that it lies in"
+        raise GraftError(f"{given}: not a folder; {hint}")
+    path, here = Path(os.path.abspath(path)), paths.root().resolve()  # noqa: PTH100 (resolve would follow a link to the photos)
+    path = path.relative_to(here) if path.is_relative_to(here) and Path.cwd() == here else path
+    text = path.as_posix()
+    if "${" in text or not text.isprintable() or text.encode("utf-8", "replace").decode() != text:
+        raise GraftError(
+            f"{text!r}: DVC cannot take a path with ${{, a control character or a letter that is not UTF-8; rename it"
+        )
+    return path
+
+
+def refuse_hazards(root: Path) -> None:
+    """Raise GraftError for what DVC stops at, waits for without an end, or does not look into, before graft is asked."""
+    found = [(Path(path).relative_to(_printable(str(root))).as_posix(), what) for path, what in _hazards(str(root))]
+    if len(found) > 1:
+        for path, what in found[: 4 * SHOWN]:
+            log(f"  {path} {what}")
+    if found:
+        path, what = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise GraftError(f"{root}: DVC cannot take it in: {path}{more} {what}")
+
+
+def _hazards(folder) -> Iterator[tuple[str, str]]:
+    """(path as it can be printed, what is wrong and what to do) of each such file or folder below `folder`."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        yield _printable(folder), f"cannot be read ({error.strerror}); give yourself the right to, or take it out"
+        return
+    for entry in entries:
+        if entry.name in UNSEEN:
+            continue
+        what = _hazard(entry)
+        if what:
+            yield _printable(entry.path), what
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _hazards(entry.path)
+
+
+def _hazard(entry):
+    """What is wrong with a file or folder, or ""."""
+    if _printable(entry.name) != entry.name:
+        return "its name is not UTF-8; rename it (convmv -f latin1 -t utf8 -r --notest FOLDER does so for all)"
+    if entry.name == ".dvcignore":
+        return "belongs to the root of a DVC project; take it out"
+    if entry.is_symlink():
+        try:
+            mode = os.stat(entry.path).st_mode  # noqa: PTH116
+        except OSError as error:
+            return f"is a link to nothing ({error.strerror}); take it out, or bring back what it points to"
+        if stat.S_ISDIR(mode):
+            return "is a link to a folder: what changes behind it is never noticed; copy the folder to its place (cp -rL)"
+    else:
+        mode = entry.stat(follow_symlinks=False).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        return "is a pipe, socket or device, which DVC would wait for without an end; take it out"
+    if not os.access(entry.path, os.R_OK):
+        return "may not be read by you; give yourself the right to (chmod u+r)"
+    return ""
+
+
+def _printable(path):
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _data(given, root, rules):
+    """params.data for the folder: what options say, else params.yaml if it is about this folder, else nothing."""
+    if rules.labels or rules.label_by or rules.layout != "auto":
+        wanted = {key: getattr(rules, key) for key in RULES}
+        table = Path(rules.labels or "")
+        if table.is_file() and table.resolve().is_relative_to(
+            root.resolve()
+        ):  # named from here; data.labels is from the folder
+            wanted["labels"] = table.resolve().relative_to(root.resolve()).as_posix()
+    elif Path(given.path) == root:
+        wanted = {}
+    else:
+        wanted = {"layout": "auto", "labels": None, "label_by": None}
+    return given.model_copy(update={**wanted, "path": root.as_posix()})
+
+
+def _changes(before, after):
+    """{key: value} of params.data that the command must set, the path in any case."""
+    return {"path": after.path} | {key: value for key in RULES if (value := getattr(after, key)) != getattr(before, key)}
+
+
+def _show_classes(taken):
+    counts = taken.manifest.counts()
+    log(f"{len(taken.manifest)} usable images in {len(taken.manifest.classes)} classes; dealt out as")
+    for label in taken.manifest.classes[:50]:
+        shares = ", ".join(f"{split} {counts[split][label]}" for split in counts)
+        log(f"  {label}: {sum(counts[split][label] for split in counts)} ({shares})")
+    if len(taken.manifest.classes) > 50:
+        log(f"  … and {len(taken.manifest.classes) - 50} more classes")
+
+
+def _show_problems(problems):
+    kinds = Counter(problem.problem for problem in problems)
+    for kind, n in sorted(kinds.items()):
+        log(f"{n} x {kind}:")
+        for problem in [p for p in problems if p.problem == kind][:SHOWN]:
+            log(f"  {problem.path}: {problem.action}")
+        if n > SHOWN:
+            log(f"  … and {n - SHOWN} more; `dvc repro split` lists all in {paths.SPLIT / 'problems.csv'}")
+
+
+def _show_estimate(params, rows):
+    size = backbones.resolve_size(params.backbone.name, params.image_size, rows.shorter_sides)
+    passes = (max(1, params.augment.views) + params.fine_tune.epochs) / 9  # of what was measured: 4 views, 5 epochs
+    area, cores = (size / AT_PIXELS) ** 2, processors()
+    seconds = START_SECONDS + len(rows) * IMAGE_SECONDS * area * passes * ON_PROCESSORS / cores
+    size_gb = (OUTPUT_BYTES + len(rows) * max(1, params.augment.views) * VIEW_BYTES * (size / 224) ** 2) / 1e9
+    minutes = max(2, round(seconds / 60))
+    log(f"about {minutes} minutes on {cores} processors without a GPU, at {size} px, and {size_gb:.1f} GB of disk")
+
+
+def _is_versioned(root):
+    tracked = subprocess.run(["git", "ls-files", "--", str(root)], capture_output=True, text=True, check=False).stdout
+    return bool(tracked) or root.with_name(f"{root.name}.dvc").exists()

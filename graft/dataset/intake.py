@@ -1,0 +1,59 @@
+"""A folder of photos becomes a manifest: what `split` writes down, and `graft check` shows before."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.dataset import grouping, manifest, near_duplicates, scan, splitting
+from graft.dataset.manifest import SPLITS, Manifest
+from graft.dataset.scan import Problem, ScanResult
+from graft.dataset.scan_cache import ScanCache
+
+FEW, LOPSIDED = 10, 20  # images of a class that call for a warning; times that one class may have another's
+
+
+@dataclass(frozen=True)
+class Intake:
+    """`found`: what the folder holds; `manifest`: the usable images, each in its split; `problems`: of the others."""
+
+    found: ScanResult
+    manifest: Manifest
+    problems: list[Problem]
+
+
+def take_in(data, *, seed: int, cache_file: Path | None) -> Intake:
+    """Scan the folder data.path, set aside what is damaged or there twice, group what must not be parted, and deal it out.
+
+    data: params.data. cache_file: of the ScanCache. Raises GraftError where there is nothing to learn from.
+    """
+    root = Path(data.path)
+    limits = {"min_side": data.min_side, "max_megapixels": data.max_megapixels, "on_damaged": data.on_damaged}
+    with ScanCache(cache_file, root) as cache:
+        found = scan.scan(root, cache=cache, rules=data, **limits)
+        usable, copies, copied_across = grouping.set_aside_copies(found.images)
+        pairs = near_duplicates.find(usable, cache, max_distance=data.near_duplicates)
+    grouped = grouping.group(usable, pairs, group_by=data.group_by)
+    usable, leaks = splitting.resolve_leakage(usable, grouped.near, copied_across, policy=data.leakage)
+
+    shares = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
+    splits = splitting.assign(splitting.items(usable, grouped), **shares, seed=seed, where=root)
+    rows = manifest.build(usable, splits, grouped.groups)
+    return Intake(found, rows, scan.settled([*found.problems, *copies, *grouped.problems, *leaks]))
+
+
+def doubts(rows: Manifest) -> list[str]:
+    """What makes figures doubtful, for a person: classes of few images, of one in val or test, of many times others'."""
+    counts = rows.counts()
+    sizes = {label: sum(counts[split][label] for split in SPLITS) for label in rows.classes}
+    few = [label for label in rows.classes if min(counts["val"][label], counts["test"][label]) < 2 or sizes[label] < FEW]
+    lines = []
+    for label in few[:5]:
+        shares = ", ".join(f"{counts[split][label]} {split}" for split in SPLITS)
+        lines.append(f"class {label!r} has {sizes[label]} images ({shares}): too few for its figures to mean much")
+    if len(few) > 5:
+        lines.append(f"{len(few) - 5} more classes have as few images")
+    least, most = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    if sizes[most] > LOPSIDED * sizes[least]:
+        lines.append(
+            f"class {most!r} has {sizes[most]} images, {least!r} {sizes[least]}: look at balanced_accuracy, not accuracy"
+        )
+    return lines
