@@ -112,7 +112,7 @@ class Regression:
         for strength in GRID:
             fitted = LogisticRegression(C=strength, max_iter=2000, tol=1e-4).fit(x, y)
             loss = log_loss(parts[1].labels, fitted.predict_proba(scaler.transform(val)), labels=fitted.classes_)
-            if loss > 1.2 * best:  # the path is convex as good as always
+            if loss > 1.2 * best:  # weaker penalties only overfit more
                 break
             best, found = (loss, (strength, fitted)) if loss < best else (best, found)
         return found[1].predict(scaler.transform(test)), found[0]
@@ -130,11 +130,11 @@ class Regression:
 
 
 def figures(given, regression):
-    """One seed's row, with the test photos' names, groups and outcomes."""
+    """One seed's row, with the groups and outcomes of the test photos."""
     tuned, found = (read_json(folder / "report.json")["summary"] for folder in (paths.FINE_TUNE, paths.EVALUATE))
     val, val_head = (Predictions.read(folder / "predictions.csv") for folder in (paths.FINE_TUNE, paths.TRAIN_HEAD))
     rows = manifest.read().split("test").rows
-    test, labels = Predictions.read(paths.EVALUATE / "predictions.csv"), None
+    test = Predictions.read(paths.EVALUATE / "predictions.csv")
     assert list(test.paths) == [row.path for row in rows]
     mirrored = _mirrored(given)
     result = {
@@ -147,7 +147,6 @@ def figures(given, regression):
         "log_loss": found["loss"],
         "ece": found["ece_calibrated"],
         "n": len(test),
-        "photos": [row.sha256[:16] for row in rows],
         "groups": [row.group or row.sha256[:16] for row in rows],
         "right": (test.predicted == test.labels).astype(int).tolist(),
     }

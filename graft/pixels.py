@@ -430,7 +430,17 @@ def _lost_its_end(image, stream, at_least, size):
         return False
     above = image.height * 7 // 8 - 16 * image.height // size[1]  # the block that was cut through is left out
     differs = np.abs(after - before)[: max(0, above) if grey else None].max(initial=0) > 1
-    return bool(differs if grey else not differs)
+    if grey:
+        return bool(differs)
+    return not differs or _is_textured(content)
+
+
+def _is_textured(content):
+    """Whether the last block of a JPEG that ends in a run of one byte shows more than one colour: an even picture may be stored
+    as such a run; filling that decodes to something repeats what nobody painted."""
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as whole:
+        block = whole.crop((max(0, whole.width - 16), max(0, whole.height - 16), *whole.size))
+    return any(high - low > 8 for low, high in np.reshape(block.getextrema(), (-1, 2)))
 
 
 def _ends_in_run(data):

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from graft.dataset import grouping, images, manifest
-from graft.dataset.intake import doubts, take_in
+from graft.dataset.intake import doubtful_counts, take_in
 from graft.reporting import data as report
 from graft.run import run_stage
 from graft.system import paths
@@ -14,7 +14,7 @@ from graft.system.console import warn
 
 def split(params, run):
     taken = take_in(params.data, seed=params.seed, cache_file=paths.cache() / "scan.sqlite")
-    for line in doubts(taken.manifest):
+    for line in doubtful_counts(taken.manifest):
         warn(line)
 
     shutil.rmtree(paths.SPLIT / "plots", ignore_errors=True)  # which of its pictures there are depends on the data

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from graft.scoring.predictions import PREFIX
+from graft.scoring.predictions import class_columns
 from graft.serving.predict import find, open_model
 from graft.serving.predict import predict as predict_files
 from graft.system import files, paths
@@ -85,11 +85,8 @@ def _atomic(path: Path) -> Iterator[TextIO]:
 
 
 def _csv(file, classes):
-    """As evaluate's predictions.csv: a class that is called like another column has its own named `class:<name>`."""
     writer = files.csv_writer(file)
-    writer.writerow(
-        [*COLUMNS, *(f"{PREFIX}{name}" if name in COLUMNS or name.startswith(PREFIX) else name for name in classes)]
-    )
+    writer.writerow([*COLUMNS, *class_columns(classes)])
 
     def put(row):
         figures = [""] * (1 + len(classes)) if row.problem else [f"{p:.6f}" for p in (row.confidence, *row.probabilities)]

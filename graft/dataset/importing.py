@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from graft import pixels
 from graft.dataset import archives
 from graft.dataset.archives import Budget, Entry, Limits
-from graft.dataset.labels import BY_FOLDER, TABLE, ByFolder, Place, Rules, doubts, images_among, read, write_table
+from graft.dataset.labels import BY_FOLDER, TABLE, ByFolder, Place, Rules, doubtful_names, images_among, read, write_table
 from graft.dataset.layout import Unclear, split_named, walk
 from graft.system import console
 from graft.system.console import GraftError
@@ -249,7 +249,7 @@ def _places(source, folder, rules):
     places = {path: place for path in images_among(folder, paths) if (place := labels.place(path)).label is not None}
     for line in labels.told():
         console.log(f"{source}: {line}")
-    for line in doubts(labels, folder, {place.label for place in places.values()}):
+    for line in doubtful_names(labels, folder, {place.label for place in places.values()}):
         console.warn(line)
     return labels, places
 

@@ -23,7 +23,8 @@ class Intake:
 def take_in(data, *, seed: int, cache_file: Path | None) -> Intake:
     """Scan the folder data.path, set aside what is damaged or there twice, group what must not be parted, and deal it out.
 
-    data: params.data. cache_file: of the ScanCache. Raises GraftError where there is nothing to learn from.
+    data: params.data. cache_file: of the ScanCache. Raises GraftError where there is nothing to learn from, and where a
+    file came, changed or went meanwhile: it would be vouched for, and never be seen again.
     """
     root = Path(data.path)
     limits = {"min_side": data.min_side, "max_megapixels": data.max_megapixels, "on_damaged": data.on_damaged}
@@ -37,10 +38,11 @@ def take_in(data, *, seed: int, cache_file: Path | None) -> Intake:
     shares = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
     splits = splitting.assign(splitting.items(usable, grouped), **shares, seed=seed, where=root)
     rows = manifest.build(usable, splits, grouped.groups)
+    scan.check_unchanged(found)
     return Intake(found, rows, scan.settled([*found.problems, *copies, *grouped.problems, *leaks]))
 
 
-def doubts(rows: Manifest) -> list[str]:
+def doubtful_counts(rows: Manifest) -> list[str]:
     """What makes figures doubtful, for a person: classes of few images, of one in val or test, of many times others'."""
     counts = rows.counts()
     sizes = {label: sum(counts[split][label] for split in SPLITS) for label in rows.classes}

@@ -162,7 +162,7 @@ def read(root: Path, paths: Sequence[str], rules: Rules = BY_FOLDER) -> Labels:
     return replace(found, class_map=dict(rules.class_map), unlabelled=unlabelled)
 
 
-def doubts(labels: Labels, root: Path, classes: Iterable[str]) -> list[str]:
+def doubtful_names(labels: Labels, root: Path, classes: Iterable[str]) -> list[str]:
     """What is allowed and looks like a mistake in the names of the `classes` of `root`, in lines for a person."""
     lines, same = [], defaultdict(list)
     for name in sorted(classes):

@@ -50,7 +50,7 @@ def walk(root: Path) -> Walk:
                 continue
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            odd.append((_printable(prefix.rstrip("/")), "undecodable", f"set aside: folder cannot be read ({error.strerror})"))
+            odd.append((printable(prefix.rstrip("/")), "undecodable", f"set aside: folder cannot be read ({error.strerror})"))
             continue
         for entry in entries:
             path = prefix + entry.name
@@ -63,14 +63,14 @@ def walk(root: Path) -> Walk:
                 status = None if veiled else entry.stat()
             except OSError as error:
                 problem = "undecodable" if Path(path).suffix.lower() in pixels.SUFFIXES else "non_image"
-                odd.append((_printable(path), problem, f"set aside: cannot be read ({error.strerror})"))
+                odd.append((printable(path), problem, f"set aside: cannot be read ({error.strerror})"))
                 continue
             if status is None:
                 hidden += 1
             elif not stat.S_ISREG(status.st_mode):  # a pipe or device: reading it might never end
-                odd.append((_printable(path), "non_image", ""))
-            elif _printable(path) != path:
-                odd.append((_printable(path), "unsupported", "set aside: its name is not valid Unicode"))
+                odd.append((printable(path), "non_image", ""))
+            elif printable(path) != path:
+                odd.append((printable(path), "unsupported", "set aside: its name is not valid Unicode"))
             else:
                 files.append(File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     return Walk(tuple(sorted(files, key=lambda file: file.path)), tuple(odd), hidden, tuple(sorted(links)))
@@ -82,7 +82,8 @@ def _leads_elsewhere(entry, above):
     return entry.is_symlink() and (status.st_dev, status.st_ino) not in above
 
 
-def _printable(path):
+def printable(path: str) -> str:
+    """A path with what is not UTF-8 in it escaped."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from graft import pixels
 from graft.dataset import near_duplicates
-from graft.dataset.labels import BY_FOLDER, Labels, Rules, alike, doubts, read
+from graft.dataset.labels import BY_FOLDER, Labels, Rules, alike, doubtful_names, read
 from graft.dataset.layout import File, Unclear, Walk, walk
 from graft.dataset.scan_cache import THUMB, FileRecord, ScanCache
 from graft.system import console
@@ -127,7 +127,7 @@ def scan(
     total = len(seen.files) + len(seen.odd) + seen.hidden
     result = ScanResult(root, tuple(images), tuple(problems), total, non_images, seen.hidden, seen.files)
     _check(result, labels, on_damaged)
-    for line in doubts(labels, root, {image.label for image in images}):
+    for line in doubtful_names(labels, root, {image.label for image in images}):
         console.warn(line)
     return result
 

@@ -14,6 +14,13 @@ PREFIX = "class:"  # of a class's column where the class is called like one of t
 ROUNDING = 1e-12  # a row whose sum is that close to 1 stays as it is, so that what is read back is what was written
 
 
+def class_columns(classes) -> list[str]:
+    """Names of the columns of probabilities, here and in what `graft predict` writes: a class that is called like one of the
+    other columns of either has its own named `class:<name>`."""
+    reserved = (*COLUMNS, "problem")
+    return [f"{PREFIX}{name}" if name in reserved or name.startswith(PREFIX) else name for name in classes]
+
+
 def normalise(probabilities) -> np.ndarray:
     """float64 (n, C), each row divided by its sum; what has been normalised stays as it is, bit for bit.
 
@@ -95,12 +102,8 @@ class Predictions:
         return dataclasses.replace(self, probabilities=probabilities)
 
     def write(self, path, *, head: "Predictions | None" = None):
-        """path, label, predicted, confidence, one column per class (all digits), group; with `head`, what that one says.
-
-        A class that is called like one of the other columns has its column named `class:<name>`.
-        """
-        reserved = {name: f"{PREFIX}{name}" for name in self.classes if name in COLUMNS or name.startswith(PREFIX)}
-        header = [*COLUMNS[:4], *(reserved.get(name, name) for name in self.classes), "group"]
+        """path, label, predicted, confidence, one column per class (all digits), group; with `head`, what that one says."""
+        header = [*COLUMNS[:4], *class_columns(self.classes), "group"]
         columns = [
             self.paths,
             self.names(self.labels),

@@ -45,7 +45,7 @@ def test_a_row_per_network_and_the_command_to_run(photos, capsys):
     assert (float(accuracy) * 20).is_integer() and float(rate) > 0
     assert float(megabytes) == 1.7  # 410,208 values and the head's 2,562, 4 bytes each
     assert reason.startswith("mobilenet_v2 alpha 0.35 mine.weights.h5 at 96 px has the smallest loss")
-    assert command == "dvc exp run -S 'data.path=my photos'"  # the rest is what params.yaml says
+    assert command == "dvc exp run -S 'data.path=\"my photos\"'"  # the rest is what params.yaml says
     assert said[1][2].split()[:-2] == row.split()[:-2]  # but for the speed
 
 
@@ -60,10 +60,10 @@ def test_what_params_do_not_say_is_in_the_command(clone):
 
     assert flags("efficientnet_lite0", 1.0, "packaged", 224, layers=46) == []
     assert flags("efficientnet_lite2", 1.0, "packaged", 192, layers=55) == [
-        "-S", "backbone.name=efficientnet_lite2", "-S", "image_size=192", "-S", "fine_tune.layers=55"
+        "-S backbone.name=efficientnet_lite2", "-S image_size=192", "-S fine_tune.layers=55"
     ]  # fmt: skip
     assert flags("mobilenet_v2", 0.5, "imagenet", 224) == [
-        "-S", "backbone.name=mobilenet_v2", "-S", "backbone.alpha=0.5", "-S", "backbone.weights=imagenet"
+        "-S backbone.name=mobilenet_v2", "-S backbone.alpha=0.5", "-S backbone.weights=imagenet"
     ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from graft.dataset.scan_cache import ScanCache
 from graft.params import ImportLimits
 from graft.system.console import GraftError
 
-SCRIPT = Path(__file__).parents[3] / "shared" / "cases" / "make_cases.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT.parent / "shared" / "cases" / "make_cases.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="no ../shared/cases beside the project")
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import struct
 import sys
@@ -15,6 +16,8 @@ from graft.pixels import ORIENTATION
 from graft.system.console import GraftError
 
 from .pictures import encoded, folder, scene, write
+
+HEIC = "undecodable" if importlib.util.find_spec("pillow_heif") else "unsupported"  # of a file that is none
 
 
 def scanned(root, **options):
@@ -75,8 +78,8 @@ FILES = {
     "cat/bomb.png": (huge_png(60000, 60000), "too_large"),
     "cat/lies about its size.png": (huge_png(1000, 900), "truncated"),
     "cat/20 megapixels.png": (encoded(Image.new("1", (5000, 4000)), "PNG"), "too_large"),
-    "cat/phone.heic": (b"\0\0\0\x18ftypheic" + bytes(300), "unsupported"),
-    "cat/heic named.jpg": (b"\0\0\0\x18ftypheic" + bytes(299), "unsupported"),
+    "cat/phone.heic": (b"\0\0\0\x18ftypheic" + bytes(300), HEIC),
+    "cat/heic named.jpg": (b"\0\0\0\x18ftypheic" + bytes(299), HEIC),
     "cat/raw.CR2": (b"\0raw" * 100, "unsupported"),
     "cat/art.psd": (b"8BPS" + bytes(300), "unsupported"),
     "cat/drawing.svg": (b"<svg/>", "unsupported"),

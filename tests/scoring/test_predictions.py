@@ -92,7 +92,14 @@ def test_read_back_as_they_were(simulate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "classes", [["group", "class:group"], ["label", "confidence"], ["head_predicted", "path"], ["predicted", "ça va, \n?"]]
+    "classes",
+    [
+        ["group", "class:group"],
+        ["ok", "problem"],
+        ["label", "confidence"],
+        ["head_predicted", "path"],
+        ["predicted", "ça va, \n?"],
+    ],
 )
 def test_classes_called_like_columns(classes, tmp_path):
     Predictions(["x"], [1], [[0.25, 0.75]], classes).write(tmp_path / "p.csv")
