@@ -31,6 +31,7 @@ def photos(clone, monkeypatch):
     return pictures.folder(clone / "my photos", each=12, width=28, height=28)
 
 
+@pytest.mark.slow
 def test_a_row_per_network_and_the_command_to_run(photos, capsys):
     said = []
     for _ in range(2):  # the second reads the features that the first has left

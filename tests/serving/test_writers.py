@@ -33,6 +33,7 @@ def test_self_contained_applies_the_temperature_exactly_and_leaves_the_model_alo
     np.testing.assert_array_equal(model(images, training=False).numpy(), before)
 
 
+@pytest.mark.slow
 def test_bytes_are_the_same_in_another_process(exported, tmp_path):
     """In processes that do the same; in one that traced other functions before, TensorFlow numbers a SavedModel's otherwise."""
     script = "import sys; from pathlib import Path; from tests.serving import conftest; conftest.write_all(Path(sys.argv[1]))"
