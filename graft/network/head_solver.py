@@ -34,7 +34,6 @@ PATIENCE = 2  # strengths without a smaller loss after which the path ends
 FOLDS, FEW = 5, 250  # below so many validation images the strength is chosen by folds: 49 images say too little
 MARGIN = 0.5  # standard errors by which a stronger penalty may be worse than the best and still be taken
 ROWS = 60_000  # of views together, at most: more views of so many images change nothing
-CHOICE_VIEWS = 2  # of each image, by which the strength is chosen: it hardly depends on their number, the time does
 CURVE_ROWS = 20
 PATH_TOLERANCE, TOLERANCE, ITERATIONS = 3e-4, 1e-5, 300
 
@@ -50,11 +49,6 @@ class _Rows:
 
     def take(self, mask):
         return _Rows(self.x[mask], self.labels[mask], self.weights[mask], self.classes)
-
-    def first(self, views, n):
-        """Of `n` images in several views, the first `views`; each image counts as much as before."""
-        part = self.take(slice(views * n))
-        return _Rows(part.x, part.labels, part.weights * (len(self.labels) / len(part.labels)), self.classes)
 
     def loss(self, kernel, bias):
         """(weighted sum of the cross-entropy, its gradient by the logits, mean curvature)."""
@@ -91,8 +85,8 @@ def solve(model: keras.Model, cut: Cut, train: Features, val: Features, *, balan
     labels = np.tile(train.images.labels, views)
     rows = _Rows(x @ axes, labels, (by_class[labels] / views).astype(np.float32), classes)
     seen = _Rows(held @ axes, val.images.labels, by_class[val.images.labels].astype(np.float32), classes)
-    groups = np.array([*np.tile(train.images.groups, min(views, CHOICE_VIEWS)), *val.images.groups])
-    strength = _choose(_parts(rows.first(CHOICE_VIEWS, len(train)), seen, groups, len(train)), variance)
+    groups = np.array([*np.tile(train.images.groups, views), *val.images.groups])
+    strength = _choose(_parts(rows, seen, groups, len(train)), variance)
 
     path: list = []
     kernel, bias, _ = _fit(rows, variance, strength, _nothing(rows, variance), tolerance=TOLERANCE, path=path)
