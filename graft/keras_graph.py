@@ -1,4 +1,6 @@
-"""The one walk over the graph of a Functional Keras model."""
+"""The one walk over the graph of a Functional Keras model, and what an image costs in it."""
+
+import math
 
 
 def parents(model) -> dict[str, list[str]]:
@@ -20,3 +22,9 @@ def consumers(model) -> dict[str, list[str]]:
     """{name: names of the operations that take its output}, both in the order of `parents`."""
     feeding = parents(model)
     return {name: [taker for taker in feeding if name in feeding[taker]] for name in feeding}
+
+
+def multiply_adds(model) -> int:
+    """Of one image: those of the kernels, which are nearly all."""
+    kernels = [(layer.output.shape[1:-1], weight.shape) for layer in model.layers for weight in layer.weights]
+    return sum(math.prod(places) * math.prod(shape) for places, shape in kernels if len(shape) > 1)

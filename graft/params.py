@@ -16,6 +16,7 @@ from graft.system.console import GraftError
 Format = Literal["keras", "h5", "saved_model", "tflite", "tflite_fp16", "tflite_int8", "onnx"]
 Gate = Literal["accuracy", "balanced_accuracy", "macro_f1", "min_class_recall"]
 RENAMED = {"data.leaks": "data.leakage", "trunk.engine": "features.runtime"}
+TRAINED_HEAD = {"lr": 3e-3, "epochs": 40, "patience": 8}  # act where the head is trained and not solved; as params.yaml comes
 WANTED = {  # kind of pydantic's errors -> what the value must be
     "bool_type": "true or false",
     "dict_type": "a block of numbers from 0 to 1",
@@ -141,6 +142,11 @@ class Head(Block):
     hidden_units: Whole = Field(ge=0, description="of a dense layer before the softmax; 0: none")
     dropout: float = Field(ge=0, lt=1, description="rate before the softmax")
     class_weights: Literal["balanced", "none"] = Field(description="weights of the classes, in both training stages")
+
+    def idle(self) -> list[str]:
+        """Keys that do nothing as things are and were changed all the same: someone expects something of them."""
+        given = {} if self.hidden_units else {key: getattr(self, key) for key in TRAINED_HEAD}
+        return [f"head.{key}" for key, value in given.items() if value != TRAINED_HEAD[key]]
 
 
 class FineTune(Block):

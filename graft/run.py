@@ -6,12 +6,13 @@ from graft import params as parameters
 from graft.forkserver import client
 from graft.params import Params
 from graft.system.console import entry
-from graft.system.environment import quiet_tensorflow, training_scope
+from graft.system.environment import full_precision, quiet_tensorflow, training_scope
 from graft.tracking.runs import StageRun, stage_run
 
 Recipe = Callable[[Params, StageRun], object]
 Check = Callable[[Params], object]
 PLAIN = ("split",)  # stages without a network
+EXACT = ("export",)  # whose network is compared to the last digits
 
 
 def run_stage(recipe: Recipe, *, check: Check | None = None) -> None:
@@ -40,5 +41,5 @@ def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
             recipe(params, run)
             return
         quiet_tensorflow()
-        with training_scope(params.seed):
+        with full_precision(params.seed) if stage in EXACT else training_scope(params.seed):
             recipe(params, run)

@@ -16,7 +16,6 @@ REPRESENTATIVE_IMAGES = 64  # training images that set the ranges of int8; 3 s f
 
 
 def export(params, run):
-    writers.full_precision()
     formats, folder = params.export.formats, paths.EXPORT
     model, description = classifier.load(paths.FINE_TUNE)
     if not params.evaluate.calibrate:

@@ -6,6 +6,7 @@ from graft.features.extractor import FeatureExtractor
 from graft.network import backbones, classifier, head_solver, top_training
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import find_cut
+from graft.network.outlook import outlook
 from graft.network.top_training import Phase, TrainConfig
 from graft.reporting import plots, report
 from graft.run import run_stage
@@ -29,7 +30,8 @@ def train_head(params, run):
     model = classifier.build(description, weights=params.backbone.weights)
     # The next stage's features come out of the same pass over the images; they change no byte of this stage's outputs.
     cuts = find_cut(model, 0), find_cut(model, params.fine_tune.layers)
-    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
+    announce = outlook(model, cuts[1], description, params, rows.shorter_sides, (len(train), len(val)))
+    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone), announce)
     seen = extractor.extract(model, cuts, train, views=params.augment.views, label="train")[0]
     val_seen = extractor.extract(model, cuts, val, label="val")[0]
 
@@ -38,9 +40,8 @@ def train_head(params, run):
         config = TrainConfig.of(params, Phase.head(params), train.labels)
         trained = top_training.train(model, cuts[0], seen, val_seen, config, checkpoint=checkpoint, on_epoch=run.log_epoch)
     else:
-        trained = head_solver.solve(model, cuts[0], seen, val_seen, balanced=params.head.class_weights == "balanced")
-        for row in trained.history.rows:
-            run.log_epoch(row)
+        balanced = params.head.class_weights == "balanced"
+        trained = head_solver.solve(model, cuts[0], seen, val_seen, balanced=balanced, on_epoch=run.log_epoch)
 
     description = description.replace(temperature=trained.temperature)
     classifier.save(model, description, paths.TRAIN_HEAD)

@@ -80,3 +80,12 @@ def test_a_part_of_a_model_is_a_graph_of_its_own(model):
     assert start == []
     assert len(rest) == 2  # the addition and the pooling, and nothing of what lies below
     assert len(keras_graph.parents(model)) == 8  # to take a part changes nothing in the whole
+
+
+def test_multiply_adds_are_those_of_the_kernels():
+    image = x = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(x)  # 16 places x 27 x 4
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.SeparableConv2D(5, 3, padding="same")(x)  # 16 places x (9 x 4 + 4 x 5)
+    x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))  # 10
+    assert keras_graph.multiply_adds(keras.Model(image, x)) == 16 * 27 * 4 + 16 * (36 + 20) + 10

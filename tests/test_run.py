@@ -43,6 +43,7 @@ def log(monkeypatch):
 
     monkeypatch.setattr(running, "stage_run", lambda stage, params: note("run", stage))
     monkeypatch.setattr(running, "training_scope", lambda seed: note("scope", seed))
+    monkeypatch.setattr(running, "full_precision", lambda seed: note("float32", seed))
     monkeypatch.setattr(running, "quiet_tensorflow", lambda: happened.append("TensorFlow"))
     return happened
 
@@ -50,6 +51,14 @@ def log(monkeypatch):
 def test_a_stage_with_a_network_is_checked_recorded_and_seeded(params, log):
     running.execute(train_head, params, lambda given: log.append(f"check {given.seed}"))
     assert log == ["check 42", "run train-head begins", "TensorFlow", "scope 42 begins", "train-head", "scope ends", "run ends"]
+
+
+def test_export_is_exact_and_on_one_device(params, log):
+    def export(params, run):
+        run.log.append("export")
+
+    running.execute(export, params)
+    assert log == ["run export begins", "TensorFlow", "float32 42 begins", "export", "float32 ends", "run ends"]
 
 
 def test_split_needs_no_tensorflow(params, log):

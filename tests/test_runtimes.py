@@ -86,3 +86,9 @@ def test_litert_gives_named_outputs_in_the_order_asked(model, images):
 def test_auto_takes_what_the_table_of_backbones_says(setting, backbone, chosen):
     assert backbones.choose_runtime(setting, backbone) == chosen
     assert backbones.row(backbone).runtime in runtimes.RUNTIMES
+
+
+def test_the_rate_is_that_of_the_fastest_batch_after_the_first(monkeypatch):
+    taken = iter([0, 9, 10, 14, 20, 22])  # starts and ends: 9 s to prepare, then 4 and 2 s
+    monkeypatch.setattr(runtimes.time, "perf_counter", lambda: next(taken))
+    assert runtimes.rate(lambda batch: [batch], 8) == runtimes.BATCH / 2

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from graft.system.prefetch import prefetch, processors
 
 FORMAT = 3  # raise it when the meaning of a row changes
 HALF = np.finfo(np.float16).max
+MANY = 500  # views from which on it is worth telling how long they take
 
 
 class Images(Protocol):
@@ -71,18 +72,20 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """augmentation: the pool of views. runtime: of the frozen layers (see `runtimes`). cache: where features are kept."""
+    """augmentation: the pool of views. runtime: of the frozen layers (see `runtimes`). cache: where features are kept.
+    announce: called before many views are computed, with the rate of the frozen layers, images/s."""
 
     augmentation: Augmentation
     runtime: str
     cache: FeatureCache
+    announce: Callable[[float], None] | None = None
 
     @classmethod
-    def of(cls, params, runtime: str) -> FeatureExtractor:
+    def of(cls, params, runtime: str, announce: Callable[[float], None] | None = None) -> FeatureExtractor:
         """From params.yaml, whose `features.runtime` may say auto: `runtime` is what that came out as."""
         a = params.augment
         augmentation = Augmentation(a.flip, a.rotation, a.zoom, a.translation, a.contrast, params.seed)
-        return cls(augmentation, runtime, FeatureCache(max_gb=params.cache.max_gb))
+        return cls(augmentation, runtime, FeatureCache(max_gb=params.cache.max_gb), announce)
 
     def extract(self, model, cuts: Sequence[Cut], images: Images, *, views: int = 1, label: str = "train") -> list[Features]:
         """Features of `images` at each of `cuts` of `model`; what is missing in the cache is computed in one pass.
@@ -153,6 +156,8 @@ class FeatureExtractor:
         todo = np.flatnonzero(np.any(list(needed.values()), axis=0))
         total, started = int(sum(mask.sum() for mask in needed.values())), time.monotonic()
         run = runtimes.start(model, [cuts[c].tensors[0] for c in wanted], self.runtime)
+        if self.announce and total >= MANY:
+            self.announce(runtimes.rate(run, images.size))
         keep = frozenset(path for per_cut in rows for found in per_cut for path in found.files)
         halves = _Halves(images, [cuts[c].name for c in wanted])
         with contextlib.ExitStack() as stack:

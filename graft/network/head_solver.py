@@ -12,6 +12,7 @@ some 20 to 40 iterations whatever C is.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,13 +65,22 @@ class _Rows:
         return loss, p * self.weights[:, None], max(curvature, 1e-4)
 
 
-def solve(model: keras.Model, cut: Cut, train: Features, val: Features, *, balanced: bool) -> TrainingResult:
+def solve(
+    model: keras.Model,
+    cut: Cut,
+    train: Features,
+    val: Features,
+    *,
+    balanced: bool,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> TrainingResult:
     """Put the optimum into the last layer of `model`, whose `cut` gives the pooled features.
 
     The strength is the strongest within half a standard error of the least held-out log loss along a warm-started path: by five
     folds over training and validation images, groups kept together, or by the validation images where they are many. balanced:
     whether classes weigh alike, in the loss that is solved and in the one that chooses.
-    The result's history holds up to 20 of the iterations from nothing to the optimum, without a learning rate.
+    The result's history holds up to 20 of the iterations from nothing to the optimum, without a learning rate; on_epoch is
+    called with each of its rows.
     """
     if cut.name != head_input(model):
         raise ValueError(f"the head is solved on pooled features, not on those at {cut.name}")
@@ -91,6 +101,8 @@ def solve(model: keras.Model, cut: Cut, train: Features, val: Features, *, balan
     path: list = []
     kernel, bias, _ = _fit(rows, variance, strength, _nothing(rows, variance), tolerance=TOLERANCE, path=path)
     history = _history(path, rows.take(slice(len(train))), seen)
+    for row in history.rows if on_epoch else ():
+        on_epoch(row)
     kernel = (axes.astype(np.float64) @ kernel) / scale[:, None]
     model.layers[-1].set_weights([kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)])
     log(f"head: solved in {len(path) - 1} iterations, strength C = {strength:.3g}, val loss {history.rows[-1]['val_loss']:.4f}")

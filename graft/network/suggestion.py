@@ -11,13 +11,12 @@ import io
 import itertools
 import logging
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from graft import runtimes
+from graft import keras_graph, runtimes
 from graft.description import Description
 from graft.features.extractor import FeatureExtractor
 from graft.network import backbones, classifier, head_solver
@@ -25,7 +24,6 @@ from graft.network.cut import find_cut
 from graft.system import paths
 
 ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-BATCH, REPEATS = 32, 3  # to time the frozen layers by
 
 
 @dataclass(frozen=True)
@@ -115,25 +113,9 @@ def attempt(
     base = [layer.name for layer in classifier.backbone_layers(model)]
     lowest = backbones.row(candidate.name).depths[:1]
     layers = len(base) - 1 - base.index(lowest[0]) if lowest else 0
-    rate = _rate(runtimes.start(model, list(cut.tensors), extractor.runtime), candidate.size)
-    return Trial(candidate, np.concatenate(losses), float(np.concatenate(right).mean()), rate, _operations(model),
+    rate = runtimes.rate(runtimes.start(model, list(cut.tensors), extractor.runtime), candidate.size)
+    return Trial(candidate, np.concatenate(losses), float(np.concatenate(right).mean()), rate, keras_graph.multiply_adds(model),
                  4 * model.count_params() / 1e6, layers)  # fmt: skip
-
-
-def _operations(model):
-    """Multiply-adds of kernels, which are nearly all of them."""
-    kernels = [(layer.output.shape[1:-1], weight.shape) for layer in model.layers for weight in layer.weights]
-    return sum(math.prod(places) * math.prod(shape) for places, shape in kernels if len(shape) > 1)
-
-
-def _rate(run, size):
-    """Images/s of the frozen layers alone: the best of a few batches, since features may come from the cache."""
-    batch, times = np.zeros((BATCH, size, size, 3), np.uint8), []
-    for _ in range(REPEATS + 1):
-        started = time.perf_counter()
-        run(batch)
-        times.append(time.perf_counter() - started)
-    return BATCH / min(times[1:])
 
 
 def worth(trials: Sequence[Trial]) -> Trial:

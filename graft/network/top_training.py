@@ -18,7 +18,7 @@ from graft.network.cut import Cut, split_at
 from graft.scoring.calibration import calibrated_losses, fit_temperature, log_probabilities
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
-from graft.system.console import GraftError, Progress, log
+from graft.system.console import GraftError, Progress, log, warn
 
 if TYPE_CHECKING:
     import keras
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PREDICT_BATCH = 64
 CLIP = 1.0  # of the gradients' global norm
 SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
+TORN = 1.5  # times the validation loss before training, after its first epoch: too much where the end is no better
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,6 @@ def _fit(top, train, val, config, *, checkpoint, on_epoch, mix):
     Returns the TrainingMonitor.
     """
     import keras
-    import tensorflow as tf
 
     phase, config = config.phase, _divisible(config)
     steps = math.ceil(len(train) / config.batch_size)
@@ -160,7 +160,7 @@ def _fit(top, train, val, config, *, checkpoint, on_epoch, mix):
         loss=_smoothed(phase.label_smoothing, top.output.shape[1]),
         metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         # XLA makes training ten times slower on a CPU; "auto" leaves out what has no kernel on a GPU.
-        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
+        jit_compile="auto" if _has_gpu() else False,
     )
     top.optimizer.build(top.trainable_variables)
     monitor = TrainingMonitor(top, val, phase, checkpoint, on_epoch)
@@ -224,15 +224,23 @@ def _rate(phase, steps):
 def _ready(values):
     """Half precision is how features are kept, not how they are computed with; pixels stay what they are.
 
-    NumPy casts: TensorFlow's oneDNN reports an error for half precision on most processors before it falls back.
+    NumPy casts: TensorFlow's oneDNN reports an error for half precision on most processors before it falls back. A GPU
+    takes half precision as it is, at half the bytes, and Keras casts there.
     """
-    return values.astype(np.float32) if values.dtype == np.float16 else values
+    return values.astype(np.float32) if values.dtype == np.float16 and not _has_gpu() else values
+
+
+def _has_gpu():
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _signature(features):
     import tensorflow as tf
 
-    return tf.TensorSpec((None, *features.shape), tf.uint8 if features.dtype == np.uint8 else tf.float32)
+    wide = np.float32 if features.dtype == np.float16 and not _has_gpu() else features.dtype
+    return tf.TensorSpec((None, *features.shape), tf.as_dtype(wide))
 
 
 def _dataset(features, config, *, epoch):
@@ -344,9 +352,19 @@ class TrainingMonitor:
         kept = gain.mean() <= gain.std() / math.sqrt(len(gain))
         self._put(self.start if kept else found[name][1])
         if found:
+            self._warn_if_torn()
             log(
                 f"validation loss after temperature: {self.start_losses.mean():.4f} before, {found[name][0].mean():.4f} after "
                 f"({name}): {'the head stays, the gain is within its standard error' if kept else 'taken'}"
+            )
+
+    def _warn_if_torn(self):
+        """Steps that are too long undo what the layers knew; where the rest of the training cannot mend it, say what would."""
+        before, first, last = self.start_losses.mean(), self.rows[0]["val_loss"], self.rows[-1]["val_loss"]
+        if first > TORN * before and last > before and self.losses.mean() >= before:
+            warn(
+                f"the first epoch tore the network: validation loss {before:.4f} before it, {first:.4f} after, {last:.4f} at "
+                f"the end; a lower {self.phase.lr_key} (now {self.phase.lr:g}) may gain what this one loses"
             )
 
     def _put(self, weights):

@@ -42,15 +42,6 @@ def check_available(params) -> None:
             raise GraftError(f"{format} needs {names}; pip install 'graft-vision[onnx]', or drop it from export.formats")
 
 
-def full_precision() -> None:
-    """Float32 for all models from here on, on a GPU too, where training may use half precision and TensorFlow 10 bits."""
-    import keras
-    import tensorflow as tf
-
-    keras.mixed_precision.set_global_policy("float32")
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
 def self_contained(model, description: Description) -> tuple:
     """(model, description) with the keras.Model's softmax at the description's temperature T: softmax(z / T) of the logits z.
 

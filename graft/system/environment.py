@@ -90,6 +90,30 @@ def training_scope(seed: int) -> Iterator[tf.distribute.Strategy]:
     import keras
     import tensorflow as tf
 
+    gpus = _seeded(seed)
+    keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "float32")
+    strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        yield strategy
+
+
+@contextlib.contextmanager
+def full_precision(seed: int) -> Iterator[None]:
+    """Seed everything; models in this block compute in float32 on one device, on GPUs too: formats are compared to 1e-4."""
+    import keras
+    import tensorflow as tf
+
+    _seeded(seed)
+    keras.mixed_precision.set_global_policy("float32")
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # 10 bits of a GPU's products
+    yield
+
+
+def _seeded(seed):
+    """Random numbers, and how kernels and memory are used. Returns the GPUs."""
+    import keras
+    import tensorflow as tf
+
     keras.utils.set_random_seed(seed)
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
@@ -97,7 +121,4 @@ def training_scope(seed: int) -> Iterator[tf.distribute.Strategy]:
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # already initialised
             tf.config.experimental.set_memory_growth(gpu, True)
-    keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "float32")
-    strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
-    with strategy.scope():
-        yield strategy
+    return gpus

@@ -219,3 +219,14 @@ def test_values_that_half_precision_cannot_hold_are_named(extract, images, monke
     else:
         assert (extract(images, views=1)[0].take([0]) == np.finfo(np.float16).max).all()
         assert "exceed half precision (65504) in 10 views, first of set/0.png" in capsys.readouterr().err
+
+
+def test_the_rate_is_told_before_many_views_are_computed_and_never_of_what_is_cached(model, images, tmp_path, monkeypatch):
+    told = []
+    extractor = FeatureExtractor(POOL, "litert", FeatureCache(tmp_path / "cache", max_gb=1), told.append)
+    extractor.extract(model, [cut(model, "pooling")], images)
+    assert told == []  # ten views are done before one could read it
+    monkeypatch.setattr("graft.features.extractor.MANY", 20)
+    for _ in range(2):
+        extractor.extract(model, [cut(model, "block")], images, views=2)
+    assert len(told) == 1 and told[0] > 0

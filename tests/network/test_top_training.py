@@ -133,6 +133,13 @@ def test_after_a_head_training_that_only_harms_changes_nothing_and_epochs_count_
     assert np.array_equal(tuned.predictions.probabilities, head.predictions.probabilities)
 
 
+@pytest.mark.parametrize(("lr", "torn"), [(5.0, True), (1e-4, False)])
+def test_a_rate_that_tears_the_network_is_said_with_its_key(model, pixels, tmp_path, capsys, lr, torn):
+    head = run(model, pixels, tmp_path, phase(lr=0.01, epochs=10))
+    run(model, pixels, tmp_path, phase(lr=lr, epochs=2), previous=head.history)
+    assert ("tore the network" in capsys.readouterr().err) == torn
+
+
 def test_no_epochs_leave_the_head_and_its_curves_as_they_are(model, pixels, tmp_path):
     head = run(model, pixels, tmp_path)
     before, seen = model.get_weights(), []
@@ -232,6 +239,21 @@ def test_xla_is_left_to_keras_on_a_gpu_and_off_on_a_cpu(model, pixels, tmp_path,
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [object()])
     run(model, pixels, tmp_path, phase(epochs=0))
     assert said == [False, "auto"]
+
+
+def test_a_gpu_is_fed_half_precision_which_gives_the_same_bits(fresh, pixels, tmp_path, monkeypatch):
+    compile = keras.Model.compile
+    monkeypatch.setattr(keras.Model, "compile", lambda top, **how: compile(top, **{**how, "jit_compile": False}))
+    fed, ready = [], top_training._ready
+    monkeypatch.setattr(top_training, "_ready", lambda values: fed.append(ready(values)) or fed[-1])
+    results = []
+    for gpu in (False, True):
+        monkeypatch.setattr(top_training, "_has_gpu", lambda gpu=gpu: gpu)
+        results.append(run(fresh(), pixels, tmp_path / str(gpu)))
+        assert {values.dtype for values in fed} == {np.dtype(np.float16 if gpu else np.float32)}
+        fed.clear()
+    assert results[0].history == results[1].history
+    assert np.array_equal(results[0].predictions.probabilities, results[1].predictions.probabilities)
 
 
 def test_several_devices_get_a_batch_that_they_divide(description, tmp_path):

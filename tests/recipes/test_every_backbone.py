@@ -18,26 +18,16 @@ ROOT = Path(__file__).parents[2]
 ALL = 999  # layers
 # Training all layers takes most of a row's minutes; that all cuts hold is tested without training in tests/network.
 ALL_TOO = ("xception", "efficientnet_lite1")
-DEEP = (
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_lite0",
-    "efficientnet_lite1",
-    "efficientnet_lite2",
-    "efficientnet_v2_b0",
-    "efficientnet_v2_b3",
-    "efficientnet_v2_s",
-    "xception",
-)
+# Two that differ in kind: bare operations, and scaling of its own; a normalisation that wants mending.
+FAST = {"mobilenet_v3_small": (ALL,), "efficientnet_b0": (50,)}
 NONE_TOO = ("mobilenet_v2", "densenet121", "efficientnet_b0")  # one of each kind
 CASES = [
-    ("mobilenet_v3_small", (ALL,)),  # bare operations, scales for itself
-    ("efficientnet_b0", (50,)),  # wants its normalisation mended
+    *FAST.items(),
     *(
         pytest.param(
             name, (50, *[ALL] * (name in ALL_TOO), *[0] * (name in NONE_TOO)), marks=pytest.mark.slow, id=f"{name}-deep"
         )
-        for name in DEEP
+        for name in backbones.BACKBONES
     ),
 ]
 
