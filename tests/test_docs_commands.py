@@ -19,7 +19,7 @@ from graft.commands import main
 from tests import small_clone
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", *ROOT.glob("data/**/README.md")]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", *ROOT.glob("data/**/README.md")]
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{}_224_no_top.h5"
 NETWORK, SERVES, MINUTES = "needs a network", "serves until Ctrl-C", "takes minutes"
 # Begin of a command -> why it is not run.
@@ -60,9 +60,8 @@ def commands(text):
             yield from (" ".join(part.split()) for part in line.split("; ") if part.strip())
 
 
-FOUND = list(
-    dict.fromkeys(command for page in PAGES if page.exists() for command in commands(page.read_text(encoding="utf-8")))
-)
+PAGES = {page: page.read_text(encoding="utf-8") for page in FILES if page.exists()}
+FOUND = list(dict.fromkeys(command for text in PAGES.values() for command in commands(text)))
 
 
 def why_not(command):
