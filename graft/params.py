@@ -295,7 +295,7 @@ def _read(path):
         raise GraftError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _checked(tree, path):
+def _checked(tree: object, path: Path | str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -347,11 +347,13 @@ def _elsewhere(name):
 
 def fields(block: type[Block] = Params, prefix: str = "") -> dict[str, FieldInfo]:
     """{dotted key: the field, with its type, limits and meaning}, blocks taken apart, in the order of params.yaml."""
-    found = {}
+    found: dict[str, FieldInfo] = {}
     for name, field in block.model_fields.items():
         inner = field.annotation
-        is_block = isinstance(inner, type) and issubclass(inner, Block)
-        found |= fields(inner, f"{prefix}{name}.") if is_block else {prefix + name: field}
+        if isinstance(inner, type) and issubclass(inner, Block):
+            found |= fields(inner, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
     return found
 
 
@@ -372,7 +374,7 @@ def _wanted(kind, field):
     return " and ".join(f"{word} {getattr(m, name)}" for m in limits for name, word in BOUNDS.items() if hasattr(m, name))
 
 
-def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
