@@ -25,7 +25,7 @@ WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{}_224_no_top.h5"
 NETWORK, SERVES, MINUTES = "needs a network", "serves until Ctrl-C", "takes minutes"
 # Begin of a command -> why it is not run.
 NOT_RUN = {
-    "make run": f"{NETWORK}: it installs the packages, in a .venv of its own; what it runs then, `dvc repro`, runs in test_pipeline.py",
+    "make run": f"{NETWORK}: it installs the packages; what it runs then, `dvc repro`, runs in test_pipeline.py",
     "make test": f"{MINUTES}: all tests, this one among them",
     "make lint": "looks at the code, not at data",
     "make ui": SERVES,
