@@ -87,7 +87,9 @@ class Data(Block):
     )
     val_fraction: float = Field(gt=0, lt=1, description="share of the images that validates, where no such folder is given")
     test_fraction: float = Field(gt=0, lt=1, description="share of the images that tests, where no such folder is given")
-    on_damaged: Literal["quarantine", "fail"] = Field(description="damaged files are listed and set aside, or stop the stage")
+    on_damaged: Literal["quarantine", "fail"] = Field(
+        description="damaged files: quarantine lists them and sets them aside, fail stops the stage"
+    )
     group_by: Word | None = Field(
         description="regular expression on the path; what its one group captures (one animal, one patient) stays in one split",
     )
@@ -98,7 +100,8 @@ class Data(Block):
         "-1: do not look",
     )
     leakage: Literal["warn", "drop_from_train", "fail"] = Field(
-        description="what becomes of near-duplicates of a given test folder's images among those of train"
+        description="near-duplicates of a given test folder's images among those of train: warn lists them, drop_from_train takes "
+        "them out, fail stops the stage"
     )
     min_side: Whole = Field(ge=1, description="pixels; an image with a shorter side is set aside")
     max_megapixels: float = Field(
@@ -241,7 +244,7 @@ class Params(Block):
         description="side of the square input in pixels, or auto: what the backbone was trained at, less for smaller images"
     )
     resize: Literal["squash", "crop", "pad"] = Field(
-        description="how a photo becomes a square: proportions changed, the middle cut out, or laid on grey"
+        description="how a photo becomes a square: squash (proportions changed), crop (the middle), pad (laid on grey)"
     )
     batch_size: Whole = Field(ge=1, description="images per training step")
     data: Data = Field(description="the data set, and how it is split")
