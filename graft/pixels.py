@@ -13,7 +13,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, features
@@ -135,7 +135,7 @@ def open_rgb(source: Source, *, at_least: int | None = None, max_megapixels: flo
 
 def decode(
     stream: BinaryIO, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS
-) -> tuple[Image.Image, dict]:
+) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image as of `open_rgb`, properties) of an open binary stream that can be sought.
 
     properties: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the whole image, upright,

@@ -7,7 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from _csv import Writer
 
 BLOCK = 1 << 20  # bytes read at a time
 
@@ -48,7 +51,7 @@ def _files(folder):
     )
 
 
-def _hash(path, total):
+def _hash(path: Path, total: hashlib._Hash) -> str:
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             total.update(block)
@@ -67,12 +70,12 @@ def write_json(path: str | Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises ValueError for anything else, FileNotFoundError."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def csv_writer(file: TextIO):
+def csv_writer(file: TextIO) -> Writer:
     """A csv.writer as all tables of the project are written; floats keep all digits, None is an empty cell."""
     return csv.writer(file, lineterminator="\n")
 

@@ -11,6 +11,7 @@ COMMANDS = (
     "import",
     "import-weights",
     "suggest",
+    "params",
     "preset",
     "predict",
     "cache",

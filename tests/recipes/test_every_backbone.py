@@ -12,7 +12,7 @@ from graft.network import backbones, classifier
 from graft.system import environment, paths
 from graft.system.files import read_json
 from stages import export
-from tests.recipes.test_training import NullRun, changed, run
+from tests.recipes.conftest import NullRun, changed, run
 
 ROOT = Path(__file__).parents[2]
 ALL = 999  # layers

@@ -1,6 +1,5 @@
 """export as a real function on a few small images, in a clone of its own."""
 
-import contextlib
 import json
 import shutil
 import zipfile
@@ -22,6 +21,7 @@ from graft.system.console import GraftError
 from graft.system.files import read_json, sha256, write_json
 from graft.tracking import registry, runs, store
 from stages.export import export
+from tests.recipes.conftest import NullRun
 from tests.serving.conftest import CLASSES, encode, make_classifier, make_images
 
 ROOT = Path(__file__).parents[2]
@@ -56,22 +56,6 @@ def clone(template, tmp_path, monkeypatch):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.chdir(root)
     return root
-
-
-class NullRun:
-    """Stands for a StageRun where MLflow is not what is tested; the registry is not reached."""
-
-    def __init__(self):
-        self.metrics, self.texts = {}, {}
-
-    def log_metrics(self, values):
-        self.metrics.update(values)
-
-    def log_text(self, text, name):
-        self.texts[name] = text
-
-    def timed(self, what):
-        return contextlib.nullcontext()
 
 
 def settings(*, calibrate=True, **changes):

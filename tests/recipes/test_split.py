@@ -14,6 +14,7 @@ from graft.dataset import manifest
 from graft.system import paths
 from graft.system.console import GraftError
 from stages import split
+from tests.recipes.conftest import NullRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,13 +22,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "clone"))
-
-
-class Run:
-    """Stands for a StageRun: keeps the metrics."""
-
-    def log_metrics(self, metrics):
-        self.metrics = metrics
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def run(monkeypatch):
         given = params.load(ROOT / "params.yaml")
         block = given.data.model_copy(update={"path": str(data), **changes})
         monkeypatch.setattr(paths, "SPLIT", out)
-        recorded = Run()
+        recorded = NullRun()
         split.split(given.model_copy(update={"seed": seed, "data": block}), recorded)
         return recorded.metrics
 
@@ -219,6 +213,7 @@ from types import SimpleNamespace
 from graft import params
 from graft.system import paths
 from stages import split
+from tests.recipes.conftest import NullRun
 given = params.load({str(ROOT / "params.yaml")!r})
 paths.SPLIT = Path({str(tmp_path / "out")!r})
 data = given.data.model_copy(update=dict(path={str(data)!r}))

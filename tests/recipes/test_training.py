@@ -1,6 +1,5 @@
 """train-head, fine-tune and evaluate as real functions on a few tiny images; MLflow is not what is tested here."""
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from graft.scoring.calibration import apply_temperature
 from graft.scoring.predictions import Predictions
 from graft.system import environment, paths
 from graft.system.files import read_csv, read_json
-from stages import evaluate, fine_tune, split, train_head
+from tests.recipes.conftest import changed, run
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("dark", "light grey")
@@ -23,51 +22,6 @@ FILES = {
     "model.weights.h5", "model.json", "curves.csv", "predictions.csv", "metrics.json", "report.json", "report.txt",
     "confusion_matrix.csv",
 }  # fmt: skip
-
-
-class NullRun:
-    """Stands for a StageRun: keeps what is logged."""
-
-    def __init__(self, stage, params):
-        self.stage, self.params = stage, params
-        self.identity, self.digests, self.shown_params = {"stage": stage, "params": params.flat()}, {}, {"lr": str(params.lr)}
-        self.provenance = {"MLflow run": "0"}
-        self.metrics, self.rows, self.texts, self.pictures = {}, [], {}, set()
-        self.images = {}
-
-    def log_metrics(self, values):
-        self.metrics.update(values)
-
-    def log_epoch(self, row):
-        self.rows.append(row)
-
-    def log_text(self, text, name):
-        self.texts[name] = text
-
-    def log_image(self, pixels, key, step):
-        self.images[key, step] = pixels
-
-    def log_artifacts(self, folder, name=None):
-        self.pictures |= {path.name for path in Path(folder).iterdir()}
-
-    def timed(self, what):
-        return contextlib.nullcontext()
-
-
-def changed(params, **blocks):
-    """`params` with some fields of its blocks replaced: changed(params, head={"epochs": 3})."""
-    inner = {key: getattr(params, key).model_copy(update=value) for key, value in blocks.items() if isinstance(value, dict)}
-    return params.model_copy(update=blocks | inner)
-
-
-def run(stage, params):
-    """The recipe `stage` on `params`, as `run_stage` calls it. Returns its NullRun."""
-    recipe = {"split": split.split, "train-head": train_head.train_head, "fine-tune": fine_tune.fine_tune,
-              "evaluate": evaluate.evaluate}[stage]  # fmt: skip
-    made = NullRun(stage, params)
-    with environment.training_scope(params.seed):
-        recipe(params, made)
-    return made
 
 
 @pytest.fixture(scope="module")
