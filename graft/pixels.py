@@ -96,8 +96,9 @@ def sniff(head: bytes) -> str | None:
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one of LEFT_OVERS: no photo, and nothing in it is one."""
-    return name.startswith(".") or name.casefold() in LEFT_OVERS
+    """Whether a file or folder of this name is hidden, a copy that an editor kept, or one of LEFT_OVERS: no photo, and nothing
+    in it is one."""
+    return name.startswith(".") or name.endswith(("~", ".lrdata")) or name.casefold() in LEFT_OVERS
 
 
 def may_be_image(path: str | Path, *, look: bool = True) -> bool:
