@@ -16,7 +16,7 @@ DIGITS = 16  # of a SHA-256, which tell photos apart here
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a photo was dealt to. `first`: DIGITS of the SHA-256 of its group's first by name, its own where it stands alone."""
+    """Where a photo was dealt to. `first`: DIGITS of the SHA-256 of its group's first by name, or its own if alone."""
 
     split: str
     first: str
@@ -48,7 +48,7 @@ def _homes(rows: Manifest) -> dict[str, Home]:
 
 
 def _told(before: Mapping[str, Home], now: Mapping[str, Home], given: set[str], changed: Sequence[str]) -> list[str]:
-    """Lines on the photos that are in both of {DIGITS of SHA-256: Home}. given: those to which a folder or table gives a split."""
+    """Lines on the photos that are in both of {DIGITS of SHA-256: Home}. given: those whose split a folder or table tells."""
     stayed = before.keys() & now.keys()
     came, went = len(now) - len(stayed), len(before) - len(stayed)
     moved = [sha for sha in stayed if before[sha].split != now[sha].split]
