@@ -15,7 +15,7 @@ from graft.dataset.layout import File
 from graft.system import console
 
 THUMB = 32  # pixels of a side of the grey thumbnails that near-duplicates are compared by
-VERSION = f"6 Pillow {PIL.__version__}"
+VERSION = f"7 Pillow {PIL.__version__}"
 FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not believed next time
 TABLES = {
     "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, problem TEXT,"
