@@ -13,6 +13,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 run: $(READY)
 	$(BIN)/python -m graft.tracking.dvc_lock
 	$(BIN)/python -m dvc repro
+	@echo "Open data/evaluate/card.html. For photos of your own: source $(BIN)/activate, then graft check FOLDER"
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile

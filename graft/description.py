@@ -33,7 +33,8 @@ class Description:
     hidden_units: of the dense layer before the softmax, 0 for none. dropout: rate in [0, 1). resize: how a photo
     becomes S x S, one of squash, crop, pad. trainable_layers: how many of the backbone's top layers were trained; 0
     means the head alone. temperature: T of softmax(logits / T), fitted on the validation images; 1.0 = none.
-    calibrated: whether the outputs are divided by it already.
+    calibrated: whether the outputs are divided by it already. max_megapixels: larger photos are refused before they
+    are decoded, in prediction as in training (params.data.max_megapixels; see pixels.open_rgb for what counts).
     """
 
     backbone: str
@@ -46,6 +47,7 @@ class Description:
     trainable_layers: int = 0
     temperature: float = 1.0
     calibrated: bool = False
+    max_megapixels: float = 120.0  # as pixels.MAX_MEGAPIXELS: models that were exported before know no other
 
     def replace(self, **changes: Any) -> Description:
         return dataclasses.replace(self, **changes)

@@ -32,8 +32,11 @@ SUFFIXES = frozenset({
 })  # fmt: skip
 # Suffixes of images that graft does not read. Such a file is reported, not passed over as if it were a text file.
 UNSUPPORTED_SUFFIXES = frozenset({
-    ".jp2", ".j2k", ".jxl", ".psd", ".ico", ".svg", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".exr", ".hdr", ".dcm", ".xcf", ".eps",
+    ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl", ".jxr", ".psd", ".ico", ".cur", ".ani", ".icns", ".svg", ".tga",
+    ".icb", ".vda", ".vst", ".pcx", ".dcx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pam", ".xbm", ".xpm", ".wmf", ".emf",
+    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pcd", ".exr", ".hdr", ".dcm", ".xcf", ".eps",
+    ".dds", ".blp", ".ftc", ".ftu", ".fits", ".fit", ".sgi", ".rgb", ".rgba", ".bw", ".im", ".msp", ".fli", ".flc", ".qoi",
+    ".ras", ".gbr", ".pxr", ".palm", ".wal", ".spider", ".avifs", ".heics", ".heifs",
 })  # fmt: skip
 # What systems, network drives and editors leave in a tree of photos: neither classes nor photos, whatever lies in it.
 LEFT_OVERS = frozenset({
@@ -59,6 +62,7 @@ FIRST_FRAME = "several frames, of which the first is taken"
 OWN_RANGE = "16-bit samples of fewer bits, scaled by those"
 HIDDEN = "transparency that hides everything"
 LARGEST_PROFILE = 1 << 24  # bytes
+BAND = 1024  # rows that are worked on at a time
 END_OF_IMAGE = b"\xff\xd9"  # of a JPEG
 
 
@@ -96,8 +100,9 @@ def sniff(head: bytes) -> str | None:
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one of LEFT_OVERS: no photo, and nothing in it is one."""
-    return name.startswith(".") or name.casefold() in LEFT_OVERS
+    """Whether a file or folder of this name is hidden, a copy that an editor kept, or one of LEFT_OVERS: no photo, and nothing
+    in it is one."""
+    return name.startswith(".") or name.endswith(("~", ".lrdata")) or name.casefold() in LEFT_OVERS
 
 
 def may_be_image(path: str | Path, *, look: bool = True) -> bool:
@@ -126,8 +131,9 @@ def open_rgb(source: Source, *, at_least: int | None = None, max_megapixels: flo
     scaled by the bits that the file states, else by those that its largest sample takes; a colour profile converted to sRGB;
     CMYK, palette and grey converted.
     at_least: a JPEG that is much larger may be decoded at 1/2, 1/4 or 1/8, with both sides still >= this many pixels.
-    max_megapixels: the limit, checked before decoding, on what is decoded: after that reduction of a JPEG, and twice the
-    pixels where they take twice the memory (transparency, CMYK); None = no limit.
+    max_megapixels: the limit, checked before decoding, on what is decoded: after that reduction of a JPEG, unless it comes in
+    several scans, and twice the pixels where they take twice the memory (transparency, CMYK, 16 bits a colour, WebP);
+    None = no limit.
     Raises ImageProblem for anything that cannot be used, FileNotFoundError and its like for a path that cannot be read.
     """
     return decode(_stream(source), at_least=at_least, max_megapixels=max_megapixels)[0]
@@ -198,13 +204,16 @@ def _loaded(kind, stream, at_least, max_megapixels):
     width, height = image.size
     if at_least is not None:
         image.draft(None, (at_least, at_least))
-    double = image.mode in ("RGBA", "LA", "PA", "CMYK", "RGBa", "La") or "transparency" in image.info
-    megapixels = image.width * image.height * (1 + double) / 1e6
+    deep = _deep_bytes(image)
+    double = image.mode in ("RGBA", "LA", "PA", "CMYK", "RGBa", "La") or "transparency" in image.info or deep or kind == "WEBP"
+    megapixels = image.width * image.height * (2 if double else 1) / 1e6
+    if kind == "JPEG" and _is_held_whole(image, stream):
+        megapixels = max(megapixels, width * height / 1e6)
     if max_megapixels is not None and megapixels > max_megapixels:
         raise ImageProblem("too_large", f"{width} x {height} pixels, {megapixels:.0f} megapixels to decode")
     notes = [FIRST_FRAME] if kind not in ("JPEG", "HEIF") and _is_animated(image) else []
     known = {"format": image.format, "mode": image.mode, "width": width, "height": height, "megapixels": megapixels}
-    properties = {**known, "notes": notes, "deep": _deep_bytes(image)}
+    properties = {**known, "notes": notes, "deep": deep}
     image.load()
     return image, properties
 
@@ -337,8 +346,36 @@ def _both_bytes(image, deep, stream):
     again = Image.open(stream, formats=(image.format,))
     again.tile = [t._replace(args=deep if isinstance(t.args, str) else (deep, *t.args[1:])) for t in again.tile]
     again.load()
-    upper, lower = (np.asarray(part)[..., :3].astype(np.uint16) for part in (image, again))
-    return upper << 8 | lower
+    both = np.empty((image.height, image.width, 3), np.uint16)
+    for top in range(0, image.height, BAND):  # by bands, which spare half a gigabyte of a large picture
+        box = (0, top, image.width, min(top + BAND, image.height))
+        upper, lower = (np.asarray(part.crop(box))[..., :3] for part in (image, again))
+        both[top : top + BAND] = upper
+        both[top : top + BAND] <<= 8
+        both[top : top + BAND] |= lower
+    return both
+
+
+def _is_held_whole(image, stream):
+    """Whether a JPEG comes in several scans: its decoder then holds all of it, 3 to 6 bytes a pixel, at whatever scale."""
+    if image.info.get("progressive"):
+        return True
+    position = stream.tell()
+    stream.seek(0)
+    head = stream.read(1 << 16)
+    stream.seek(position)
+    start, layers = _first_scan(head), getattr(image, "layers", 1)
+    return bool(start) and head[start + 4] < layers  # the components of the first scan, which are all where it is the only one
+
+
+def _first_scan(content):
+    """Position of the marker of a JPEG's first scan, 0 where `content` ends before."""
+    position = 2
+    while content[position : position + 1] == b"\xff" and position + 5 <= len(content):
+        if content[position + 1] == 0xDA:
+            return position
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big") if content[position + 1] != 0xFF else 1
+    return 0
 
 
 def _to_srgb(image, profile):

@@ -28,6 +28,14 @@ def test_the_text_says_what_goes_in_and_what_comes_out():
     assert '"ä"' in text and text.startswith('{\n  "backbone"') and text.endswith("}\n")
 
 
+def test_models_of_before_have_the_limit_on_pixels_that_was_fixed_then():
+    from graft import pixels
+
+    tree = json.loads(DESCRIPTION.replace(max_megapixels=200.0).to_json())
+    assert tree.pop("max_megapixels") == 200.0
+    assert Description.from_json(json.dumps(tree), "model.json").max_megapixels == pixels.MAX_MEGAPIXELS
+
+
 def test_what_a_later_version_adds_is_passed_over():
     tree = json.loads(DESCRIPTION.to_json()) | {"something": "new"}
     assert Description.from_json(json.dumps(tree), "model.json") == DESCRIPTION

@@ -3,12 +3,14 @@
 import argparse
 import difflib
 import os
+import re
 import shlex
 import stat
 import subprocess
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from graft import params as parameters
 from graft.commands.import_ import add_label_arguments, given_rules
@@ -49,7 +51,7 @@ def check(args: argparse.Namespace) -> None:
         raise GraftError(unclear.as_options(f"graft check {shlex.quote(args.path)}")) from None
     _show_classes(taken)
     _show_problems(taken.problems)
-    for line in doubtful_counts(taken.manifest):
+    for line in (*doubtful_counts(taken.manifest), *awkward_names(file.path for file in taken.found.walked)):
         warn(line)
     _show_estimate(params, taken.manifest)
     told = [override(f"data.{key}", value) for key, value in _changes(params.data, data).items()]
@@ -88,7 +90,8 @@ def find_folder(given: str) -> Path:
 
 def refuse_hazards(root: Path) -> None:
     """Raise GraftError for what DVC stops at, waits for without an end, or does not look into, before graft is asked."""
-    found = [(Path(path).relative_to(printable(str(root))).as_posix(), what) for path, what in _hazards(str(root))]
+    ours = not root.is_absolute()  # DVC looks for stages and outputs in all folders of the project
+    found = [(Path(path).relative_to(printable(str(root))).as_posix(), what) for path, what in _hazards(str(root), ours)]
     if len(found) > 1:
         for path, what in found[: 4 * SHOWN]:
             log(f"  {path} {what}")
@@ -98,7 +101,7 @@ def refuse_hazards(root: Path) -> None:
         raise GraftError(f"{root}: DVC cannot take it in: {path}{more} {what}")
 
 
-def _hazards(folder) -> Iterator[tuple[str, str]]:
+def _hazards(folder, ours) -> Iterator[tuple[str, str]]:
     """(path as it can be printed, what is wrong and what to do) of each such file or folder below `folder`."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -108,11 +111,11 @@ def _hazards(folder) -> Iterator[tuple[str, str]]:
     for entry in entries:
         if entry.name in UNSEEN:
             continue
-        what = _hazard(entry)
+        what = _hazard(entry) or (ours and _of_dvc(entry))
         if what:
             yield printable(entry.path), what
         elif entry.is_dir(follow_symlinks=False):
-            yield from _hazards(entry.path)
+            yield from _hazards(entry.path, ours)
 
 
 def _hazard(entry):
@@ -135,6 +138,40 @@ def _hazard(entry):
     if not os.access(entry.path, os.R_OK):
         return "may not be read by you; give yourself the right to (chmod u+r)"
     return ""
+
+
+def _of_dvc(entry):
+    """What is wrong with a file that DVC would take for its own, or ""."""
+    if not entry.is_file() or not (entry.name in ("dvc.yaml", "dvc.lock") or entry.name.endswith(".dvc")):
+        return ""
+    if entry.name.endswith(".dvc") and re.search(rb"^outs:", Path(entry.path).read_bytes(), re.MULTILINE):
+        return ""  # of `dvc add`, for a class folder, say
+    return "is read by DVC as a part of this project's pipeline; rename it, or take it out"
+
+
+# What Windows refuses: devices by their old names, whatever the suffix, and signs; a dot or blank at the end it drops.
+OF_WINDOWS = re.compile(
+    r"(?:(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?|.*[<>:\"|?*\\\x00-\x1f].*|.*[. ])", re.IGNORECASE | re.DOTALL
+)
+
+
+def awkward_names(paths: Iterable[str]) -> list[str]:
+    """What is allowed here and goes wrong in a shell or on another system, in lines for a person. paths: of the photos."""
+    paths = sorted(paths)
+    places = sorted({parent.as_posix() for path in paths for parent in PurePosixPath(path).parents} - {"."}) + paths
+    refused = [path for path in places if OF_WINDOWS.fullmatch(path.rpartition("/")[2])]
+    lines, twins, seen = [], [], {}
+    for path in places:
+        same = seen.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        twins += [(same, path)] if same != path else []
+    if refused:
+        lines.append(f"{len(refused)} names that Windows cannot hold, e.g. {refused[0]!r}: git and DVC cannot check them out "
+                     "there, and shell scripts stumble over some; rename them if that matters")  # fmt: skip
+    if twins:
+        one, two = twins[0]
+        lines.append(f"{len(twins)} names differ from another in capitals or in how accents are written only, e.g. {two!r} and "
+                     f"{one!r}: Windows and macOS hold one of the two")  # fmt: skip
+    return lines
 
 
 def _data(given, root, rules):

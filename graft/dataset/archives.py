@@ -6,6 +6,7 @@ Paths that lead out of the target are refused, links are never made, and what is
 import contextlib
 import os
 import re
+import struct
 import tarfile
 import urllib.error
 import urllib.request
@@ -126,12 +127,30 @@ def untar(file: tarfile.TarFile) -> Iterator[Entry]:
 
 
 def _zip_name(info):
-    """Many archivers write UTF-8 and do not say so; zipfile then reads it as the code page of MS-DOS."""
-    return info.filename if info.flag_bits & 0x800 else _decoded(info.filename.encode("cp437"), "cp437")
+    """Many archivers write UTF-8 and do not say so; zipfile then reads it as the code page of MS-DOS. Info-ZIP and 7-Zip keep
+    that code page's name for old readers, and the true one in an extra field."""
+    if info.flag_bits & 0x800:
+        return info.filename
+    raw = info.orig_filename.encode("cp437")
+    return _unicode_path(info.extra, raw) or _decoded(raw, "cp437")
+
+
+def _unicode_path(extra, raw):
+    """The name in Info-ZIP's Unicode Path extra field (0x7075) of an entry whose plain name is `raw`, in bytes; "" where there
+    is none, or it is about another name."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == 0x7075 and len(field) == size > 5 and field[0] == 1 and field[1:5] == struct.pack("<I", zlib.crc32(raw)):
+            with contextlib.suppress(UnicodeDecodeError):
+                return field[5:].decode()
+    return ""
 
 
 def _is_of_a_code_page(info):
-    return not info.flag_bits & 0x800 and not info.filename.isascii() and _zip_name(info) == info.filename
+    if info.flag_bits & 0x800 or info.orig_filename.isascii():
+        return False
+    return _zip_name(info) == info.orig_filename
 
 
 def _decoded(name, otherwise):

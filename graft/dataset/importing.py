@@ -181,7 +181,7 @@ def _folder_entries(source) -> Iterator[Entry]:
     """The files of a folder but hidden ones; links out of it, and to folders, without content."""
     home = source.resolve()
     for here, names, files in os.walk(source):
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        names[:] = sorted(name for name in names if not pixels.passed_over(name))
         for path in (Path(here, name) for name in (*names, *sorted(files))):
             inside = path.is_file() and path.resolve().is_relative_to(home)
             if inside or not path.is_dir() or path.is_symlink():  # os.walk does not go into links

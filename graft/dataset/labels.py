@@ -25,12 +25,19 @@ TABLE = "labels.csv"
 COLUMNS = ("file", "label", "split", "group")
 # Tables that tools write under these names, taken without being asked for where the folders say nothing.
 KNOWN = (TABLE, "_classes.csv", "metadata.csv", "metadata.jsonl", "_annotations.coco.json")
-NAMES = {  # of columns and keys, the likeliest first
-    "file": ("file", "file_name", "filename", "path", "filepath", "image", "image_path", "image_name", "image_id", "img", "id"),
-    "label": ("label", "labels", "class", "class_name", "category", "choice", "target"),
-    "split": ("split", "subset", "set"),
+NAMES = {  # of columns and keys, the likeliest first; blanks and hyphens count as _
+    "file": (
+        "file", "file_name", "filename", "path", "file_path", "filepath", "file_paths", "filepaths", "image", "image_path",
+        "image_name", "image_file", "image_id", "image_index", "images", "img", "img_path", "img_name", "id",
+    ),
+    "label": (
+        "label", "labels", "class", "class_name", "classes", "category", "category_name", "label_name", "choice", "target",
+        "species", "breed", "diagnosis", "finding_labels",
+    ),
+    "split": ("split", "subset", "set", "data_set", "dataset", "partition"),
     "group": ("group",),
-}
+}  # fmt: skip
+NO_VALUE = frozenset({"nan", "na", "n/a", "#n/a", "none", "null", "nil", "?", "-"})  # what tools write into empty cells
 
 
 class Rules(Protocol):
@@ -111,7 +118,9 @@ class Labels:
             return []
         found = [entry for top in self.layout.class_folders() for entry in os.scandir(root / top) if entry.is_dir()]
         paths = [
-            Path(entry.path).relative_to(root).as_posix() + "/" for entry in found if not entry.name.startswith((".", "_"))
+            Path(entry.path).relative_to(root).as_posix() + "/"
+            for entry in found
+            if not (entry.name.startswith("_") or pixels.passed_over(entry.name))
         ]
         known = {self.layout.place(path + "1")[0] for path in paths} - set(self.class_map) - set(classes)
         return [path for path in paths if self.layout.place(path + "1")[0] in known]
@@ -169,6 +178,10 @@ def doubtful_names(labels: Labels, root: Path, classes: Iterable[str]) -> list[s
         same[alike(name)].append(name)
         if name != name.strip():
             lines.append(f"class {name!r} begins or ends with a blank")
+        if name.casefold() in NO_VALUE:
+            lines.append(
+                f"class {name!r} is called as an empty cell is; if it is none, data.class_map: {{{name}: null}} drops it"
+            )
     for names in same.values():
         if len(names) > 1:
             lines.append(f"classes {' and '.join(map(repr, names))} differ by little; if they are one, "
@@ -208,7 +221,7 @@ def _tables_among(root, paths, images):
     for path in (path for path in paths if PurePosixPath(path).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl")):
         with contextlib.suppress(GraftError):
             folder = path.removesuffix(PurePosixPath(path).name)
-            if any(place.label and index.find(key, folder, path) for key, place in _table_rows(root / path, path)):
+            if any(place.label and index.find(key, folder, path)[0] for key, place in _table_rows(root / path, path, _nothing)):
                 found.append(path)
         if len(found) == 3:
             break
@@ -230,21 +243,42 @@ def _from_table(root, paths, images, name, layout):
     tables = [path for path in paths if path == name] or [path for path in paths if PurePosixPath(path).name == name]
     if not tables:
         raise GraftError(f"data.labels: there is no {name} in it; it needs the columns file and label")
-    index, rows, missing = _Index(images), {}, []
+    rows, missing = {}, []
     for table in tables:
-        folder = table.removesuffix(PurePosixPath(table).name)
-        for key, place in _table_rows(root / table, table):
-            path = index.find(key, folder, table)
-            if path is None:
-                missing.append(key)
-            elif rows.setdefault(path, place).label != place.label:
-                raise GraftError(f"{table}: {key} has two labels, {rows[path].label!r} and {place.label!r}; {ONE_LABEL}")
+        missing += _take_rows(rows, table, _table_rows(root / table, table, console.log), _Index(images))
     if not any(place.label for place in rows.values()):
         shown = f"no photo has a name that it holds, e.g. {missing[0]!r}" if missing else "it gives no photo a label"
         raise GraftError(f"{', '.join(tables)}: {shown}; names are taken relative to the folder of the table")
     if missing:
         console.warn(f"{name} lists {len(missing)} files that are not there, e.g. {missing[0]!r}")
     return Labels(find_splits(images), ", ".join(tables), rows, _folders_beside(images, rows, name, layout))
+
+
+def _take_rows(rows, table, found, index):
+    """Put the photos of a table's rows `found` into `rows`, {path: Place}; returns what it calls photos that are not there."""
+    folder, missing, keys, by_name = table.removesuffix(PurePosixPath(table).name), [], {}, []
+    for key, place in found:
+        path, exact = index.find(key, folder, table)
+        if path is None:
+            missing.append(key)
+            continue
+        other = rows.setdefault(path, place)
+        if other.label != place.label:
+            named = key if keys.get(path, key) == key else f"{key}, which is {path} as {keys[path]} is,"
+            raise GraftError(f"{table}: {named} has two labels, {other.label!r} and {place.label!r}; {ONE_LABEL}")
+        for what in ("split", "group"):
+            one, two = getattr(other, what), getattr(place, what)
+            if one != two:
+                raise GraftError(
+                    f"{table}: {key} stands there twice, with {what} {one!r} and {two!r}; leave one of the rows out"
+                )
+        keys.setdefault(path, key)
+        by_name += [(key, path)] if not exact else []
+    if by_name:
+        key, path = by_name[0]
+        console.log(f"{table}: {len(by_name)} photos do not lie in the folders that it names and are found by the rest, e.g. "
+                    f"{key} is taken for {path}")  # fmt: skip
+    return missing
 
 
 def _folders_beside(images, rows, name, wanted):
@@ -270,24 +304,27 @@ class _Index:
         self.names = defaultdict(list)
         for path in paths:
             plain = PurePosixPath(_nfc(path))
-            self.names[plain.name].append(path)
-            self.names[plain.stem].append(path)
+            for name in {plain.name, plain.stem, plain.name.casefold()}:
+                self.names[name].append(path)
 
     def find(self, key, folder, table):
-        """The path of the photo that `table`, which lies in `folder`, calls `key`; None where there is none."""
+        """(path of the photo that `table`, which lies in `folder`, calls `key`, None where there is none; whether the folders
+        that it names fit)."""
         parts = [part for part in _nfc(key).replace("\\", "/").split("/") if part not in ("", ".")]
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
             if (path := self.paths.get(folder + tail) or self.paths.get(tail)) is not None:
-                return path
+                return path, start == 0 or bool(re.match("[/\\\\]|[A-Za-z]+:", key))
         name = parts[-1] if parts else ""
-        for called in (name, re.sub(r"^[0-9a-f]{8}-", "", name)):  # Label Studio puts eight digits in front of an upload
+        # Label Studio puts eight digits in front of an upload; Windows does not tell .JPG from .jpg.
+        for called in (name, re.sub(r"^[0-9a-f]{8}-", "", name), name.casefold()):
             found = [path for path in self.names.get(called, ()) if path.startswith(folder)]
             if len(found) > 1:
                 raise GraftError(f"{table}: {key} may be {found[0]} or {found[1]}; name the path from the folder of the table")
             if found:
-                return found[0]
-        return None
+                inside = found[0].removeprefix(folder).casefold().rpartition("/")[0]
+                return found[0], len(parts) == 1 or inside == "/".join(parts[:-1]).casefold()
+        return None, True
 
 
 def _nfc(text):
@@ -298,16 +335,25 @@ ONE_LABEL = "graft gives a photo one label; make it one, or leave the photo out"
 Rows = Iterator[tuple[str, Place]]  # what a table calls a photo, and what it says of it
 
 
-def _table_rows(path, shown) -> Rows:
-    """The rows of a table. Raises GraftError for what cannot be read, or gives a photo several labels."""
+def _nothing(line):
+    del line
+
+
+def _table_rows(path, shown, say) -> Rows:
+    """The rows of a table. say: is given lines on what was taken for what.
+
+    Raises GraftError for what cannot be read, or gives a photo several labels.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        # Excel's "Unicode text" is UTF-16, and begins with the mark of it.
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         if path.suffix.lower() == ".jsonl":
-            yield from _plain_rows([json.loads(line) for line in text.splitlines() if line.strip()], shown)
+            yield from _plain_rows([json.loads(line) for line in text.splitlines() if line.strip()], shown, say)
         elif path.suffix.lower() == ".json":
-            yield from _json_rows(json.loads(text), shown)
+            yield from _json_rows(json.loads(text), shown, say)
         else:
-            yield from _plain_rows(_csv_records(text), shown)
+            yield from _plain_rows(_csv_records(text), shown, say)
     except OSError as error:
         raise GraftError(f"{shown}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -317,36 +363,51 @@ def _table_rows(path, shown) -> Rows:
 
 
 def _csv_records(text):
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)  # Excel writes semicolons in half the world
+    text = re.sub(r"\A\s*(sep=.[\r\n]+)?", "", text)  # which Excel writes to itself
+    first = re.split("[\r\n]", text, maxsplit=1)[0]
+    delimiter = max(",;\t|", key=first.count)  # Excel writes semicolons in half the world
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
 
 
-def _plain_rows(records, shown) -> Rows:
+def _plain_rows(records, shown, say) -> Rows:
     """Of records with a file and a label each, or a column of 0 and 1 per class (Roboflow's _classes.csv)."""
     if not records:
         raise GraftError(f"{shown}: holds no rows")
-    known = {str(name).strip().casefold(): name for name in records[0] if name is not None}
-    columns = {what: next((known[name] for name in names if name in known), None) for what, names in NAMES.items()}
-    if columns["file"] is None:
-        raise GraftError(f"{shown}: has no column file (its first line is {', '.join(known)})")
-    classes = [name for name in known.values() if name not in columns.values()]
-    if columns["label"] is None and not (len(classes) > 1 and all(_is_flag(r.get(name)) for r in records for name in classes)):
-        raise GraftError(f"{shown}: has no column label (its first line is {', '.join(known)})")
+    columns = _columns(records, shown, say)
+    classes = [] if columns["label"] else [name for name in records[0] if name not in (None, *columns.values())]
     for record in records:
-        key, split, group = (_cell(record.get(columns[what])) for what in ("file", "split", "group"))
+        key, split, group = (_cell(record.get(columns[what])) if columns[what] else "" for what in ("file", "split", "group"))
         if not key:
             continue
+        if None in record:  # where csv puts what no column is left for
+            raise GraftError(f"{shown}: {key} has more cells than there are columns; put what holds a comma into quotes")
         label = (
             _cell(record.get(columns["label"]))
             if columns["label"]
             else _hot([c for c in classes if _is_on(record[c])], key, shown)
         )
-        if label.startswith(("{", "[")):
+        if label.startswith(("{", "[")) or "|" in label:
             raise GraftError(f"{shown}: {key} has several labels, {label}; {ONE_LABEL}")
         if split and not split_named(split):
             raise GraftError(f"{shown}: {key} has split {split!r}, which is none of train, val and test")
         yield key, _placed(label, shown, split_named(split), group)
+
+
+def _columns(records, shown, say):
+    """{file, label, split, group: column or None} of records; a label of None: each further column is a class, 0 or 1."""
+    known = {re.sub(r"[\s_-]+", "_", str(name).strip().casefold()): name for name in records[0] if name is not None}
+    columns = {what: next((known[name] for name in names if name in known), None) for what, names in NAMES.items()}
+    head = ", ".join(str(name) for name in records[0])
+    if columns["file"] is None:
+        raise GraftError(
+            f"{shown}: has no column file (its first line is {head}); it must name the columns, as file,label does"
+        )
+    others = [name for name in known.values() if name not in columns.values() and str(name).strip()]
+    if columns["label"] is None and not (len(others) > 1 and all(_is_flag(r.get(name)) for r in records for name in others)):
+        raise GraftError(f"{shown}: has no column label (its first line is {head}); call the one so that holds them")
+    if columns["label"] is not None and others:
+        say(f"{shown}: the label is column {columns['label']}; not used: {', '.join(map(str, others[:5]))}")
+    return columns
 
 
 def _cell(value):
@@ -373,13 +434,13 @@ def _hot(names, key, shown):
     return _cell(names[0]) if names else ""
 
 
-def _json_rows(tree, shown) -> Rows:
+def _json_rows(tree, shown, say) -> Rows:
     if isinstance(tree, dict) and {"images", "annotations", "categories"} <= set(tree):
         return _coco_rows(tree, shown)
     if isinstance(tree, list) and tree and "data" in tree[0]:
         return _label_studio_rows(tree, shown)
     if isinstance(tree, list):
-        return _plain_rows(tree, shown)
+        return _plain_rows(tree, shown, say)
     raise GraftError(f"{shown}: is neither an export of COCO nor of Label Studio, nor a list of file and label")
 
 

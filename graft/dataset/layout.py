@@ -216,15 +216,13 @@ def _splits(images, tops, wanted):
     """{folder at the top: split}, empty where the folders at the top are the classes."""
     named = named_splits(tops)
     kinds, others = set(named.values()), sorted(tops - set(named) - {top for top in tops if is_unlabelled(top)})
+    others = [top for top in others if not _repeats(top, tops, images)] if "train" in kinds else others
     if wanted == "splits" and (others or "train" not in kinds):
         odd = f"{others[0]!r} is called like none" if others else "none of its folders is called like train"
         raise Unclear(f"data.layout is splits, but {odd} (train, val, test)")
     joined = _class_and_split(tops)
     if joined and wanted == "auto":
-        by_name = Reading(
-            f"classes {_some(joined)}, each split by its folders", "label_by", r"(?P<label>[^/]+)[ _-](?P<split>[^/_ -]+)/"
-        )
-        raise Unclear("its folders are called like a class and a split at once", [by_name, _as_classes(tops)])
+        raise Unclear("its folders are called like a class and a split at once", [*_by_both(joined, tops), _as_classes(tops)])
     if not kinds or (others and len(kinds) < 2):
         _refuse_plain(tops, wanted)
         return {}
@@ -235,6 +233,15 @@ def _splits(images, tops, wanted):
         raise Unclear(f"it holds {_some(named)}, but no train/: nothing is left to train on; call the folder to train on "
                       "train", [_as_classes(tops)])  # fmt: skip
     return named
+
+
+def _repeats(top, tops, images):
+    """Whether the folder `top` holds nothing but what lies beside it once more: set/train/a and set/set/train/a."""
+    beside = {tuple(parts) for parts in images if parts[0] != top}
+    inside = [tuple(parts[1:]) for parts in images if parts[0] == top and len(parts) > 1]
+    while {parts[0] for parts in inside} == {top}:
+        inside = [parts[1:] for parts in inside]
+    return bool(beside) and all(parts in beside for parts in inside)
 
 
 def _prefixes(images, splits):
@@ -281,7 +288,10 @@ def _level(inside, tops, wanted):
     folders = {tuple(parts[:-1]) for parts in inside if len(parts) > 1}
     pairs = {(folder[0], folder[-1]) for folder in folders}
     deepest = {last for _, last in pairs}
-    one_to_one = len(pairs) == len(tops) == len(deepest)
+    # a/b and c/d: the photos are parted in the same way, but which of the names are the classes'?
+    one_to_one = len(pairs) == len(tops) == len(deepest) and (
+        any(len(folder) == 1 for folder in folders) or all(_says_the_same(top, last) for top, last in pairs)
+    )
     if tops == {folder[0] for folder in folders if len(folder) == 1} or one_to_one or len(deepest) == 1:
         return "classes"
     seconds = {folder[1] for folder in folders if len(folder) > 1}
@@ -292,6 +302,12 @@ def _level(inside, tops, wanted):
     why = "its folders share the names of their sub-folders" if shared else "its folders hold folders"
     below = Reading(f"{len(deepest)} classes, {_some(deepest)}", "layout", "deepest")
     raise Unclear(f"{why}, so its classes are unclear", [_as_classes(tops), below])
+
+
+def _says_the_same(top, last):
+    """Whether a folder in a folder names nothing new: cat/cat, cat/cats_images, n01/images."""
+    names = [{word.rstrip("s") for word in _words(name)} for name in (top, last)]
+    return top.casefold() == last.casefold() or _is_plain(last) or bool(names[0] & names[1] - PLAIN_WORDS)
 
 
 def _as_classes(tops):
@@ -372,13 +388,14 @@ PLAIN_WORDS = _set(  # they say nothing of what is in a folder
 )
 ASIDE_WORDS = PLAIN_WORDS | _set("mask masks label labels annotation annotations ann anns gt groundtruth")
 UNLABELLED = _set("pred predict prediction predictions inference unlabelled unlabeled unsup unsupervised")
+SPLIT_WORD = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
 GLUED = re.compile(f"({'|'.join(SPLIT_WORDS)})({'|'.join(PLAIN_WORDS)})")  # trainset
 
 
 def _words(name):
     """TrainingSet_2017 -> [training, set]."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", name)).casefold()
-    return [word for word in re.split(r"[\W\d_]+", re.sub(r"hold[\W_]?out", "holdout", name)) if word]
+    return [word for word in re.split(r"[\W\d_]+", re.sub(r"h[oe]ld[\W_]?out", "holdout", name)) if word]
 
 
 def _parsed(name):
@@ -400,11 +417,29 @@ def _is_plain(name):
 
 
 def _class_and_split(tops):
-    """The classes where each folder at the top names one and a split: cats_train, cats_test, dogs_train, dogs_test."""
+    """{folder: (class, split)} where each folder at the top names one and a split: cats_train, cats_test, dogs_train …"""
     found = {}
     for top in tops:
         split, rest = _parsed(top)
         if not split or not rest:
-            return []
-        found.setdefault(rest, set()).add(split)
-    return sorted(found) if len(found) > 1 and all(len(splits) > 1 for splits in found.values()) else []
+            return {}
+        found[top] = rest, split
+    splits = {}
+    for rest, split in found.values():
+        splits.setdefault(rest, set()).add(split)
+    return found if len(splits) > 1 and all(len(each) > 1 for each in splits.values()) else {}
+
+
+def _by_both(joined, tops):
+    """The Reading of folders that name a class and a split, as of `_class_and_split`, by an expression that captures both."""
+    words = "|".join(
+        sorted({word for top in tops for word in re.findall(SPLIT_WORD, top, re.IGNORECASE)}, key=len, reverse=True)
+    )
+    for inner in (rf"(?P<label>[^/]+?)[ _-]*(?P<split>{words})", rf"(?P<split>{words})[ _-]*(?P<label>[^/]+)"):
+        pattern = f"(?:^|/){inner}/"
+        found = {top: re.match(pattern, f"{top}/") for top in tops}
+        if all(match and split_named(match["split"]) == joined[top][1] for top, match in found.items()):
+            labels = {match["label"] for match in found.values()}
+            if len(labels) == len({rest for rest, _ in joined.values()}):
+                return [Reading(f"classes {_some(labels)}, each split by its folders", "label_by", pattern)]
+    return []

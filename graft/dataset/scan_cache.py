@@ -15,7 +15,7 @@ from graft.dataset.layout import File
 from graft.system import console
 
 THUMB = 32  # pixels of a side of the grey thumbnails that near-duplicates are compared by
-VERSION = f"6 Pillow {PIL.__version__}"
+VERSION = f"7 Pillow {PIL.__version__}"
 FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not believed next time
 TABLES = {
     "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, problem TEXT,"
@@ -24,6 +24,7 @@ TABLES = {
     "thumbs": "(sha256 BLOB PRIMARY KEY, thumbs BLOB) WITHOUT ROWID",
     "pairs": "(a BLOB, b BLOB, way INTEGER, alike INTEGER, PRIMARY KEY (a, b, way)) WITHOUT ROWID",
     "results": "(root TEXT, key TEXT, pairs TEXT, PRIMARY KEY (root, key))",
+    "splits": "(root TEXT PRIMARY KEY, content TEXT)",
     "version": "(version TEXT)",
 }
 CREATE = " ".join(f"CREATE TABLE IF NOT EXISTS {table} {columns};" for table, columns in TABLES.items())
@@ -148,6 +149,15 @@ class ScanCache:
     def keep_pairs(self, key: str, pairs: Sequence[tuple[int, int]]) -> None:
         self._db.execute("DELETE FROM results WHERE root = ?", (self.root,))  # one set per folder: the last
         self._db.execute("INSERT INTO results VALUES (?,?,?)", (self.root, key, json.dumps(pairs)))
+        self._db.commit()
+
+    def last_split(self) -> dict | None:
+        """What `keep_split` was given last for this folder, or None."""
+        row = self._db.execute("SELECT content FROM splits WHERE root = ?", (self.root,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def keep_split(self, content: dict) -> None:
+        self._db.execute("INSERT OR REPLACE INTO splits VALUES (?,?)", (self.root, json.dumps(content)))
         self._db.commit()
 
     def verdicts(self, pairs: Sequence[tuple[str, str, int]]) -> list[bool | None]:

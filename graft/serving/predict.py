@@ -37,11 +37,12 @@ def predict(
 
     A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number.
     """
-    classes, size, resize = model.description.classes, model.description.image_size, model.description.resize
+    described = model.description
+    classes, how = described.classes, {"resize": described.resize, "max_megapixels": described.max_megapixels}
 
     def decode(path):
         try:
-            return path, pixels.load(path, size, resize=resize), ""
+            return path, pixels.load(path, described.image_size, **how), ""
         except pixels.ImageProblem as error:
             return path, None, str(error)
         except OSError as error:
@@ -87,9 +88,11 @@ def find(sources: Iterable[str | Path]) -> tuple[list[Path], int]:
 
 
 def _walk(folder):
+    """The files of a folder, by the rule of `split`; no pipe or device, which reading might never end."""
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not pixels.passed_over(name))
+        paths = (Path(place, name) for name in sorted(names) if not pixels.passed_over(name))
+        yield from (path for path in paths if path.is_file() or not path.exists())
 
 
 def open_model(source: str | Path) -> readers.Loaded:

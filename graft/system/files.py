@@ -7,10 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from _csv import Writer
+from typing import Any, TextIO
 
 BLOCK = 1 << 20  # bytes read at a time
 
@@ -75,9 +72,23 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def csv_writer(file: TextIO) -> Writer:
-    """A csv.writer as all tables of the project are written; floats keep all digits, None is an empty cell."""
-    return csv.writer(file, lineterminator="\n")
+class _CsvWriter:
+    """See `csv_writer`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._plain = csv.writer(file, lineterminator="\n")
+        self._quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def writerow(self, row: Iterable[object]) -> None:
+        row = list(row)
+        # Readers end a line at a bare CR, and Python before 3.13 does not put it into quotes.
+        odd = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (self._quoted if odd else self._plain).writerow(row)
+
+
+def csv_writer(file: TextIO) -> _CsvWriter:
+    """What writes all tables of the project, row by row; floats keep all digits, None is an empty cell."""
+    return _CsvWriter(file)
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:

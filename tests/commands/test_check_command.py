@@ -129,6 +129,39 @@ def test_a_link_to_a_file_is_no_hazard(clone):
     check.refuse_hazards(clone / "set")
 
 
+@pytest.mark.parametrize("name, refused", [
+    ("dvc.yaml", True), ("cat/dvc.lock", True), ("cat/x.dvc", True), ("kept.dvc", False), ("params.yaml", False),
+])  # fmt: skip
+def test_what_dvc_would_take_for_its_own_is_refused_within_the_project(clone, name, refused):
+    photos(clone / "set")
+    (clone / "set" / name).write_text("outs:\n- path: kept\n" if name == "kept.dvc" else "stages: [1]")
+    check.refuse_hazards(clone / "set")  # absolute: outside of the project
+    if refused:
+        with pytest.raises(GraftError, match=f"{name} is read by DVC as a part of this project"):
+            check.refuse_hazards(Path("set"))
+    else:
+        check.refuse_hazards(Path("set"))
+
+
+@pytest.mark.parametrize("path, told", [
+    ("cat/CON.png", "cat/CON.png"), ("nul/1.png", "nul"), ("cat/a:b.png", "cat/a:b.png"), ("dog./1.png", "dog."),
+    ("dog /1.png", "dog "), ("cat/a\nb.png", r"cat/a\nb.png"), ("cat/what?.png", "cat/what?.png"), ("cat/com1", "cat/com1"),
+    ("concert/1.png", ""), ("cat/.png", ""), ("cat/it's (1), [a] & b.png", ""), ("ü/りんご.png", ""), ("cat/com10.png", ""),
+])  # fmt: skip
+def test_names_that_other_systems_cannot_take_are_warned_of(path, told):
+    lines = check.awkward_names([path, "cat/0.png"])
+    assert len(lines) == bool(told) and all(f"1 names that Windows cannot hold, e.g. {told!r}" in line or
+                                           f"e.g. '{told}'" in line for line in lines)  # fmt: skip
+
+
+def test_names_that_differ_by_capitals_or_accents_are_warned_of(clone, capsys):
+    (line,) = check.awkward_names(["a/x.png", "a/X.png", "a/u\u0308.png", "a/\u00fc.png", "b/x.png"])
+    assert line.startswith("2 names differ from another") and "'a/x.png'" in line and "'a/X.png'" in line
+    photos(clone / "set")
+    picture(clone / "set" / "cat" / "a|b.png", 999)
+    assert "warning: 1 names that Windows cannot hold, e.g. 'cat/a|b.png'" in run(capsys, "set")[2]
+
+
 def test_folders_that_are_not_there(clone, capsys, monkeypatch):
     photos(clone / "photos")
     (clone / "photos.zip").touch()

@@ -6,12 +6,14 @@ import io
 import os
 import signal
 import ssl
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import types
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,18 @@ def test_names_in_a_zip_that_does_not_say_how_they_are_written(tmp_path, name, e
     result = run(tmp_path / "set.zip", tmp_path)
     assert result.classes == sorted([found.split("/")[0], "dog"])
     assert ("read as those of MS-DOS" in capsys.readouterr().err) == (encoding == "cp437")
+
+
+@pytest.mark.parametrize("about, found", [(b"r\xe9colte/a.jpg", "りんご"), (b"older/a.jpg", "rΘcolte")])
+def test_the_unicode_path_of_a_zip(tmp_path, about, found):
+    """Info-ZIP's extra field 0x7075 holds the true name, if the checksum of the plain one in it is right."""
+    entry, true = named(b"r\xe9colte/a.jpg"), "りんご/a.jpg".encode()
+    field = b"\x01" + struct.pack("<I", zlib.crc32(about)) + true
+    entry.extra = struct.pack("<HH", 0x5455, 1) + b"\0" + struct.pack("<HH", 0x7075, len(field)) + field
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        file.writestr(entry, PICTURE)
+        file.writestr("dog/1.jpg", PICTURE)
+    assert run(tmp_path / "set.zip", tmp_path).classes == sorted([found, "dog"])
 
 
 def test_names_in_a_tar_that_are_not_utf_8(tmp_path):

@@ -38,10 +38,26 @@ EXPECTED = {"a.jpg": ("cat", ""), "b.jpg": ("dog", ""), "in/c.jpg": ("cat", ""),
     "id,class\na,cat\nb,dog\nc,cat\nd,dog\n",
     'image_path,label,notes\n/home/x/a.jpg,cat,"one, two"\nC:\\photos\\b.jpg,dog,\nx/in/c.jpg,cat,\nin/d.jpg,dog,\n',
     "filename, cat, dog\na.jpg, 1, 0\nb.jpg, 0, 1\nin/c.jpg, 1, 0\nin/d.jpg, 0, 1\n",
-], ids=["plain", "Excel", "tabs", "ids", "elsewhere", "a column per class"])  # fmt: skip
+    "sep=|\n\nImage Index|Finding Labels\na.jpg|cat\nb.jpg|dog\nc.jpg|cat\nd.jpg|dog\n",
+    "filepaths,breed\nA.JPG,cat\nb.jpeg,\nb.jpg,dog\nin/C.JPG,cat\nd.jpg,dog\na.jpg,cat\n",
+], ids=["plain", "Excel", "tabs", "ids", "elsewhere", "a column per class", "bars", "capitals"])  # fmt: skip
 def test_tables(tmp_path, table):
     text(photos(tmp_path, *FLAT), "labels.csv", table)
     assert read(tmp_path, labels="labels.csv") == EXPECTED
+
+
+def test_a_table_in_utf_16_as_excel_writes_unicode_text(tmp_path):
+    table = "file\tlabel\na.jpg\tBär\nb.jpg\tdog\n".encode("utf-16")
+    write(photos(tmp_path, *FLAT) / "labels.txt", table)
+    assert read(tmp_path, labels="labels.txt") == {"a.jpg": ("Bär", ""), "b.jpg": ("dog", "")}
+
+
+def test_what_of_a_table_is_used_is_said(tmp_path, capsys):
+    text(photos(tmp_path, *FLAT), "labels.csv", ",file,label,class,fold\n0,a.jpg,cat,1,1\n1,else/b.jpg,dog,2,1\n")
+    assert read(tmp_path, labels="labels.csv") == {"a.jpg": ("cat", ""), "b.jpg": ("dog", "")}
+    out = capsys.readouterr().out
+    assert "labels.csv: the label is column label; not used: class, fold\n" in out
+    assert "labels.csv: 1 photos do not lie in the folders" in out and "e.g. else/b.jpg is taken for b.jpg\n" in out
 
 
 def label_studio(name, *choices, kind="choices", **annotation):
@@ -81,6 +97,7 @@ def test_exports(tmp_path, name, content):
 @pytest.mark.parametrize("name, content", [
     ("labels.csv", "file,label\na.jpg,cat\na.jpg,dog\nb.jpg,dog\n"),
     ("labels.csv", 'file,label\na.jpg,"[""cat"", ""dog""]"\n'),
+    ("labels.csv", "file,label\na.jpg,cat|dog\n"),
     ("_classes.csv", "filename,cat,dog\na.jpg,1,1\nb.jpg,0,1\n"),
     ("export.json", [label_studio("a.jpg", "cat", "dog")]),
     ("export.json", [{"image": "a.jpg", "choice": {"choices": ["cat", "dog"]}}]),
@@ -99,6 +116,10 @@ def test_several_labels_of_one_photo_are_a_clear_no(tmp_path, name, content):
     ("labels.csv", "file,label\n", "holds no rows"),
     ("labels.csv", "file,label\nz.jpg,cat\n", "no photo has a name that it holds, e.g. 'z.jpg'"),
     ("labels.csv", "file,label,split\na.jpg,cat,extra\n", "a.jpg has split 'extra', which is none of"),
+    ("labels.csv", "file,label,split\na.jpg,cat,train\na.jpg,cat,test\n", "twice, with split 'train' and 'test'"),
+    ("labels.csv", "file,label,group\na.jpg,cat,1\na.jpg,cat,2\n", "a.jpg stands there twice, with group '1' and '2'"),
+    ("labels.csv", "file,label\ntrain/a.jpg,cat\ntest/a.jpg,dog\n", "which is a.jpg as train/a.jpg is, has two labels"),
+    ("labels.csv", "file,label\na.jpg,cat\nb.jpg,bear, black\n", "b.jpg has more cells than there are columns"),
     ("labels.json", "{", "cannot be read as a table of labels"),
     ("labels.json", {"a.jpg": "cat"}, "is neither an export of COCO nor of Label Studio"),
     ("boxes.json", [label_studio("a.jpg", kind="rectanglelabels")], "is marked with rectanglelabels; graft takes choices"),
@@ -234,11 +255,14 @@ def test_a_class_that_train_lacks_is_named_with_the_cause(tmp_path, train, test,
 
 
 def test_names_that_look_like_mistakes_are_warned_of(tmp_path, capsys):
-    folder(tmp_path, ("Cat", "cat", "dog "), each=2)
+    folder(tmp_path, ("Cat", "cat", "dog ", "nan"), each=2)
     (tmp_path / "fish").mkdir()
     write(tmp_path / "bird" / "notes.txt", b"x")
-    assert len(scanned(tmp_path).images) == 6
+    write(tmp_path / "@eaDir" / "cat" / "1.jpg", encoded(scene(99)))
+    write(tmp_path / "cat" / "1.jpg~", encoded(scene(98)))  # an editor's copy
+    assert len(scanned(tmp_path).images) == 8
     err = capsys.readouterr().err
+    assert "class 'nan' is called as an empty cell is" in err and "@eaDir" not in err
     assert "classes 'Cat' and 'cat' differ by little" in err and "class 'dog ' begins or ends with a blank" in err
     assert "no picture came out of bird/, fish/" in err
 

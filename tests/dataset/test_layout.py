@@ -1,6 +1,7 @@
 import pytest
 
 from graft.dataset import scan
+from graft.dataset.labels import ByFolder
 from graft.dataset.layout import Unclear, find_layout, find_splits, named_splits
 from graft.dataset.scan_cache import ScanCache
 from graft.system.console import GraftError
@@ -49,6 +50,7 @@ def test_layouts(tmp_path, names, expected):
     ("train_images", "test_images", "test"), ("TrainingData", "TestData", "test"), ("trainset", "validationset", "val"),
     ("train2017", "val2017", "val"), ("pets-train", "pets-validation", "val"), ("TRAIN", "VALID", "val"),
     ("train/images", "test/images", "test"), ("set/train/animals", "set/test/animals", "test"), ("tr", "te", "test"),
+    ("train", "held_out", "test"), ("train", "heldout", "test"),
     ("my photos/Train", "my photos/Testing", "test"), ("fruits-360_Training", "fruits-360_Test", "test"),
 ])  # fmt: skip
 def test_usual_names_of_splits(train, other, split):
@@ -68,6 +70,12 @@ def test_more_readings_than_one_of_a_name():
     assert placed(names) == {(label, split) for label in ("cat", "dog") for split in ("train", "test")}
     assert placed(["seg_train/a/1.jpg", "seg_train/b/1.jpg", "seg_test/a/1.jpg", "seg_pred/9.jpg"]) >= {("a", "test"), None}
     assert placed(["n01/images/1.jpg", "n02/images/1.jpg"]) == {"n01", "n02"}  # images is no class
+    assert placed(["cat/Cat/1.jpg", "dog/dogs_images/1.jpg"]) == {"cat", "dog"}
+    # Kaggle's chest_xray holds itself once more; what is there twice is no class.
+    once = [f"{top}/{label}/{k}.jpg" for top in ("train", "test") for label in ("ill", "well") for k in range(2)]
+    assert placed([*once, *(f"chest_xray/{path}" for path in once)]) == placed(once) | {None}
+    with pytest.raises(Unclear, match="beside them 'more'"):
+        placed([*once, "more/train/ill/9.jpg"])
 
 
 @pytest.mark.parametrize("names, problem, readings", [
@@ -79,6 +87,8 @@ def test_more_readings_than_one_of_a_name():
         ("layout", "classes"): {"cat", "dog", "bird"}, ("layout", "deepest"): {"cat", "dog", "owl", "wren"}}),
     (["train/pets/cat/1.jpg", "train/pets/dog/2.jpg", "train/things/car/3.jpg", "test/pets/cat/4.jpg"], "hold folders", {
         ("layout", "deepest"): {("cat", "train"), ("dog", "train"), ("car", "train"), ("cat", "test")}}),
+    (["a/b/1.jpg", "c/d/2.jpg"], "its folders hold folders", {
+        ("layout", "classes"): {"a", "c"}, ("layout", "deepest"): {"b", "d"}}),
     (["images/1.jpg", "masks/1.jpg"], "not called like classes", {("layout", "classes"): {"images", "masks"}}),
     (["train/a/1.jpg", "test/a/2.jpg", "more/3.jpg"], "beside them 'more'", {("layout", "classes"): {"train", "test", "more"}}),
     (["valid/a/1.jpg", "test/a/2.jpg"], "but no train/", {("layout", "classes"): {"valid", "test"}}),
@@ -120,11 +130,20 @@ def test_names_that_give_no_classes_are_not_offered():
         assert caught.value.readings == ()
 
 
-def test_folders_that_name_a_class_and_a_split():
-    names = [f"{label}_{split}/{k}.jpg" for label in ("cats", "dogs") for split in ("train", "test") for k in range(2)]
+@pytest.mark.parametrize("form, classes", [
+    ("{label}_{split}", {"cats", "dogs"}), ("{split}_{label}", {"cats", "dogs"}), ("{split}{label}", {"A", "B"}),
+    ("data/{label} {split}", {"top dog", "cat"}),
+])  # fmt: skip
+def test_folders_that_name_a_class_and_a_split(tmp_path, form, classes):
+    folders = [form.format(label=label, split=split) for label in classes for split in ("train", "test")]
+    tree(tmp_path, *(f"{folder}/{k}.jpg" for folder in folders for k in range(2)))
     with pytest.raises(Unclear, match="a class and a split at once") as caught:
-        find_layout(names)
-    assert [reading.key for reading in caught.value.readings] == ["label_by", "layout"]
+        scanned(tmp_path)
+    by_name, by_folder = caught.value.readings
+    assert (by_name.key, by_folder.key) == ("label_by", "layout")
+    with ScanCache(None, tmp_path) as cache:
+        found = scan.scan(tmp_path, cache=cache, rules=ByFolder(label_by=by_name.value)).images
+    assert {(image.label, image.given) for image in found} == {(label, s) for label in classes for s in ("train", "test")}
 
 
 @pytest.mark.parametrize("names, message", [

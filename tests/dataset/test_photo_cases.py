@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -139,6 +140,48 @@ def test_memory_counts_before_decoding():
     assert min(pixels.open_rgb(large, at_least=200, max_megapixels=3).size) >= 200
     with pytest.raises(pixels.ImageProblem, match="too_large"):
         pixels.open_rgb(large, max_megapixels=3)
+
+
+@pytest.mark.parametrize("make, megapixels", [
+    (lambda: encoded(scene(1, 800, 600), progressive=True), 0.48),  # its decoder holds all of it, at whatever scale
+    (lambda: in_several_scans(scene(1, 800, 600)), 0.48),
+    (lambda: encoded(scene(1, 800, 600)), 0.0075),
+    (lambda: encoded(scene(1, 800, 600), "WEBP"), 0.96),
+    (lambda: deep_png(np.zeros((60, 80, 3), ">u2")), 0.0096),
+    (lambda: encoded(scene(1, 800, 600), "PNG"), 0.48),
+], ids=["progressive", "several scans", "one scan", "WebP", "16 bits", "PNG"])  # fmt: skip
+def test_what_is_held_in_memory_is_what_counts(make, megapixels):
+    content = make()
+    assert pixels.decode(io.BytesIO(content), at_least=64)[1]["megapixels"] == megapixels
+    with pytest.raises(pixels.ImageProblem, match="too_large"):
+        pixels.open_rgb(content, at_least=64, max_megapixels=megapixels * 0.99)
+
+
+def in_several_scans(picture):
+    """A baseline JPEG whose three components lie in a scan each, made of three grey ones."""
+    parts = [encoded(channel, quality=90) for channel in picture.convert("YCbCr").split()]
+    scans = []
+    for number, part in enumerate(parts, 1):
+        start, end = part.index(b"\xff\xda"), part.rindex(b"\xff\xd9")
+        scans.append(b"\xff\xda\0\x08\x01" + bytes([number]) + part[start + 6 : end])
+    head = parts[0][: parts[0].index(b"\xff\xda")]
+    frame = head.index(b"\xff\xc0")
+    length = int.from_bytes(head[frame + 2 : frame + 4], "big")
+    three = head[frame + 4 : frame + 9] + b"\x03" + b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3))
+    frame_of_three = b"\xff\xc0" + (len(three) + 2).to_bytes(2, "big") + three
+    return head[:frame] + frame_of_three + head[frame + 2 + length :] + b"".join(scans) + b"\xff\xd9"
+
+
+def deep_png(values):
+    """A PNG of 16 bits a colour. values: >u2 (h, w, 3)."""
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    body = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
 def test_what_systems_leave_behind_is_no_class(tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from graft import pixels
+from graft.description import Description
 from graft.serving import predict, pyfunc, readers, writers
 from graft.system.console import GraftError
 
@@ -46,6 +49,27 @@ def test_find_looks_at_content_and_passes_over_the_rest(photos):
     files, skipped = predict.find([photos])
     assert [f.relative_to(photos).as_posix() for f in files] == ORDER
     assert skipped == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
+def test_find_goes_by_the_rule_of_split(photos):
+    """What a NAS left behind is no photo, a pipe would be waited for without an end, a link to nothing is told of."""
+    (photos / "@eaDir").mkdir()
+    (photos / "@eaDir" / "SYNOPHOTO_THUMB_M.png").write_bytes((photos / "0.png").read_bytes())
+    os.mkfifo(photos / "pipe.png")
+    os.mkfifo(photos / "pipe")
+    (photos / "gone.png").symlink_to("nowhere.png")
+    files, skipped = predict.find([photos])
+    assert [f.relative_to(photos).as_posix() for f in files] == [*ORDER[:3], "gone.png", *ORDER[3:]] and skipped == 1
+
+
+def test_the_limit_on_pixels_is_the_models(photos, images):
+    description = Description("none", 1.0, SIZE, CLASSES, 0, 0.0, "squash", max_megapixels=0.0001)
+    model = readers.Loaded("tiny", description, lambda batch: np.full((len(batch), len(CLASSES)), 1 / len(CLASSES), np.float32))
+    (row,) = predict.predict(model, [photos / "0.png"])
+    assert row.problem.startswith("too_large")
+    model = dataclasses.replace(model, description=description.replace(max_megapixels=120.0))
+    assert [row.problem for row in predict.predict(model, [photos / "0.png"])] == [""]
 
 
 def test_find_takes_files_patterns_and_nothing_twice(photos):

@@ -110,6 +110,17 @@ def test_every_kind_of_input(kind, model, images, expected, tmp_path):
     np.testing.assert_allclose(figures(found).reshape(n, 3), expected[:n], atol=1e-5)
 
 
+def test_the_limit_on_pixels_is_the_models(model, images, monkeypatch):
+    """data.max_megapixels of the training travels in the description; a larger picture is a request that is refused."""
+    from mlflow.exceptions import MlflowException
+
+    served = model.unwrap_python_model()
+    assert served.max_megapixels == 120.0
+    monkeypatch.setattr(served, "max_megapixels", 0.0001)
+    with pytest.raises(MlflowException, match="image 0: too_large"):
+        model.predict([encode(images[0])])
+
+
 def test_other_sizes_are_resized_as_in_training(model):
     image = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     squashed = pixels.load(encode(image), SIZE)

@@ -70,3 +70,10 @@ def test_csv(tmp_path):
         {"name": "a,\nb", "value": "0.30000000000000004"},
         {"name": '"ä"', "value": ""},
     ]
+
+
+def test_a_bare_carriage_return_survives(tmp_path):
+    """Readers take it for the end of a line unless it is in quotes; file names may hold one."""
+    files.write_csv(tmp_path / "x.csv", ["path", "size"], [["a\rb.png", 1], ["c", 2]])
+    assert files.read_csv(tmp_path / "x.csv") == [{"path": "a\rb.png", "size": "1"}, {"path": "c", "size": "2"}]
+    assert (tmp_path / "x.csv").read_bytes().endswith(b"\nc,2\n")
