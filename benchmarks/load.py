@@ -3,7 +3,8 @@
     python benchmarks/load.py --out FOLDER [--experiments 8] [--workers 4] [--rounds 3]
 
 A fresh clone of what is checked out, 120 generated pictures, one experiment; then, in each round, `dvc exp run --queue` of so
-many augmentations and `--run-all` with so many workers. FOLDER must not exist. Ends with status 1 where anything is amiss.
+many augmentations and `--run-all` with so many workers. Where FOLDER is there already, the rounds are added to those that it
+has had. Ends with status 1 where anything is amiss.
 """
 
 import argparse
@@ -29,36 +30,36 @@ SETTINGS = (
 )  # fmt: skip
 SWEPT = "augment.rotation"  # gives every experiment another head, and so another model to contest with
 STAGES = ("train-head", "fine-tune", "evaluate", "export")  # that every experiment runs
-COMPARED = {
-    "fine-tune/accuracy": "fine-tune",
-    "evaluate/accuracy": "evaluate",
-    "train-head/accuracy": "train-head",
-}  # metric of the row -> stage of metrics.json
+COMPARED = ("train-head", "fine-tune", "evaluate")  # whose accuracy the row must have from metrics.json
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a folder to make the clone in; must not exist")
+    parser.add_argument("--out", type=Path, required=True, help="where the clone is made")
     parser.add_argument("--experiments", type=int, default=8, help="in a round")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    run = prepare(args.out.resolve())
-    wanted = []
+    folder, asked = args.out.resolve(), args.out.with_name(f"{args.out.name}.json")
+    run = runner(folder)
+    if not asked.exists():
+        prepare(folder, run)
+    wanted = json.loads(asked.read_text()) if asked.exists() else []
     for number in range(args.rounds):
-        values = [f"{0.1 + (number * args.experiments + k) / 100:.2f}" for k in range(args.experiments)]
+        values = [f"{0.1 + (len(wanted) + k) / 100:.2f}" for k in range(args.experiments)]
         wanted += values
+        asked.write_text(json.dumps(wanted))
         run("dvc", "exp", "run", "--queue", "-S", f"{SWEPT}={','.join(values)}")
         began = time.monotonic()
         run("dvc", "exp", "run", "--run-all", "-j", str(args.workers))
         print(f"round {number + 1}: {args.experiments} experiments, {time.monotonic() - began:.0f} s", flush=True)
-    problems = check(args.out.resolve(), list(map(float, wanted)))
+    problems = check(folder, list(map(float, wanted)))
     print("\n".join(problems) or "nothing amiss")
     sys.exit(bool(problems))
 
 
-def prepare(folder):
-    """Make the clone, run its pipeline once, and return a function that runs a module of Python there."""
+def prepare(folder, run):
+    """Make the clone and run its pipeline once."""
     folder.mkdir(parents=True)
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -66,6 +67,16 @@ def prepare(folder):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     pictures(folder / "data" / "raw" / "tiny")
+    for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "add", "-f", "data/raw/tiny"]):
+        run(*command)
+    run("git", "commit", "-q", "-m", "start")
+    run("dvc", "exp", "run", *(flag for setting in SETTINGS for flag in ("-S", setting)))
+    run("git", "add", "-A")
+    run("git", "commit", "-q", "-m", "first")
+
+
+def runner(folder):
+    """A function that runs a command there, or DVC; what it prints goes to FOLDER.log."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
     who = {f"GIT_{who}_{what}": "load@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -76,12 +87,6 @@ def prepare(folder):
         with (folder.parent / f"{folder.name}.log").open("ab") as log:
             subprocess.run(command, cwd=folder, env=environment, check=True, stdout=log, stderr=log)
 
-    for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "add", "-f", "data/raw/tiny"]):
-        run(*command)
-    run("git", "commit", "-q", "-m", "start")
-    run("dvc", "exp", "run", *(flag for setting in SETTINGS for flag in ("-S", setting)))
-    run("git", "add", "-A")
-    run("git", "commit", "-q", "-m", "first")
     return run
 
 
@@ -124,11 +129,11 @@ def _wrong(folder, client, rows):
     ref = [name for name in refs if name.endswith(f"/{row.data.tags['pipeline']}")]
     if len(ref) != 1:
         return f"{len(ref)} experiments of DVC named {row.data.tags['pipeline']}"
-    for metric, stage in COMPARED.items():
+    for stage in COMPARED:
         file = f"{ref[0]}:data/{stage}/metrics.json"
         text = git(["git", "show", file]).stdout
-        if row.data.metrics.get(metric) != json.loads(text)["accuracy"]:
-            return f"{metric} is not that of the experiment"
+        if row.data.metrics.get(f"{stage}/accuracy") != json.loads(text)["accuracy"]:
+            return f"{stage}/accuracy is not that of the experiment"
     children = client.search_runs([row.info.experiment_id], f"tags.`mlflow.parentRunId` = '{row.info.run_id}'")
     missing = [s for s in STAGES if [c.info.status for c in children if c.data.tags["stage"] == s] != ["FINISHED"]]
     return f"no one finished run of {' and '.join(missing)}" if missing else ""
@@ -152,7 +157,7 @@ def _champion(client):
         said.append("the history has gaps")
     if history[-1]["version"] != str(reigning.version):
         said.append(f"the alias is on version {reigning.version}, the history ends with {history[-1]['version']}")
-    promoted = {v.version for v in contested if v.tags["champion.decision"] == "promoted"}
+    promoted = {str(v.version) for v in contested if v.tags["champion.decision"] == "promoted"}
     if promoted != {entry["version"] for entry in history}:
         said.append("what the versions say of their contests is not what the history says")
     return said
