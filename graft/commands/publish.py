@@ -65,7 +65,7 @@ def _register(run):
         pyfunc.register(run, *tuned, alias="fine-tuned")
     elif run.stage == "evaluate":
         figures = files.read_json(paths.EVALUATE / "report.json")["summary"]
-        pyfunc.contest(run, head, tuned, figures, images.image_sets)
+        pyfunc.contest(run, head, tuned, figures, images.image_sets, once=True)
     else:
         model, description = tuned
         if not run.params.evaluate.calibrate:

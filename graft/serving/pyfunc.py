@@ -75,15 +75,18 @@ def register(
     return version
 
 
-def contest(run: StageRun, head, tuned, figures: dict, image_sets: Callable) -> None:
+def contest(run: StageRun, head, tuned, figures: dict, image_sets: Callable, *, once: bool = False) -> None:
     """Register both models as evaluate found them; the fine-tuned one challenges the champion on the validation images.
 
     head, tuned: (model, Description). figures: of `tuned` on the test images. image_sets: as of `graft.dataset.images`. Both
     are registered already, unless what is shipped with them has changed since they were trained: the serving code, say.
+    once: what came of an earlier contest of the same version stands, and so does what was done to the champion since.
     """
     options = {"resamples": run.params.evaluate.bootstrap, "seed": run.params.seed}
     champion.record_head(run, register(run, *head, alias="head", stage="train-head"))
     version = register(run, *tuned, alias="fine-tuned", stage="fine-tune", metrics=figures)
+    if once and champion.is_decided(run, version):
+        return
     validation = Predictions.read(paths.FINE_TUNE / "predictions.csv")
     seen = summary(validation, **options)  # gates are checked on them too
     ask = partial(_ask, run.params, image_sets)

@@ -147,6 +147,13 @@ def challenge(
     return decision
 
 
+def is_decided(run: runs.StageRun, version: str) -> bool:
+    """Whether `version` has had its contest, and there is a champion that came out of it or was set since."""
+    client, name = run.client, run.params.tracking.model
+    reigning = registry.by_alias(client, name, ALIAS)
+    return reigning is not None and "champion.decision" in registry.get_version(client, name, version).tags
+
+
 def renew(run: runs.StageRun, version: str) -> None:
     """Hand the title on to `version` where the champion is the same network, shipped in another way.
 

@@ -11,9 +11,12 @@ import pytest
 
 from graft import params as parameters
 from graft import pixels
+from graft.dataset import manifest
 from graft.dataset.images import image_sets
 from graft.dataset.manifest import Manifest, ManifestRow
+from graft.scoring.predictions import Predictions
 from graft.serving import pyfunc, readers, writers
+from graft.system import paths
 from graft.system.console import GraftError
 from graft.system.files import sha256
 from graft.tracking import champion, registry, runs, store
@@ -329,6 +332,29 @@ def test_the_exported_version_holds_its_formats_and_is_linked_with_its_original(
     assert sorted(p.relative_to(there).as_posix() for p in there.rglob("*.*")) == [
         "checks.json", "model.tflite", "saved_model/saved_model.pb",
     ]  # fmt: skip
+
+
+def test_a_contest_is_not_held_again_by_publishing(params, trained, monkeypatch):
+    """Else publishing would take the title back from a champion that was set by hand since."""
+    import keras
+
+    monkeypatch.setattr(pyfunc, "save", _stub)
+    rows = [ManifestRow(f"{i}.png", CLASSES[i % 3], ("train", "val", "test")[i // 3], f"{i:064x}", 8, 8) for i in range(9)]
+    manifest.write(Manifest(tuple(rows), CLASSES), paths.SPLIT)
+    for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE):
+        folder.mkdir(parents=True)
+        val = Predictions([f"{i}.png" for i in range(3, 6)], np.arange(3), np.eye(3), CLASSES)
+        val.write(folder / "predictions.csv")
+    params = params.model_copy(update={"tracking": params.tracking.model_copy(update={"promote": "always"})})
+    other = keras.models.clone_model(trained[0])
+    with runs.stage_run("evaluate", params) as run:
+        pyfunc.contest(run, trained, trained, {"accuracy": 1.0}, image_sets, once=True)  # versions 1, the head, and 2
+        pyfunc.register(run, other, trained[1], alias="other", stage="fine-tune")
+        holders = [champion.set_champion(params, "3")]
+        for once in (True, False):
+            pyfunc.contest(run, trained, trained, {"accuracy": 1.0}, image_sets, once=once)
+            holders.append(str(registry.by_alias(run.client, "graft", "champion").version))
+    assert holders == ["version 3 is the champion of graft now", "3", "2"]
 
 
 def test_what_another_version_says_of_photos(params, trained, images, expected, tmp_path):
