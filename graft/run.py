@@ -6,7 +6,7 @@ from graft import params as parameters
 from graft.forkserver import client
 from graft.params import Params
 from graft.system.console import entry
-from graft.system.environment import quiet_tensorflow, training_scope
+from graft.system.environment import quiet_tensorflow, set_tensorflow_environment, training_scope
 from graft.tracking.runs import StageRun, stage_run
 
 Recipe = Callable[[Params, StageRun], object]
@@ -32,6 +32,7 @@ def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
 
     Raises GraftError for a mistake of the user, a tracking server that cannot be reached among them, before any work.
     """
+    set_tensorflow_environment()
     if check is not None:
         check(params)
     stage = recipe.__name__.replace("_", "-")

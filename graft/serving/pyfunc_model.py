@@ -12,7 +12,8 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # what decides numbers is set outright, whatever the shell says
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import mlflow
@@ -44,6 +45,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         import keras
         import tensorflow as tf
 
+        _reset(keras)
         path = context.artifacts["model"]
         with zipfile.ZipFile(path) as archive:
             description = json.loads(archive.read("graft.json"))
@@ -85,6 +87,17 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
 
 def _invalid(message):
     return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+def _reset(keras):
+    """Keras' own defaults, whatever ~/.keras/keras.json of another project says."""
+    if keras.config.backend() != "tensorflow":
+        raise MlflowException(
+            f"this model needs Keras on TensorFlow, but Keras runs on {keras.config.backend()} in this process"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
 
 
 def _module(path):

@@ -52,14 +52,23 @@ def figures(found):
     return np.array([list(row.values()) for row in found["probabilities"]])
 
 
-def test_loads_in_a_fresh_process_without_the_project(folder, tmp_path, images, expected):
+HOSTILE = {"KERAS_BACKEND": "torch", "TF_USE_LEGACY_KERAS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"}
+KERAS_JSON = {"backend": "jax", "floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.5}
+
+
+@pytest.mark.parametrize("hostile", [False, True], ids=["plain shell", "another project's shell"])
+def test_loads_in_a_fresh_process_without_the_project(hostile, folder, tmp_path, images, expected):
     moved = tmp_path / "somewhere else"
     shutil.copytree(folder, moved)
     files = []
     for i in range(3):
         files.append(tmp_path / f"{i}.png")
         files[-1].write_bytes(encode(images[i]))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HOME": str(tmp_path)}
+    if hostile:
+        environment |= HOSTILE
+        (tmp_path / ".keras").mkdir()
+        (tmp_path / ".keras" / "keras.json").write_text(json.dumps(KERAS_JSON))
     run = subprocess.run(
         [sys.executable, "-c", ALONE, moved, *files], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
