@@ -180,6 +180,20 @@ def load(uri: str) -> readers.Loaded:
 
     Raises GraftError where there is none, or one that graft did not make.
     """
+    model = load_mlflow(uri)
+    description = Description.from_json(json.dumps(model.metadata.metadata or {}), uri)
+
+    def run(batch):
+        return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
+
+    return readers.Loaded(uri, description, run)
+
+
+def load_mlflow(uri: str):
+    """What MLflow makes of `uri` (see `load`), an mlflow.pyfunc.PyFuncModel: its `predict` takes paths, bytes, base64, pixels.
+
+    From any folder of the project, and also after it was moved. Raises GraftError where there is no such model.
+    """
     address = store.tracking_uri()
     database = Path(address.removeprefix(store.DATABASE))
     # MLflow would make an empty database where there is none.
@@ -189,17 +203,12 @@ def load(uri: str) -> readers.Loaded:
     quiet_mlflow()
     import mlflow
 
-    mlflow.set_tracking_uri(address)
+    if uri.startswith(IN_STORE):
+        store.use()
     try:
-        model = mlflow.pyfunc.load_model(uri)
+        return mlflow.pyfunc.load_model(registry.files_of(uri) if uri.startswith(IN_STORE) else uri)
     except mlflow.MlflowException as error:
         raise GraftError(f"{uri}: {store.first_line(error)}") from None
-    description = Description.from_json(json.dumps(model.metadata.metadata or {}), uri)
-
-    def run(batch):
-        return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
-
-    return readers.Loaded(uri, description, run)
 
 
 def _ask(params, image_sets: Callable, version: str, listed) -> Predictions:

@@ -137,6 +137,10 @@ def _read_artifact(client, run_id, name, read):
         return None
     with tempfile.TemporaryDirectory() as folder:
         try:
+            recorded = client.get_run(run_id).info.artifact_uri
+            here = store.relocated(recorded)
+            if here != recorded:
+                return read(store.local_path(here) / name)
             return read(client.download_artifacts(run_id, name, folder))
         except (MlflowException, OSError, ValueError, GraftError):
             return None
