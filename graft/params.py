@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from graft.system import paths
 from graft.system.console import GraftError
 
-Format = Literal["keras", "h5", "saved_model", "tflite", "tflite_fp16", "tflite_int8", "onnx"]
+Format = Literal["keras", "h5", "saved_model", "tflite", "tflite_fp16", "tflite_int8", "tflite_dynamic", "onnx"]
 Gate = Literal["accuracy", "balanced_accuracy", "macro_f1", "min_class_recall"]
 RENAMED = {"data.leaks": "data.leakage", "trunk.engine": "features.runtime"}
 WANTED = {  # kind of pydantic's errors -> what the value must be
@@ -172,8 +172,13 @@ class Export(Block):
     min_agreement: float = Field(
         ge=0,
         le=1,
-        description="share of images on which a format agrees with the original; the stage fails where the test images "
-        "refute it (one-sided, 1%)",
+        description="share of images on which float16 has the original's top class; 8-bit formats may agree on a point less",
+    )
+    max_accuracy_drop: float = Field(
+        ge=0, le=1, description="of float16 and 8-bit formats: accuracy that one may lose on the same images"
+    )
+    on_miss: Literal["drop", "fail"] = Field(
+        description="a format that misses this is left out with a line that says by how much, or fails the stage"
     )
 
     @field_validator("formats")
