@@ -54,4 +54,4 @@ def export(params, run):
 
 
 if __name__ == "__main__":
-    run_stage(export, check=writers.check_available)
+    run_stage(export)

@@ -13,7 +13,7 @@ from graft import pixels
 from graft.description import FILES
 from graft.serving import pyfunc, readers
 from graft.system.console import GraftError
-from graft.system.environment import quiet_tensorflow
+from graft.system.environment import missing, quiet_tensorflow
 from graft.system.prefetch import prefetch, processors
 
 BATCH = 32
@@ -115,6 +115,6 @@ def open_model(source: str | Path) -> readers.Loaded:
 def _best_of(folder):
     """The file of an export folder that is ready first, of those whose packages are installed."""
     for format in ("onnx", *FILES):
-        if (folder / FILES[format]).exists() and not readers.missing(readers.NEEDS.get(format, ())):
+        if (folder / FILES[format]).exists() and not missing(readers.NEEDS.get(format, ())):
             return folder / FILES[format]
     raise GraftError(f"{folder}: no exported model in it; run `dvc repro export` first")

@@ -27,26 +27,16 @@ import numpy as np
 from graft import runtimes
 from graft.description import EMBEDDED, FILES, LABELS, Description
 from graft.serving import tflite_metadata
-from graft.serving.readers import missing
 from graft.system import files
-from graft.system.console import GraftError, log
+from graft.system.console import log
 from graft.system.environment import silence
 
-NEEDS = {"onnx": ("onnx", "tf2onnx", "onnxruntime")}  # packages to write and check a format, beside TensorFlow
 KINDS = {
     "tflite_int8": "(full integer: uint8 in and out)",
     "tflite_dynamic": "(8-bit weights, activations in float)",
 }
 FROM_KERAS = {"keras", "h5"}  # the others are made from the frozen graph
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
-
-
-def check_available(params) -> None:
-    """Raise GraftError, before any work, where a package that one of `params.export.formats` needs is not installed."""
-    for format in params.export.formats:
-        if lacking := missing(NEEDS.get(format, ())):
-            names = " and ".join(lacking)
-            raise GraftError(f"{format} needs {names}; pip install 'graft-vision[onnx]', or drop it from export.formats")
 
 
 def full_precision() -> None:

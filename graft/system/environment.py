@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from graft.system.console import GraftError
@@ -62,6 +63,11 @@ MISLEADING = (
     "XLA_FLAGS", "TF_ENABLE_AUTO_MIXED_PRECISION", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE",
     "TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE",
 )  # fmt: skip
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of `packages` that are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
 def set_tensorflow_environment() -> None:

@@ -94,15 +94,17 @@ def unregistered(monkeypatch):
     return kept
 
 
+GENEROUS = {"min_agreement": 0.0, "max_accuracy_drop": 1.0}  # so small a network, untrained, bears no rounding
+
+
 def test_all_formats_are_written_checked_logged_and_registered(clone):
-    params = settings()
+    params = settings(**GENEROUS)
     with runs.stage_run("export", params) as run:
         export(params, run)
     folder = clone / paths.EXPORT
     checks = read_json(folder / "checks.json")
     assert {p.name for p in folder.iterdir()} == {*(FILES[name] for name in checks), "labels.txt", "checks.json"}
-    eight = "tflite_int8" if "tflite_int8" in checks else "tflite_dynamic"
-    assert list(checks) == [eight if name == "tflite_int8" else name for name in params.export.formats]
+    assert list(checks) == list(params.export.formats)
     assert all(
         set(c) == {"bytes", "n", "agreement", "clear_disagreements", "max_difference", "accuracy"} for c in checks.values()
     )
@@ -126,7 +128,7 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
 def test_the_registered_model_is_the_exported_one(clone):
     import mlflow
 
-    execute(export, settings(formats=("keras",)), writers.check_available)
+    execute(export, settings(formats=("keras",)))
     mlflow.set_tracking_uri(store.tracking_uri())
     registered = Path(mlflow.artifacts.download_artifacts("models:/graft@exported"))
     assert list(registered.rglob("*.pyc")) == []
@@ -221,5 +223,5 @@ def test_three_test_images_are_enough(clone, unregistered):
     rows = tuple(row for row in listed.rows if row.split != "test" or row.path < "03")
     manifest.write(Manifest(rows, listed.classes), paths.SPLIT)
     write_json(paths.EVALUATE / "metrics.json", {"accuracy": 1.0})
-    export(settings(formats=("keras", "tflite_fp16")), NullRun())
+    export(settings(formats=("keras", "tflite_fp16"), **GENEROUS), NullRun())
     assert read_json(clone / paths.EXPORT / "checks.json")["tflite_fp16"]["n"] == 3

@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from graft import pixels
-from graft.serving import predict, pyfunc, readers, writers
+from graft.serving import predict, pyfunc, writers
 from graft.system.console import GraftError
 
 from .conftest import CLASSES, SIZE, encode, make_classifier
@@ -116,8 +117,8 @@ def test_photos_become_squares_as_in_training(trained, tmp_path, resize):
 
 
 def test_onnx_is_passed_over_where_its_runtime_is_missing(exported, monkeypatch):
-    real = readers.importlib.util.find_spec
-    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
     assert predict.open_model(exported).name == str(exported / "model.keras")
 
 

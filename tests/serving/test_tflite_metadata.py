@@ -14,9 +14,7 @@ from graft.serving import readers, tflite_metadata
 from .conftest import CLASSES, make_images
 
 # MediaPipe is no dependency: it may live in an environment of its own.
-PYTHON = os.environ.get(
-    "MEDIAPIPE_PYTHON", sys.executable
-)
+PYTHON = os.environ.get("MEDIAPIPE_PYTHON", sys.executable)
 CLASSIFY = """
 import json, os, sys
 import mediapipe, numpy

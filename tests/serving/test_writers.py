@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graft import params as parameters
 from graft.description import FILES, Description
 from graft.serving import readers, writers
-from graft.system.console import GraftError
 
 from .conftest import CLASSES, SIZE, make_classifier, make_images
 
@@ -156,14 +154,3 @@ def test_a_signature_names_input_and_output(exported, format, images):
 def test_int8_needs_representative_images(trained, tmp_path):
     with pytest.raises(ValueError, match="needs representative images"):
         writers.write(["tflite_int8"], *trained, tmp_path, representative=make_images(0))
-
-
-def test_a_missing_package_is_named_before_any_work(monkeypatch):
-    params = parameters.load(ROOT / "params.yaml")
-    real = readers.importlib.util.find_spec
-    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else real(name))
-    without = params.model_copy(update={"export": params.export.model_copy(update={"formats": ("keras", "tflite")})})
-    writers.check_available(without)
-    assert readers.missing(readers.NEEDS["onnx"]) == []  # loading takes less than writing
-    with pytest.raises(GraftError, match=r"^onnx needs tf2onnx; pip install 'graft-vision\[onnx\]', or drop it from "):
-        writers.check_available(params)
