@@ -6,18 +6,6 @@ import numpy as np
 import pytest
 
 
-def test_mlflow_marks_signatures_made_from_type_hints(tmp_path):
-    """Under such a signature the served model gets its input as it came; see `graft.serving.pyfunc.save`."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, Schema
-
-    signature = ModelSignature(inputs=Schema([ColSpec(AnyType())]))
-    assert signature._is_signature_from_type_hint is False
-    signature._is_signature_from_type_hint = True
-    Model(signature=signature).save(str(tmp_path / "MLmodel"))
-    assert Model.load(str(tmp_path / "MLmodel"))._is_signature_from_type_hint()
-
-
 def test_mlflow_lets_a_python_model_do_without_type_hints(recwarn):
     from mlflow.pyfunc import PythonModel
 

@@ -1,7 +1,9 @@
 """Batch prediction: photos, folders, patterns in; what each shows out. A damaged file is listed, not fatal."""
 
+import contextlib
 import glob
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -37,11 +39,13 @@ def predict(
 
     A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number.
     """
+    one_large = threading.Lock()
     classes, size, resize = model.description.classes, model.description.image_size, model.description.resize
 
     def decode(path):
         try:
-            return path, pixels.load(path, size, resize=resize), ""
+            with one_large if pixels.is_large(path) else contextlib.nullcontext():
+                return path, pixels.load(path, size, resize=resize), ""
         except pixels.ImageProblem as error:
             return path, None, str(error)
         except OSError as error:

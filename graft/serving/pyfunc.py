@@ -123,19 +123,17 @@ def save(folder: Path, model, description: Description) -> None:
     quiet_mlflow()
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import ColSpec, DataType, Map, Schema
 
-    # Any: MLflow has no type for "bytes, base64 or pixels". Under a column's signature it pushes the input through a DataFrame,
-    # which 3-D pixels do not survive; under a signature that is marked as made from type hints it hands the input over as is.
+    # No schema of what goes in: MLflow has no type for "bytes, base64 or pixels", and pushes what has one through a DataFrame,
+    # which 3-D pixels do not survive. Without one a server takes inputs, instances, dataframe_split and dataframe_records.
     signature = ModelSignature(
-        inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema([
             ColSpec(DataType.string, "label"),
             ColSpec(DataType.double, "confidence"),
             ColSpec(Map(DataType.double), "probabilities"),
         ]),
     )  # fmt: skip
-    signature._is_signature_from_type_hint = True
     model, description = writers.self_contained(model, description)
     with silence(), tempfile.TemporaryDirectory(prefix="graft-") as place:
         file = Path(place) / FILES["keras"]
