@@ -16,6 +16,7 @@ FILES = {
     "tflite": "model.tflite",
     "tflite_fp16": "model_fp16.tflite",
     "tflite_int8": "model_int8.tflite",
+    "tflite_dynamic": "model_dynamic.tflite",
     "onnx": "model.onnx",
 }
 LABELS = "labels.txt"

@@ -47,6 +47,7 @@ LEFT_OVERS = frozenset({
     "_gsdata_", "picasaoriginals", "picasa.ini", "captureone", "nksc_param", "zbthumbnail.info",
 })  # fmt: skip
 MAX_MEGAPIXELS = 120.0  # to decode, where the user sets no limit: a phone's 108 in any case, and half a gigabyte of memory
+LARGE = 12_000_000  # pixels; more than a phone takes by default: 36 MB as RGB, several times that while it is decoded
 
 Image.MAX_IMAGE_PIXELS = None  # `open_rgb` checks the size itself, against the limit that the user set, before it decodes
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would fill up half an image with grey and call it whole
@@ -225,6 +226,18 @@ def load(source: Source, size: int, *, resize: str = "squash", max_megapixels: f
     Raises as `open_rgb`.
     """
     return fit(open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels), size, resize)
+
+
+def is_large(source: bytes | str | Path) -> bool:
+    """Whether an image, bytes or a path, has more than LARGE pixels by its header: a few of these at once fill the memory.
+
+    False for what is no image; decoding will say so.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source) as image:
+            return image.width * image.height > LARGE
+    except Exception:  # whatever Pillow's readers raise on damaged files
+        return False
 
 
 def fit(image: Image.Image, size: int, resize: str) -> np.ndarray:

@@ -5,14 +5,21 @@ from collections.abc import Callable
 from graft import params as parameters
 from graft.forkserver import client
 from graft.params import Params
-from graft.system.console import entry
-from graft.system.environment import full_precision, quiet_tensorflow, training_scope
+from graft.system.console import GraftError, entry
+from graft.system.environment import (
+    full_precision,
+    missing,
+    quiet_tensorflow,
+    set_tensorflow_environment,
+    training_scope,
+)
 from graft.tracking.runs import StageRun, stage_run
 
 Recipe = Callable[[Params, StageRun], object]
 Check = Callable[[Params], object]
 PLAIN = ("split",)  # stages without a network
 EXACT = ("export",)  # whose network is compared to the last digits
+ONNX = ("onnx", "tf2onnx", "onnxruntime")  # packages to write and check that format, an extra of graft's
 
 
 def run_stage(recipe: Recipe, *, check: Check | None = None) -> None:
@@ -33,6 +40,8 @@ def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
 
     Raises GraftError for a mistake of the user, a tracking server that cannot be reached among them, before any work.
     """
+    set_tensorflow_environment()
+    _check_formats(params)
     if check is not None:
         check(params)
     stage = recipe.__name__.replace("_", "-")
@@ -43,3 +52,12 @@ def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
         quiet_tensorflow()
         with full_precision(params.seed) if stage in EXACT else training_scope(params.seed):
             recipe(params, run)
+
+
+def _check_formats(params):
+    """Raise GraftError where a package is missing that export will need: in the first stage, not after hours of training."""
+    if "onnx" in params.export.formats and (lacking := missing(ONNX)):
+        names = " and ".join(lacking)
+        raise GraftError(
+            f"export.formats: onnx needs {names}; pip install 'graft-vision[onnx]', or drop it from export.formats"
+        )

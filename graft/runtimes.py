@@ -71,17 +71,42 @@ def litert_converter(frozen):
     return tf.compat.v1.lite.TFLiteConverter(frozen.graph.as_graph_def(), frozen.inputs, frozen.outputs)
 
 
+def with_float_input(frozen):
+    """(GraphDef, inputs, outputs) of what `freeze` gave, its input float32 0..255: a converter then chooses its type.
+
+    The cast that a uint8 input begins with would stay in an integer model, in float.
+    """
+    import tensorflow as tf
+
+    graph_def, name = frozen.graph.as_graph_def(), frozen.inputs[0].op.name
+    for node in graph_def.node:
+        if node.name == name:
+            node.attr["dtype"].type = tf.float32.as_datatype_enum
+        elif node.op == "Cast" and node.input[0].partition(":")[0] == name:
+            node.op = "Identity"
+            node.attr["T"].type = tf.float32.as_datatype_enum
+            for key in ("SrcT", "DstT", "Truncate"):
+                node.attr.pop(key, None)
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+    tensors = ([graph.get_tensor_by_name(tensor.name) for tensor in kind] for kind in (frozen.inputs, frozen.outputs))
+    return graph_def, *tensors
+
+
 def litert(*, names: Sequence[str] | None = None, **source) -> Run:
     """run(images): uint8 (n, S, S, 3) -> list of arrays (n, …), the outputs called `names`, in that order; by default all.
 
-    source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is why they can be named.
+    source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is why they can be named. Outputs
+    in 8 bits come back as the float32 numbers that they stand for.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(**source, num_threads=processors())
     interpreter.allocate_tensors()
     pixels = interpreter.get_input_details()[0]["index"]
-    outputs = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
+    details = interpreter.get_output_details()
+    scales = {detail["index"]: detail["quantization"] for detail in details}  # (0.0, 0) where it is float
+    outputs = {detail["name"]: detail["index"] for detail in details}
     targets = list(outputs.values()) if names is None else [outputs[name] for name in names]
     size = 1
 
@@ -93,9 +118,13 @@ def litert(*, names: Sequence[str] | None = None, **source) -> Run:
             size = len(images)
         interpreter.set_tensor(pixels, images)
         interpreter.invoke()
-        return [interpreter.get_tensor(target) for target in targets]
+        return [_dequantised(interpreter.get_tensor(target), *scales[target]) for target in targets]
 
     return run
+
+
+def _dequantised(values, scale, zero):
+    return (values.astype(np.float32) - zero) * np.float32(scale) if scale else values
 
 
 def onnx_model(frozen):

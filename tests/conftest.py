@@ -1,5 +1,7 @@
 """Shared fixtures: images in memory, simulated predictions, curves, a small residual model."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,15 @@ from graft.scoring.predictions import Predictions
 from graft.system.environment import set_tensorflow_environment
 
 set_tensorflow_environment()  # before any test imports Keras: rows of a batch are the same bits in any company with oneDNN only
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was():
+    """MLflow writes its address into the environment; the next test has one of its own."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class Pixels:

@@ -75,6 +75,21 @@ def test_what_the_check_refuses_is_not_recorded(params, log):
     assert log == []
 
 
+@pytest.mark.parametrize("recipe", [split, train_head])
+def test_a_missing_onnx_package_is_named_in_the_first_stage(recipe, params, log, monkeypatch):
+    """Not by export, after hours of training."""
+    real = running.missing
+    monkeypatch.setattr(running, "missing", lambda names: ["tf2onnx"] if "tf2onnx" in names else real(names))
+    with pytest.raises(
+        GraftError, match=r"^export\.formats: onnx needs tf2onnx; pip install 'graft-vision\[onnx\]', or drop it there"
+    ):
+        running.execute(recipe, params)
+    assert log == []
+    formats = params.export.model_copy(update={"formats": ("keras", "tflite")})
+    running.execute(recipe, params.model_copy(update={"export": formats}))
+    assert log
+
+
 def test_a_stage_is_offered_to_the_fork_server_under_its_modules_name(monkeypatch, tmp_path, capsys):
     offered = {}
     monkeypatch.setattr(running.client, "run", lambda module, main: offered.update({module: main}))

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import stat
-import subprocess
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from graft.dataset.archives import SUFFIX
 from graft.dataset.intake import doubtful_counts, take_in
 from graft.dataset.layout import Unclear, printable
 from graft.network import backbones
-from graft.system import paths
+from graft.system import git, paths
 from graft.system.console import GraftError, log, warn
 from graft.system.override import override
 from graft.system.prefetch import processors
@@ -226,5 +225,4 @@ def _show_estimate(params, rows):
 
 
 def _is_versioned(root):
-    tracked = subprocess.run(["git", "ls-files", "--", str(root)], capture_output=True, text=True, check=False).stdout
-    return bool(tracked) or root.with_name(f"{root.name}.dvc").exists()
+    return bool(git.output("ls-files", "--", str(root))) or root.with_name(f"{root.name}.dvc").exists()

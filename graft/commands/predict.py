@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(args: argparse.Namespace) -> None:
     """`graft predict SOURCE … [--model MODEL] [--output FILE]`: a line per file on the terminal, or a table in a file.
 
+    Ends with exit status 2 where some files could not be read, with 1 where none could.
     Raises GraftError for an output of another kind, and as `find` and `open_model` do.
     """
     output = None if args.output is None else Path(args.output)
@@ -41,6 +43,8 @@ def predict(args: argparse.Namespace) -> None:
     parts = [f"{done} image{'s' * (done != 1)} predicted by {model.name}"]
     parts += [f"{problems} could not be read"] * bool(problems) + [f"{skipped} other files skipped"] * bool(skipped)
     log(f"predict: {', '.join(parts)}" + (f"; written to {output}" if output else ""))
+    if problems:
+        sys.exit(2 if done else 1)
 
 
 def _print(rows, classes):

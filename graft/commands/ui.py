@@ -31,9 +31,10 @@ def ui(args: argparse.Namespace) -> None:
     # Opened without this address the UI starts on its pages for language models, and shows a hundred columns or none.
     where = f"http://{HOST}:{args.port}/#/experiments/{connection.experiment_id}/runs?viewStateShareKey={store.VIEW}"
     log(f"MLflow UI on {where} (Ctrl-C ends it)")
-    options = ["--backend-store-uri", uri, "--host", HOST, "--port", str(args.port), "--workers", "1"]
+    options = ["--host", HOST, "--port", str(args.port), "--workers", "1"]
     # Else MLflow starts seven more processes, 1.7 GB, for jobs that nothing here gives it.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # not as an argument: a database's password would show in `ps`
     os.chdir(paths.root())
     # In place of this process, whose 225 MB of imports are not needed any more.
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)

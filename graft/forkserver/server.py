@@ -103,7 +103,7 @@ def import_packages() -> None:
     environment.quiet_mlflow()
     gc.disable()  # a collection finds next to nothing in modules: a tenth of the time
     for name in PACKAGES:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # whatever it is, the stage that needs the package will say it
             importlib.import_module(name)
     gc.enable()
     gc.freeze()  # nor need every fork look through them again

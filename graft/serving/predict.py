@@ -1,7 +1,9 @@
 """Batch prediction: photos, folders, patterns in; what each shows out. A damaged file is listed, not fatal."""
 
+import contextlib
 import glob
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +15,7 @@ from graft import pixels
 from graft.description import FILES
 from graft.serving import pyfunc, readers
 from graft.system.console import GraftError
-from graft.system.environment import quiet_tensorflow
+from graft.system.environment import missing, quiet_tensorflow
 from graft.system.prefetch import prefetch, processors
 
 BATCH = 32
@@ -37,12 +39,14 @@ def predict(
 
     A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number.
     """
+    one_large = threading.Lock()
     described = model.description
     classes, how = described.classes, {"resize": described.resize, "max_megapixels": described.max_megapixels}
 
     def decode(path):
         try:
-            return path, pixels.load(path, described.image_size, **how), ""
+            with one_large if pixels.is_large(path) else contextlib.nullcontext():
+                return path, pixels.load(path, described.image_size, **how), ""
         except pixels.ImageProblem as error:
             return path, None, str(error)
         except OSError as error:
@@ -118,6 +122,6 @@ def open_model(source: str | Path) -> readers.Loaded:
 def _best_of(folder):
     """The file of an export folder that is ready first, of those whose packages are installed."""
     for format in ("onnx", *FILES):
-        if (folder / FILES[format]).exists() and not readers.missing(readers.NEEDS.get(format, ())):
+        if (folder / FILES[format]).exists() and not missing(readers.NEEDS.get(format, ())):
             return folder / FILES[format]
     raise GraftError(f"{folder}: no exported model in it; run `dvc repro export` first")

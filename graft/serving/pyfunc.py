@@ -126,19 +126,17 @@ def save(folder: Path, model, description: Description) -> None:
     quiet_mlflow()
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import ColSpec, DataType, Map, Schema
 
-    # Any: MLflow has no type for "bytes, base64 or pixels". Under a column's signature it pushes the input through a DataFrame,
-    # which 3-D pixels do not survive; under a signature that is marked as made from type hints it hands the input over as is.
+    # No schema of what goes in: MLflow has no type for "bytes, base64 or pixels", and pushes what has one through a DataFrame,
+    # which 3-D pixels do not survive. Without one a server takes inputs, instances, dataframe_split and dataframe_records.
     signature = ModelSignature(
-        inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema([
             ColSpec(DataType.string, "label"),
             ColSpec(DataType.double, "confidence"),
             ColSpec(Map(DataType.double), "probabilities"),
         ]),
     )  # fmt: skip
-    signature._is_signature_from_type_hint = True
     model, description = writers.self_contained(model, description)
     with silence(), tempfile.TemporaryDirectory(prefix="graft-") as place:
         file = Path(place) / FILES["keras"]
@@ -183,6 +181,20 @@ def load(uri: str) -> readers.Loaded:
 
     Raises GraftError where there is none, or one that graft did not make.
     """
+    model = load_mlflow(uri)
+    description = Description.from_json(json.dumps(model.metadata.metadata or {}), uri)
+
+    def run(batch):
+        return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
+
+    return readers.Loaded(uri, description, run)
+
+
+def load_mlflow(uri: str):
+    """What MLflow makes of `uri` (see `load`), an mlflow.pyfunc.PyFuncModel: its `predict` takes paths, bytes, base64, pixels.
+
+    From any folder of the project, and also after it was moved. Raises GraftError where there is no such model.
+    """
     address = store.tracking_uri()
     database = Path(address.removeprefix(store.DATABASE))
     # MLflow would make an empty database where there is none.
@@ -192,17 +204,12 @@ def load(uri: str) -> readers.Loaded:
     quiet_mlflow()
     import mlflow
 
-    mlflow.set_tracking_uri(address)
+    if uri.startswith(IN_STORE):
+        store.use()
     try:
-        model = mlflow.pyfunc.load_model(uri)
+        return mlflow.pyfunc.load_model(registry.files_of(uri) if uri.startswith(IN_STORE) else uri)
     except mlflow.MlflowException as error:
         raise GraftError(f"{uri}: {store.first_line(error)}") from None
-    description = Description.from_json(json.dumps(model.metadata.metadata or {}), uri)
-
-    def run(batch):
-        return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
-
-    return readers.Loaded(uri, description, run)
 
 
 def _ask(params, image_sets: Callable, version: str, listed) -> Predictions:

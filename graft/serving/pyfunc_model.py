@@ -5,14 +5,17 @@ It needs nothing of the project but the files beside it: NumPy, pandas, Pillow, 
 
 import base64
 import binascii
+import contextlib
 import importlib.util
 import json
 import os
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # what decides numbers is set outright, whatever the shell says
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import mlflow
@@ -33,6 +36,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         - a str: the same in base64, with or without a "data:image/…;base64," in front (what JSON can carry),
         - pixels, (height, width, 3) RGB, whole numbers 0..255, any size; an array or nested lists,
         - a `pathlib.Path`. A str is never taken for a path: who may send requests shall not read the server's disk.
+    A server takes them as `inputs` or `instances` (a list, or {"image": [...]} and [{"image": …}, …]) and as `dataframe_split`
+    or `dataframe_records` of one column.
     Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its probability; `probabilities`, a
     dict {class: probability} in the order of the classes.
     Raises MlflowException (a server answers 400) that names the position of an image that cannot be used.
@@ -44,6 +49,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         import keras
         import tensorflow as tf
 
+        _reset(keras)
         path = context.artifacts["model"]
         with zipfile.ZipFile(path) as archive:
             description = json.loads(archive.read("graft.json"))
@@ -52,6 +58,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
         self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
+        self.one_large = threading.Lock()
         self.decoder = _module(context.artifacts["pixels"])
 
     def predict(self, context, model_input, params=None):
@@ -78,7 +85,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             if isinstance(image, str):
                 image = _from_base64(image)
             if isinstance(image, (bytes, bytearray, memoryview, Path)):
-                return self.decoder.load(image, self.size, resize=self.resize, max_megapixels=self.max_megapixels)
+                # A few kilobytes can hold a hundred megapixels: several of these at once would take gigabytes.
+                with self.one_large if self.decoder.is_large(image) else contextlib.nullcontext():
+                    return self.decoder.load(image, self.size, resize=self.resize, max_megapixels=self.max_megapixels)
             return self.decoder.fit(Image.fromarray(_checked(image)), self.size, self.resize)
         except (ValueError, TypeError, OSError, self.decoder.ImageProblem) as error:
             raise _invalid(f"image {position}: {error}") from None
@@ -86,6 +95,17 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
 
 def _invalid(message):
     return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+def _reset(keras):
+    """Keras' own defaults, whatever ~/.keras/keras.json of another project says."""
+    if keras.config.backend() != "tensorflow":
+        raise MlflowException(
+            f"this model needs Keras on TensorFlow, but Keras runs on {keras.config.backend()} in this process"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
 
 
 def _module(path):

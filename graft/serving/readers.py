@@ -1,8 +1,7 @@
 """Exported files loaded again, each behind one callable: uint8 pixels in, float32 probabilities out."""
 
-import importlib.util
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from graft import runtimes
 from graft.description import EMBEDDED, FILES, Description
 from graft.system.console import GraftError
-from graft.system.environment import silence
+from graft.system.environment import missing, silence
 
 NEEDS = {"onnx": ("onnxruntime",)}  # packages to load a format, beside TensorFlow
 
@@ -37,11 +36,6 @@ class Loaded:
             raise ValueError(f"images must be uint8 (n, {size}, {size}, 3), not {images.dtype} {images.shape}")
         parts = [self.run(images[i : i + self.chunk]) for i in range(0, len(images), self.chunk)]
         return np.concatenate(parts) if parts else np.empty((0, len(self.description.classes)), np.float32)
-
-
-def missing(packages: Iterable[str]) -> list[str]:
-    """Those of `packages` that are not installed."""
-    return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
 def load(format: str, folder: Path) -> Loaded:

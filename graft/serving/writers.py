@@ -1,9 +1,11 @@
-"""The classifier written as files, in up to seven formats (`graft.description.FILES`), each self-contained.
+"""The classifier written as files, in the formats of `graft.description.FILES`, each self-contained.
 
-uint8 RGB pixels in, probabilities out, and what `Description` says inside the file, where the format has room for it:
+uint8 RGB pixels in, probabilities out (uint8 too in tflite_int8, in steps of 1/256), and what `Description` says inside the
+file, where the format has room for it:
 
     model.keras    members graft.json and labels.txt of the archive that it is
-    *.tflite       the same of an archive that is appended to it, as TFLite's own metadata tools do: `unzip model.tflite` works
+    *.tflite       the same of an archive that is appended to it, as TFLite's own metadata tools do: `unzip model.tflite` works;
+                   signature and TFLite Metadata inside (`tflite_metadata`)
     model.h5       data set "graft"
     saved_model    assets.extra/graft.json and labels.txt
     model.onnx     metadata_props "graft"
@@ -17,29 +19,24 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
 from graft import runtimes
 from graft.description import EMBEDDED, FILES, LABELS, Description
-from graft.serving.readers import missing
+from graft.serving import tflite_metadata
 from graft.system import files
-from graft.system.console import GraftError, log
+from graft.system.console import log
 from graft.system.environment import silence
 
-NEEDS = {"onnx": ("onnx", "tf2onnx", "onnxruntime")}  # packages to write and check a format, beside TensorFlow
+KINDS = {
+    "tflite_int8": "(full integer: uint8 in and out)",
+    "tflite_dynamic": "(8-bit weights, activations in float)",
+}
 FROM_KERAS = {"keras", "h5"}  # the others are made from the frozen graph
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
-
-
-def check_available(params) -> None:
-    """Raise GraftError, before any work, where a package that one of `params.export.formats` needs is not installed."""
-    for format in params.export.formats:
-        if lacking := missing(NEEDS.get(format, ())):
-            names = " and ".join(lacking)
-            raise GraftError(f"{format} needs {names}; pip install 'graft-vision[onnx]', or drop it from export.formats")
 
 
 def self_contained(model, description: Description) -> tuple:
@@ -70,31 +67,48 @@ def write(
     folder: Path,
     *,
     representative: np.ndarray | None = None,
-    min_agreement: float = 0.98,
-) -> None:
+    refuse: Callable[[], str] | None = None,
+) -> tuple[str, ...]:
     """Write the keras.Model (see `self_contained`) into `folder` in each of `formats`, under its name in FILES, and labels.txt.
 
     representative: uint8 (n, S, S, 3), training images that set the ranges of tflite_int8; no other format needs it.
-    min_agreement: share of them on which tflite_int8 with 8-bit activations must agree with the model, see `_tflite`.
-    The same model gives the same bytes, in every format. Logs a line per format.
+    refuse: asked once tflite_int8 is there, why it must not be shipped, "" if it may; tflite_dynamic then takes its place.
+    The same model gives the same bytes, in every format. Logs a line per format. Returns the formats that were written.
     """
     if "tflite_int8" in formats and (representative is None or not len(representative)):
         raise ValueError("tflite_int8 needs representative images")
-    for name in FILES.values():  # what an earlier export wrote in formats that are not wanted any more
-        _remove(folder / name)
+    keep(folder, ())  # what an earlier export wrote in formats that are not wanted any more
     files.write_text(folder / LABELS, description.labels_text())
     frozen = None if set(formats) <= FROM_KERAS else runtimes.freeze(model)
+    written = []
     for format in formats:
-        path, how = folder / FILES[format], ""
-        with silence():
-            if format in WRITERS:
-                WRITERS[format](model if format in FROM_KERAS else frozen, description, path)
-            else:
-                blob, how = _tflite(frozen, format, representative, min_agreement)
-                path.write_bytes(blob)
-                with zipfile.ZipFile(path, "a") as archive:
-                    _add_description(archive, description)
-        log(f"export: {path} {how}".rstrip())
+        _write_one(format, model, frozen, description, folder, representative)
+        if format == "tflite_int8" and refuse is not None and (why := refuse()):
+            _remove(folder / FILES[format])
+            log(f"export: tflite_int8 left out: {why}; tflite_dynamic, with 8-bit weights only, takes its place")
+            format = "tflite_dynamic"
+            _write_one(format, model, frozen, description, folder, representative)
+        written.append(format)
+    return tuple(dict.fromkeys(written))
+
+
+def _write_one(format, model, frozen, description, folder, representative):
+    path = folder / FILES[format]
+    with silence():
+        if format in WRITERS:
+            WRITERS[format](model if format in FROM_KERAS else frozen, description, path)
+        else:
+            path.write_bytes(tflite_metadata.annotate(_converter(frozen, format, representative).convert(), description))
+            with zipfile.ZipFile(path, "a") as archive:
+                _add_description(archive, description)
+    log(f"export: {path} {KINDS.get(format, '')}".rstrip())
+
+
+def keep(folder: Path, formats: Collection[str]) -> None:
+    """Remove from `folder` every exported file that is in none of `formats`."""
+    for format, name in FILES.items():
+        if format not in formats:
+            _remove(folder / name)
 
 
 def _remove(path):
@@ -185,50 +199,21 @@ def _sort_functions(file):
     file.write_bytes(saved.SerializeToString(deterministic=True))
 
 
-def _converter(frozen, format):
+def _converter(frozen, format, representative=None):
+    """A TFLiteConverter. tflite_int8: integers throughout, uint8 in and out, for processors that know nothing else."""
     import tensorflow as tf
 
-    converter = runtimes.litert_converter(frozen)
-    if format != "tflite":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if format == "tflite_fp16":
-        converter.target_spec.supported_types = [tf.float16]
-    return converter
-
-
-# What stays float32 in tflite_int8, beside the first convolution: 2% of the weights of MobileNetV2. Agreement with the original
-# on test and validation images, all in 8 bits against this: digits (alpha 0.35) 0.935 and 0.970, flowers (1.0) 0.961 and 0.974.
-FLOAT_IN_INT8 = ["DEPTHWISE_CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED", "SOFTMAX"]
-
-
-def _tflite(frozen, format, images, min_agreement):
-    """(TFLite bytes, a few words on how they came out, mostly none).
-
-    tflite_int8 has 8-bit weights, and activations in 8 bits too, their ranges from `images`, if that is good enough: the
-    top class is the original's on at least `min_agreement` of `images`. Otherwise activations stay float32 (agreement 0.998
-    on the digits, 0.971 on the flowers, in 10 times the time: XNNPACK does not take such layers).
-    """
     if format != "tflite_int8":
-        return _converter(frozen, format).convert(), ""
-    import tensorflow as tf
-    from ai_edge_litert.interpreter import Interpreter
-    from tensorflow.lite.python.convert import mlir_quantize
-
-    converter = _converter(frozen, format)
-    converter.representative_dataset = lambda: ([image[None]] for image in images)
-    converter._experimental_calibrate_only = True
-    ranges = converter.convert()
-    interpreter = Interpreter(model_content=ranges)
-    names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
-    convolutions = [names[op["outputs"][0]] for op in interpreter._get_ops_details() if op["op_name"] == "CONV_2D"]
-    blob = mlir_quantize(ranges, denylisted_ops=FLOAT_IN_INT8, denylisted_nodes=convolutions[:1] or None)
-    run, size = runtimes.litert(model_content=blob), runtimes.CHUNK
-    batches = [images[i : i + size] for i in range(0, len(images), size)]
-    same = sum(int((run(b)[0].argmax(1) == frozen(tf.constant(b))[0].numpy().argmax(1)).sum()) for b in batches)
-    if same >= min_agreement * len(images):
-        return blob, "(8-bit weights and activations)"
-    how = f"(8-bit weights only: with 8-bit activations it agreed on {same} of {len(images)} training images)"
-    return _converter(frozen, format).convert(), how
+        converter = runtimes.litert_converter(frozen)
+        converter.optimizations = [] if format == "tflite" else [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16] if format == "tflite_fp16" else []
+        return converter
+    converter = tf.compat.v1.lite.TFLiteConverter(*runtimes.with_float_input(frozen))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in representative)
+    converter.inference_input_type = converter.inference_output_type = tf.uint8
+    return converter
 
 
 def _write_onnx(frozen, description, path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import sys
 import time
@@ -72,6 +73,7 @@ def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
     @functools.wraps(function)
     def main(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         try:
+            _check_locale()
             return function(*args, **kwargs)
         except GraftError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -81,3 +83,15 @@ def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
             sys.exit(130)
 
     return main
+
+
+def _check_locale():
+    """Names of files, and so of classes, are read as UTF-8 or not at all; what the terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what stands in for it in a notebook has none
+            stream.reconfigure(errors="backslashreplace")
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        raise GraftError(
+            f"in this locale Python takes names of files for {sys.getfilesystemencoding()}, and classes would get other names; "
+            "export PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+        )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from graft.system.console import GraftError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -46,26 +49,73 @@ def silence() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def set_tensorflow_environment() -> None:
-    """Environment for TensorFlow, to be set before its import; what the user has set stays."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# What decides the bytes of results is set outright: a shell, or another project's settings, may say something else.
+DECISIVE = {
+    "KERAS_BACKEND": "tensorflow",
     # Off by default on some processors. On 2 cores of an AMD EPYC it trains the top 50 layers at 160 px 1.6 times as fast for
     # MobileNetV2 and 1.9 times for InceptionV3, and the small network of the demo as fast as without.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    "MPLBACKEND": "agg",  # matplotlib does not even import under a name that it does not know
+}
+# What would train less, with another Keras, or with another rounding, without a word.
+MISLEADING = (
+    "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED", "TF_USE_LEGACY_KERAS", "TF_KERAS", "TF_XLA_FLAGS",
+    "XLA_FLAGS", "TF_ENABLE_AUTO_MIXED_PRECISION", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE",
+    "TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE",
+)  # fmt: skip
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of `packages` that are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def set_tensorflow_environment() -> None:
+    """Environment for TensorFlow, Keras and matplotlib, to be set before their import.
+
+    What decides bytes is set outright (DECISIVE, MISLEADING); how much TensorFlow says is the user's.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.update(DECISIVE)
+    for name in MISLEADING:
+        os.environ.pop(name, None)
 
 
 def quiet_tensorflow() -> None:
-    """Import TensorFlow without its start-up chatter (a dozen lines on machines without a GPU)."""
+    """Import TensorFlow and Keras without their start-up chatter (a dozen lines on machines without a GPU), Keras as it comes.
+
+    Raises GraftError where Keras runs on something else than TensorFlow already, in a notebook say.
+    """
     set_tensorflow_environment()
     with silence():
+        import keras  # noqa: F401
         import tensorflow
 
         tensorflow.config.list_physical_devices()
+    reset_keras()
+
+
+def reset_keras() -> None:
+    """Keras' own defaults, whatever ~/.keras/keras.json of another project says of number type, axes and epsilon.
+
+    Raises GraftError where Keras does not run on TensorFlow: it was imported before graft could choose.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        raise GraftError(
+            f"Keras runs on {keras.config.backend()} in this process; import graft first, or set KERAS_BACKEND=tensorflow"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
 
 
 def quiet_mlflow() -> None:
-    """Environment for MLflow, to be set before its import; what the user has set stays."""
+    """Environment for MLflow, to be set before its import; what the user has set stays, but for what would lose records."""
+    os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # values would be lost at the end of a process
+    os.environ["MLFLOW_LOCK_MODEL_DEPENDENCIES"] = "false"  # the pins are ours, and resolving needs a network
+    os.environ["MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING"] = "false"  # a model says nothing of the shell it was made in
     for key, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

@@ -66,7 +66,7 @@ def create(run: runs.StageRun, folder: Path, *, digest: str, stage: str | None =
         raise
     client.finalize_logged_model(model.model_id, "READY")
     # A database store would look `models:/<id>` up through MLflow's global URI, which may be another one.
-    source = model.artifact_location if run.connection.uri.startswith(store.DATABASE) else f"models:/{model.model_id}"
+    source = f"models:/{model.model_id}" if run.connection.uri.startswith("http") else model.artifact_location
     tags |= {MODEL_ID: model.model_id}
     version = client.create_model_version(name, source, run_id=run.run_id, model_id=model.model_id, tags=tags).version
     # The link that the UI follows from the logged model to its version.
@@ -180,3 +180,22 @@ def get_version(client: MlflowClient, name: str, version: str | int) -> ModelVer
         return client.get_model_version(name, str(version))
     except MlflowException:
         raise GraftError(f"model {name} has no version {version} in the registry") from None
+
+
+def files_of(uri: str) -> str:
+    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` as the folder of its files where the project was moved or copied since.
+
+    Any other address, and one whose files lie where MLflow says, is returned as it is. Raises MlflowException for a model that
+    is not there.
+    """
+    import mlflow
+
+    parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if not parts:
+        return uri
+    client, (name, alias, number) = mlflow.MlflowClient(), parts.groups()
+    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    here = store.relocated(version.source)
+    if here == version.source and here.startswith("file:") and not store.local_path(here).exists():
+        raise mlflow.MlflowException(f"its files are gone from {store.local_path(here)}; `graft publish` registers it anew")
+    return uri if here == version.source else str(store.local_path(here))

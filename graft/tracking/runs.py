@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from graft.dataset.manifest import DatasetInfo, dataset_info
 from graft.scoring.predictions import Predictions
-from graft.system import files, paths
+from graft.system import files, git, paths
 from graft.system.console import GraftError, warn
 from graft.tracking import dvc_lock, store
 
@@ -72,10 +71,7 @@ def user() -> str:
 @functools.cache
 def git_commit() -> str | None:
     """The commit that is checked out here, or None outside git."""
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    return (git.output("rev-parse", "HEAD") or "").strip() or None
 
 
 @functools.cache
@@ -84,8 +80,7 @@ def git_state() -> str | None:
     commit, code = git_commit(), list(map(str, dvc_lock.code_paths()))
     if not commit or not code:
         return commit
-    changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True).stdout
-    return f"{commit} (dirty)" if changed.strip() else commit
+    return f"{commit} (dirty)" if (git.output("status", "--porcelain", "--", *code) or "").strip() else commit
 
 
 def flat_metrics(values: Mapping, prefix: str = "") -> dict[str, float]:
@@ -142,6 +137,10 @@ def _read_artifact(client, run_id, name, read):
         return None
     with tempfile.TemporaryDirectory() as folder:
         try:
+            recorded = client.get_run(run_id).info.artifact_uri
+            here = store.relocated(recorded)
+            if here != recorded:
+                return read(store.local_path(here) / name)
             return read(client.download_artifacts(run_id, name, folder))
         except (MlflowException, OSError, ValueError, GraftError):
             return None

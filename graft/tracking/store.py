@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import socket
-import sqlite3
 import ssl
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DATABASE = "sqlite:///"
-PROBE_SECONDS = 5  # a server that does not answer /health within this is called unreachable
+PROBE_SECONDS = 2.5  # a server that does not answer within this is called unreachable
+API = "/api/2.0/mlflow/experiments/search?max_results=1"  # what is asked: /health answers even where the database is gone
 LOCK_SECONDS = 300  # longer than a queue of workers needs, the first of which makes the database (3 s; 25 s where many compete)
 CLOCK_SECONDS = 2  # by which the start of one process may seem to differ: clocks are set
 VIEW = "graft"  # name of the view that the UI is opened with
@@ -65,24 +68,63 @@ def quoted(value: str) -> str:
 
 
 def tracking_uri() -> str:
-    """`$MLFLOW_TRACKING_URI`, else the SQLite database under the root of the clone.
+    """`$MLFLOW_TRACKING_URI`, else the SQLite database under the root of the clone; of a server's without user and password.
 
     A relative SQLite path is taken from the root: in `dvc exp run --temp` and `--queue` the working folder is thrown away.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{DATABASE}mlruns/mlflow.db"
-    if not uri.startswith(DATABASE):
-        return uri
-    return f"{DATABASE}{paths.root().resolve() / uri.removeprefix(DATABASE)}"
+    return _without_credentials(_absolute(os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{DATABASE}mlruns/mlflow.db"))
+
+
+def registry_uri() -> str:
+    """`$MLFLOW_REGISTRY_URI`, resolved as `tracking_uri` is, which it is by default."""
+    given = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
+    return _without_credentials(_absolute(given)) if given else tracking_uri()
+
+
+def _absolute(uri):
+    return f"{DATABASE}{paths.root().resolve() / uri.removeprefix(DATABASE)}" if uri.startswith(DATABASE) else uri
+
+
+def use() -> str:
+    """The one way to the store: MLflow, imported here, takes it for its own in this process. Returns `tracking_uri`.
+
+    A server's user and password go where MLflow looks for them, and are in no address any more: it shows addresses in errors.
+    Raises GraftError when the store cannot be reached.
+    """
+    uri, registry = tracking_uri(), registry_uri()
+    _probe(uri)
+    if registry != uri:
+        _probe(registry)
+    for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
+        user, password = _credentials(os.environ.get(name, "").strip())
+        if user is not None:
+            os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user, password or ""
+    quiet_mlflow()
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(registry)
+    return uri
+
+
+def _credentials(uri):
+    """(user, password) of a server's address, None where it has none."""
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return None, None
+    return urllib.parse.unquote(parts.username), parts.password and urllib.parse.unquote(parts.password)
+
+
+def _without_credentials(uri):
+    return shown(uri) if uri.startswith(("http://", "https://")) else uri
 
 
 def connect(params) -> Connection:
     """Open the MLflow store and find or create the experiment `params.tracking.experiment`.
 
-    Raises GraftError, within about ten seconds, when the store cannot be reached or used.
+    Raises GraftError, within about three seconds, when the store cannot be reached or used.
     """
-    uri = tracking_uri()
-    _probe(uri)
-    quiet_mlflow()
+    uri = use()
     from mlflow import MlflowClient
 
     with failures(uri), lock():
@@ -98,18 +140,20 @@ def _open(client_class, uri, experiment):
         if not file.exists():
             _create_database(client_class, file)
         artifacts = (file.parent / "artifacts").as_uri()
-    client = client_class(tracking_uri=uri)
+    elif not uri.startswith(("http", "databricks")):  # MLflow would take the working folder, which --temp throws away
+        artifacts = (paths.root().resolve() / "mlruns" / "artifacts").as_uri()
+    client = client_class(tracking_uri=uri, registry_uri=registry_uri())
     found = client.get_experiment_by_name(experiment)
+    if found is not None and found.lifecycle_stage == "deleted":
+        warn(f"experiment {experiment} had been deleted in MLflow: restored")
+        client.restore_experiment(found.experiment_id)
+    if found is not None and uri.startswith(DATABASE) and not _same_place(found.artifact_location, artifacts):
+        found = _part_from_original(client, found, artifacts)
     key, view = f"mlflow.sharedViewState.{VIEW}", _view()
     if found is None:
         # Without the first tag the UI opens on its pages for language models.
         tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT, key: view}
         return Connection(client, uri, client.create_experiment(experiment, artifact_location=artifacts, tags=tags))
-    if found.lifecycle_stage == "deleted":
-        warn(f"experiment {experiment} had been deleted in MLflow: restored")
-        client.restore_experiment(found.experiment_id)
-    if artifacts and found.artifact_location != artifacts:
-        _follow_a_move(file, found.artifact_location, artifacts)
     if found.tags.get(key) != view:
         client.set_experiment_tag(found.experiment_id, key, view)
     return Connection(client, uri, found.experiment_id)
@@ -159,24 +203,41 @@ def _create_database(client_class, file):
     draft.replace(file)
 
 
-def _follow_a_move(database, old, new):
-    """Point the database at its artifacts again after the clone was moved or renamed.
+def _same_place(one, other):
+    """Whether two addresses mean one folder, a link from where the project was included; what is no folder is left alone."""
+    return not one.startswith("file:") or local_path(one).resolve() == local_path(other).resolve()
 
-    MLflow records absolute paths: left alone, new artifacts would go to the old place, and old models would not load.
+
+def _part_from_original(client, found, own):
+    """Set an experiment aside whose artifacts lie in the folder of another clone, of which this one is a copy, or was once.
+
+    MLflow records absolute paths, and an experiment keeps its folder: new artifacts would go into the original's. Returns the
+    experiment that this place had before, if the project came back to it, else None.
     """
-    if not old.startswith("file:") or local_path(old).exists() or not local_path(new).exists():
-        return
-    places = [
-        ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-        ("model_versions", "source"), ("model_versions", "storage_location"),
-    ]  # fmt: skip
-    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
-        for table, column in places:
-            connection.execute(
-                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                (new, len(old) + 1, len(old), old),
-            )
-    warn(f"the clone was moved: MLflow looks for artifacts in {local_path(new)} now")
+    old, name = local_path(found.artifact_location), found.name
+    aside = f"{name}, at {old.parent}"
+    client.rename_experiment(found.experiment_id, aside)
+    back = client.get_experiment_by_name(f"{name}, at {local_path(own).parent}")
+    if back is not None:
+        client.rename_experiment(back.experiment_id, name)
+    hint = (
+        "" if old.exists() else f"; `ln -s {shlex.quote(str(local_path(own)))} {shlex.quote(str(old))}` lets its UI show them"
+    )
+    warn(
+        f"this project was copied or moved: MLflow knows artifacts of earlier runs under {old}{hint}; "
+        f"those runs are in the experiment {aside!r} now, new ones go to {local_path(own)}"
+    )
+    return back
+
+
+def relocated(uri: str) -> str:
+    """The artifact address `uri`, or where the same files lie in this project if it was moved or copied since."""
+    address = tracking_uri()
+    if not uri.startswith("file:") or not address.startswith(DATABASE):
+        return uri
+    own, parts = Path(address.removeprefix(DATABASE)).parent / "artifacts", local_path(uri).parts
+    tails = (Path(*parts[k + 1 :]) for k, part in enumerate(parts[:-1]) if part == "artifacts")
+    return next(((own / tail).as_uri() for tail in tails if (own / tail).exists()), uri)
 
 
 def local_path(uri: str) -> Path:
@@ -225,26 +286,75 @@ def _probe(uri):
         raise GraftError(
             f"MLFLOW_TRACKING_URI={uri}: MLflow has no file store any more; use {DATABASE}<path>/mlflow.db, or unset it"
         )
-    if scheme not in ("http", "https"):
+    ask = _ask_server if scheme in ("http", "https") else _ask_database if scheme.startswith(("postgresql", "mysql")) else None
+    if ask is None:
         return
-    context = ssl._create_unverified_context() if scheme == "https" else None  # nothing secret is sent: is anyone there?
-    try:
-        with urllib.request.urlopen(f"{shown(uri).rstrip('/')}/health", timeout=PROBE_SECONDS, context=context):
-            return
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in shows at the first real request
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    answer: list[object] = []
+    # In a thread: a name with several addresses would wait for each in turn.
+    waiting = threading.Thread(target=lambda: answer.append(ask(uri)), daemon=True)
+    waiting.start()
+    waiting.join(PROBE_SECONDS + 0.3)
+    problem = answer[0] if answer else "no answer"
+    if problem:
         raise GraftError(
-            f"MLflow at {shown(uri)} cannot be reached ({reason}); start it or unset MLFLOW_TRACKING_URI"
+            f"MLflow at {shown(uri)} cannot be reached ({problem}); start it or unset MLFLOW_TRACKING_URI"
         ) from None
+
+
+def is_away(uri: str) -> bool:
+    """Whether the server at `uri` does not answer now."""
+    try:
+        _probe(uri)
+    except GraftError:
+        return True
+    return False
+
+
+def _ask_server(uri):
+    """Why an MLflow server cannot be used, None where it can. Nothing secret is sent: is anyone there?"""
+    context = ssl._create_unverified_context() if uri.startswith("https:") else None
+    try:
+        with urllib.request.urlopen(f"{shown(uri).rstrip('/')}{API}", timeout=PROBE_SECONDS, context=context):
+            return None
+    except urllib.error.HTTPError as error:  # it answers; whether it lets us in shows at the first real request
+        return f"it answers {error.code} {error.reason}" if error.code >= 500 else None
+    except Exception as error:  # a name that is none, a refused connection, half an answer
+        return first_line(getattr(error, "reason", error))
+
+
+def _ask_database(uri):
+    """Why a database server cannot be used, None where it can: MLflow itself would try ten times, for minutes."""
+    from sqlalchemy import create_engine
+
+    try:
+        engine = create_engine(uri, connect_args={"connect_timeout": max(1, round(PROBE_SECONDS))})
+        with engine.connect():
+            return None
+    except ImportError as error:
+        return f"it needs the package {error.name}"
+    except Exception as error:  # of the driver's
+        return first_line(getattr(error, "orig", None) or error)
 
 
 def shown(uri: str) -> str:
     """`uri` without user name and password."""
     head, at, tail = uri.rpartition("@")
-    return f"{head.partition('://')[0]}://{tail}" if at and "://" in head else uri
+    plain = f"{head.partition('://')[0]}://{tail}" if at and "://" in head else uri
+    return re.sub(r"(?i)(password|passwd|token)=[^&]*", r"\1=***", plain)
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+def first_line(error: object) -> str:
+    """The first line of what an error says, at most 500 characters, without any password that this process was given."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text[:500]
+
+
+def _secrets():
+    found = {os.environ.get("MLFLOW_TRACKING_PASSWORD"), os.environ.get("MLFLOW_TRACKING_TOKEN")}
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        with contextlib.suppress(ValueError):
+            password = urllib.parse.urlsplit(os.environ.get(name, "")).password
+            found |= {password, urllib.parse.unquote(password or "")}
+    return {secret for secret in found if secret and len(secret) > 2}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from graft.commands import predict as command
 from graft.description import Description
+from graft.scoring.predictions import Predictions
 from graft.serving import readers
 from graft.serving.predict import Prediction
 from graft.system.console import GraftError
@@ -42,12 +43,21 @@ def run(monkeypatch):
     monkeypatch.setattr(command, "open_model", open_model)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return lambda *words: command.predict(parser.parse_args([str(word) for word in words]))
+
+    def called(*words, status=0):
+        try:
+            command.predict(parser.parse_args([str(word) for word in words]))
+            found = 0
+        except SystemExit as end:
+            found = end.code
+        assert found == status
+
+    return called
 
 
 def test_csv_has_every_column_once(run, photos, tmp_path, capsys):
     output = tmp_path / "new folder" / "out.csv"
-    run(photos, "--model", "m", "--output", output)
+    run(photos, "--model", "m", "--output", output, status=2)
     assert b"\r" not in output.read_bytes()
     with output.open(encoding="utf-8", newline="") as file:
         header, good, *bad = csv.reader(file)
@@ -64,7 +74,7 @@ def test_csv_has_every_column_once(run, photos, tmp_path, capsys):
 
 def test_json_lines(run, photos, tmp_path):
     output = tmp_path / "out.jsonl"
-    run(photos, "--output", output)
+    run(photos, "--output", output, status=2)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert rows[0] == {
         "path": (photos / "0.png").as_posix(),
@@ -77,7 +87,7 @@ def test_json_lines(run, photos, tmp_path):
 
 
 def test_lines_on_the_terminal(run, photos, capsys):
-    run(photos / "0.png", photos / "cut.png", "--model", "m")
+    run(photos / "0.png", photos / "cut.png", "--model", "m", status=2)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f" 70.0%  dark     {(photos / '0.png').as_posix()}"
     assert lines[1].startswith(f"     -  -        {(photos / 'cut.png').as_posix()}  (truncated: ")
@@ -107,3 +117,29 @@ def test_an_output_that_cannot_be_written_is_one_line(run, photos):
 def test_output_of_an_unknown_kind_is_refused_before_any_work(run):
     with pytest.raises(GraftError, match=r"--output out.xlsx: must end in .csv or .jsonl"):
         run("no photo", "--output", "out.xlsx")
+
+
+@pytest.mark.parametrize(("names", "status"), [(["0.png"], 0), (["0.png", "cut.png"], 2), (["cut.png", "empty.jpg"], 1)])
+def test_the_exit_status_says_whether_files_could_be_read(run, photos, tmp_path, names, status):
+    sources = [photos / name for name in names]
+    run(*sources, status=status)
+    run(*sources, "--output", tmp_path / "out.csv", status=status)
+    assert len((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()) == 1 + len(names)
+
+
+ODD = ("path", "problem", "confidence", "predicted", "label", "group", "class:x")
+
+
+def test_columns_are_those_of_evaluates_table(photos, tmp_path, monkeypatch):
+    """Whatever a class is called, a column comes once, and under the same name in both."""
+    model = readers.Loaded("m", Description("x", 1.0, 4, ODD, 0, 0.0, "squash"), lambda batch: np.full((len(batch), 7), 1 / 7))
+    monkeypatch.setattr(command, "open_model", lambda name: model)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    command.predict(parser.parse_args([str(photos / "0.png"), "--output", str(tmp_path / "out.csv")]))
+    Predictions(("a",), [0], np.full((1, 7), 1 / 7), ODD).write(tmp_path / "evaluate.csv")
+    headers = [next(csv.reader((tmp_path / name).open(encoding="utf-8"))) for name in ("out.csv", "evaluate.csv")]
+    assert all(len(set(header)) == len(header) for header in headers)
+    columns = [f"class:{name}" for name in ODD]
+    assert [[name for name in header if name.startswith("class:")] for header in headers] == [columns, columns]
+    assert [name for name in headers[1] if name in headers[0] and name not in columns] == ["path", "predicted", "confidence"]

@@ -34,7 +34,7 @@ def make_classifier(hidden=0, classes=CLASSES):
 
 
 def write_all(folder):
-    """All seven formats of `make_classifier` into `folder`."""
+    """All formats of `make_classifier` into `folder`."""
     from graft.serving import writers
 
     writers.write(FILES, *writers.self_contained(*make_classifier()), folder, representative=make_images(16, 5))

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -140,8 +141,8 @@ def test_photos_become_squares_as_in_training(trained, tmp_path, resize):
 
 
 def test_onnx_is_passed_over_where_its_runtime_is_missing(exported, monkeypatch):
-    real = readers.importlib.util.find_spec
-    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
     assert predict.open_model(exported).name == str(exported / "model.keras")
 
 

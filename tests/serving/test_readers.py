@@ -1,3 +1,5 @@
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,6 @@ def test_missing_and_damaged_files_give_one_line(format, exported, tmp_path):
 
 
 def test_a_missing_package_is_named(exported, monkeypatch):
-    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GraftError, match=r"model.onnx: onnx needs onnxruntime; pip install 'graft-vision\[onnx\]'$"):
         readers.load("onnx", exported)

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graft import params as parameters
 from graft.description import FILES, Description
 from graft.serving import readers, writers
-from graft.system.console import GraftError
 
 from .conftest import CLASSES, SIZE, make_classifier, make_images
 
@@ -49,7 +47,7 @@ def test_bytes_are_the_same_in_another_process(exported, tmp_path):
         return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
     one, two, here = digests(tmp_path / "1"), digests(tmp_path / "7"), digests(exported)
-    assert len(one) == 12
+    assert len(one) == 13
     assert one == two
     assert {name for name in one if one[name] != here[name]} <= {"saved_model/saved_model.pb"}
 
@@ -65,7 +63,7 @@ def test_onnx_reshapes_nothing_to_the_shape_it_has(exported):
 
 def test_class_names_travel_beside_and_inside(exported):
     assert (exported / "labels.txt").read_bytes() == LABELS
-    for name in ("model.keras", "model.tflite", "model_fp16.tflite", "model_int8.tflite"):
+    for name in ("model.keras", "model.tflite", "model_fp16.tflite", "model_int8.tflite", "model_dynamic.tflite"):
         assert zipfile.ZipFile(exported / name).read("labels.txt") == LABELS
     assert (exported / "saved_model" / "assets.extra" / "labels.txt").read_bytes() == LABELS
 
@@ -92,24 +90,67 @@ def test_only_wanted_formats_stay_and_a_line_is_said_of_each(trained, tmp_path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.txt", "model.keras", "model.onnx"]
 
 
-def test_int8_falls_back_to_8_bit_weights_where_8_bit_activations_disagree(trained, tmp_path, images, expected, capsys):
+def operations(path):
+    """{name of the operation: types of the tensors that it reads and writes} of a TFLite model."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), experimental_op_resolver_type=_without_delegates())
+    types = {tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}
+    found = {}
+    for op in interpreter._get_ops_details():
+        used = [types[i] for i in (*op["inputs"], *op["outputs"]) if i in types]
+        found.setdefault(op["op_name"], set()).update(used)
+    return found
+
+
+def _without_delegates():
+    from ai_edge_litert.interpreter import OpResolverType
+
+    return OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+
+def test_int8_is_integer_throughout(exported, images):
+    """An accelerator that knows integers only can run it: no operation reads or writes a float."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    found = operations(exported / "model_int8.tflite")
+    assert {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SOFTMAX"} <= set(found)
+    assert {name: types for name, types in found.items() if any("float" in kind for kind in types)} == {}
+    interpreter = Interpreter(model_path=str(exported / "model_int8.tflite"))
+    (pixels,), (scores,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (pixels["dtype"], pixels["quantization"]) == (np.uint8, (1.0, 0))  # pixels as they are
+    assert (scores["dtype"], scores["quantization"]) == (np.uint8, (1 / 256, 0))
+    given = readers.load("tflite_int8", exported)(images)
+    assert given.dtype == np.float32
+    np.testing.assert_allclose(given.sum(1), 1, atol=0.02)
+
+
+def test_the_fallback_has_its_own_name_and_float_activations(trained, tmp_path, images, expected, capsys):
     model = writers.self_contained(*trained)
-    writers.write(["tflite_int8"], *model, tmp_path, representative=images, min_agreement=1.01)
-    assert "model_int8.tflite (8-bit weights only: with 8-bit activations it agreed on " in capsys.readouterr().out
-    np.testing.assert_allclose(readers.load("tflite_int8", tmp_path)(images), expected, atol=0.2)
+    asked = []
+    formats = ("keras", "tflite_int8")
+    kept = writers.write(formats, *model, tmp_path, representative=images, refuse=lambda: asked.append(1) or "agrees on 0.9")
+    assert (kept, len(asked)) == (("keras", "tflite_dynamic"), 1)
+    said = capsys.readouterr().out
+    assert "tflite_int8 left out: agrees on 0.9; tflite_dynamic, with 8-bit weights only, takes its place" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.txt", "model.keras", "model_dynamic.tflite"]
+    np.testing.assert_allclose(readers.load("tflite_dynamic", tmp_path)(images), expected, atol=0.2)
+    assert writers.write(formats, *model, tmp_path, representative=images, refuse=lambda: "") == formats
+    assert "model_int8.tflite (full integer: uint8 in and out)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format", ["tflite", "tflite_fp16", "tflite_int8", "tflite_dynamic"])
+def test_a_signature_names_input_and_output(exported, format, images):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(exported / FILES[format]))
+    assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["image"], "outputs": ["probabilities"]}}
+    runner = interpreter.get_signature_runner()
+    found = runner(image=images[:2])["probabilities"]
+    scale = runner.get_output_details()["probabilities"]["quantization"][0] or 1.0
+    np.testing.assert_allclose(found * scale, readers.load(format, exported)(images[:2]), atol=1e-5)
 
 
 def test_int8_needs_representative_images(trained, tmp_path):
     with pytest.raises(ValueError, match="needs representative images"):
         writers.write(["tflite_int8"], *trained, tmp_path, representative=make_images(0))
-
-
-def test_a_missing_package_is_named_before_any_work(monkeypatch):
-    params = parameters.load(ROOT / "params.yaml")
-    real = readers.importlib.util.find_spec
-    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else real(name))
-    without = params.model_copy(update={"export": params.export.model_copy(update={"formats": ("keras", "tflite")})})
-    writers.check_available(without)
-    assert readers.missing(readers.NEEDS["onnx"]) == []  # loading takes less than writing
-    with pytest.raises(GraftError, match=r"^onnx needs tf2onnx; pip install 'graft-vision\[onnx\]', or drop it from "):
-        writers.check_available(params)

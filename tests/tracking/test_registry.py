@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from graft import params as parameters
+from graft.system import files
 from graft.system.console import GraftError
 from graft.tracking import registry, runs, store
 
@@ -51,24 +53,63 @@ def test_create_describe_and_load_in_a_fresh_process(params, database, manifest,
     assert out.stdout.split("\n")[0] == f"[3] {model.model_id} {run.run_id}"
 
 
-def test_a_clone_that_was_moved(params, database, register, clone, monkeypatch, capsys):
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_clone_that_was_moved_or_copied_writes_into_its_own_folder(
+    how, params, database, register, write_model, clone, monkeypatch, capsys
+):
     with runs.stage_run("fine-tune", params) as before:
-        register(before, DIGEST, "champion")
-        before.log_text("old", "note.txt")
-    moved = clone.with_name("moved ü #2")
-    clone.rename(moved)
-    monkeypatch.chdir(moved)
+        register(before, DIGEST, "champion", write=write_model)
+        before.log_text('{"n": 1}', "note.json")
+    other = clone.with_name("moved ü #2")
+    clone.rename(other) if how == "moved" else shutil.copytree(clone, other)
+    kept = files.sha256(clone) if how == "copied" else None
+    monkeypatch.chdir(other)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # what comes now is another process
+    place = registry.files_of("models:/graft@champion") if store.use() else ""  # a command that reads, before any that writes
+    assert Path(place).is_relative_to(other) and (Path(place) / "MLmodel").exists()
     with runs.stage_run("fine-tune", params) as run:
-        run.log_text("new", "note.txt")
-    assert "moved" in capsys.readouterr().err
-    assert not clone.exists()
-    for run_id, text in ((before.run_id, "old"), (run.run_id, "new")):
-        assert Path(run.client.download_artifacts(run_id, "note.txt")).read_text() == text
-    uri = run.client.get_model_version_download_uri("graft", "1")
-    assert store.local_path(uri).is_relative_to(moved)
-    assert (store.local_path(uri) / "MLmodel").exists()
+        run.log_text('{"n": 2}', "note.json")
+    said = capsys.readouterr().err
+    assert said.count("warning: this project was copied or moved: MLflow knows artifacts of earlier runs under ") == 1
+    assert (f"`ln -s '{other}/mlruns/artifacts' '{clone}/mlruns/artifacts'`" in said) == (how == "moved")
+    assert kept == (files.sha256(clone) if how == "copied" else None)
+    assert clone.exists() == (how == "copied")
+    for run_id, n in ((before.run_id, 1), (run.run_id, 2)):
+        assert runs.read_json(run.client, run_id, "note.json") == {"n": n}
+    assert store.local_path(run.client.get_run(run.run_id).info.artifact_uri).is_relative_to(other)
     store.connect(params)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == ""  # said once
+
+
+def test_a_clone_that_is_moved_back_goes_on_where_it_was(params, database, clone, monkeypatch):
+    ids = []
+    for place in (clone, clone.with_name("elsewhere"), clone):
+        if Path.cwd() != place:
+            Path.cwd().rename(place)
+            monkeypatch.chdir(place)
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        ids.append(store.connect(params).experiment_id)
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_a_link_at_the_old_place_keeps_a_moved_clone_together(params, database, clone, monkeypatch, capsys):
+    first = store.connect(params).experiment_id
+    (clone / "mlruns" / "artifacts").mkdir()
+    moved = clone.with_name("moved")
+    clone.rename(moved)
+    (clone / "mlruns").mkdir(parents=True)
+    (clone / "mlruns" / "artifacts").symlink_to(moved / "mlruns" / "artifacts")
+    monkeypatch.chdir(moved)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert (store.connect(params).experiment_id, capsys.readouterr().err) == (first, "")
+
+
+def test_a_model_whose_files_are_gone_is_named(params, database, register, clone):
+    with runs.stage_run("fine-tune", params) as run:
+        register(run, DIGEST, "champion")
+    shutil.rmtree(clone / "mlruns" / "artifacts")
+    with pytest.raises(Exception, match=r"its files are gone from .*; `graft publish` registers it anew"):
+        registry.files_of("models:/graft@champion")
 
 
 def test_same_stage_and_digest_is_the_same_version(params, database, register):

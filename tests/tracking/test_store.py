@@ -1,9 +1,13 @@
+import base64
+import contextlib
 import http.server
 import json
 import os
 import shutil
 import socket
+import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,11 +42,18 @@ def test_first_use_makes_database_and_artifacts_in_the_root(params, clone, monke
         ("sqlite:///other/a b.db", "sqlite:///{root}/other/a b.db"),
         ("sqlite:////absolute/m.db", "sqlite:////absolute/m.db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me:p%40ss@mlflow.example/team", "https://mlflow.example/team"),
     ],
 )
 def test_tracking_uri(clone, monkeypatch, setting, expected):
+    (clone / "sub").mkdir()
+    monkeypatch.chdir(clone / "sub")  # a relative address means the same everywhere in the project
     if setting is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", setting)
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", setting)
+        assert store.registry_uri() == expected.format(root=clone)
+        monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+        assert store.registry_uri() == expected.format(root=clone)
     assert store.tracking_uri() == expected.format(root=clone)
 
 
@@ -62,12 +73,99 @@ def test_unreachable_server_is_refused_before_any_work(params, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_behind_a_password_is_reached(monkeypatch):
-    """Python's urllib takes `user:secret@127.0.0.1` for a host's name."""
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers with the server's `status`, and notes what it was asked, and by whom."""
+
+    def do_GET(self):
+        self.server.seen.append((self.path, self.headers.get("Authorization")))
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def answering(status):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.status, server.seen = status, []
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        store._probe(f"http://user:secret@127.0.0.1:{server.server_port}")
+        yield server
         server.shutdown()
+
+
+def test_user_and_password_are_sent_and_shown_nowhere(params, monkeypatch):
+    """Python's urllib takes `user:secret@127.0.0.1` for a host's name; MLflow would show the address in its errors."""
+    with answering(200) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s%40cret@127.0.0.1:{server.server_port}")
+        assert store.use() == f"http://127.0.0.1:{server.server_port}"
+        from mlflow import MlflowClient
+
+        MlflowClient().search_experiments()
+        server.status = 401
+        with pytest.raises(GraftError) as refused:
+            store.connect(params)
+        assert "s@cret" not in str(refused.value) and "s%40cret" not in str(refused.value)
+        assert base64.b64decode(server.seen[-1][1].removeprefix("Basic ")) == b"me:s@cret"
+        assert server.seen[0][1] is None  # of the question whether anyone is there
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_that_answers_500_is_refused_at_once(params, monkeypatch, status):
+    with answering(status) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        started = time.monotonic()
+        with pytest.raises(GraftError, match=rf"cannot be reached \(it answers {status} "):
+            store.connect(params)
+        assert time.monotonic() - started < 3
+
+
+def test_a_password_is_taken_out_of_what_an_error_says(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:geh%20heim@db.example/mlflow")
+    for text in ("cannot log in with geh heim", "postgresql://me:geh%20heim@db.example: no"):
+        assert "heim" not in store.first_line(ValueError(f"{text}\nsecond line"))
+    assert store.shown("postgresql://db.example/mlflow?user=me&password=geheim") == (
+        "postgresql://db.example/mlflow?user=me&password=***"
+    )
+
+
+def test_versions_go_to_the_roots_registry_from_a_throw_away_folder(params, clone, monkeypatch, database, register):
+    """MLFLOW_REGISTRY_URI=sqlite:///reg.db with `dvc exp run --temp`."""
+    working = clone / ".dvc" / "tmp" / "exps" / "temporary"
+    working.mkdir(parents=True)
+    shutil.copy("params.yaml", working)
+    shutil.copy(database, clone / "reg.db")
+    monkeypatch.setenv("DVC_ROOT", str(clone))
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///reg.db")
+    monkeypatch.chdir(working)
+    with runs.stage_run("fine-tune", params) as run:
+        register(run, "ab" * 32, "champion")
+    assert [path.name for path in working.iterdir()] == ["params.yaml"]
+    monkeypatch.chdir(clone)
+    assert store.connect(params).client.get_model_version_by_alias("graft", "champion").run_id == run.run_id
+    with contextlib.closing(sqlite3.connect(clone / "reg.db")) as registry:
+        assert registry.execute("SELECT count(*) FROM model_versions").fetchone() == (1,)
+
+
+def test_artifacts_of_a_database_server_go_to_the_root(params, clone, monkeypatch):
+    """Its own default is the working folder, which `dvc exp run --temp` throws away."""
+    made = {}
+
+    class Client:
+        def __init__(self, **_):
+            pass
+
+        def get_experiment_by_name(self, name):
+            return None
+
+        def create_experiment(self, name, **options):
+            made.update(options)
+
+    store._open(Client, "postgresql://db.example/mlflow", "graft")
+    assert made["artifact_location"] == (clone / "mlruns" / "artifacts").as_uri()
 
 
 def test_silent_server_is_refused(params, monkeypatch):
