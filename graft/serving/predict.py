@@ -38,7 +38,10 @@ def predict(
     A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number.
     """
     described = model.description
-    classes, how = described.classes, {"resize": described.resize, "max_megapixels": described.max_megapixels}
+    classes, how = (
+        described.classes,
+        {"resize": described.resize, "max_megapixels": described.max_megapixels, "white": described.white},
+    )
 
     def decode(path):
         try:

@@ -48,7 +48,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         with zipfile.ZipFile(path) as archive:
             description = json.loads(archive.read("graft.json"))
         self.classes, self.size, self.resize = (description[key] for key in ("classes", "image_size", "resize"))
-        self.max_megapixels = description.get("max_megapixels", 120.0)
+        self.reading = {"max_megapixels": description.get("max_megapixels", 120.0), "white": description.get("white", 0)}
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
         self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
@@ -78,7 +78,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             if isinstance(image, str):
                 image = _from_base64(image)
             if isinstance(image, (bytes, bytearray, memoryview, Path)):
-                return self.decoder.load(image, self.size, resize=self.resize, max_megapixels=self.max_megapixels)
+                return self.decoder.load(image, self.size, resize=self.resize, **self.reading)
             return self.decoder.fit(Image.fromarray(_checked(image)), self.size, self.resize)
         except (ValueError, TypeError, OSError, self.decoder.ImageProblem) as error:
             raise _invalid(f"image {position}: {error}") from None
