@@ -35,7 +35,8 @@ class Description:
     becomes S x S, one of squash, crop, pad. trainable_layers: how many of the backbone's top layers were trained; 0
     means the head alone. temperature: T of softmax(logits / T), fitted on the validation images; 1.0 = none.
     calibrated: whether the outputs are divided by it already. max_megapixels: larger photos are refused before they
-    are decoded, in prediction as in training (params.data.max_megapixels; see pixels.open_rgb for what counts).
+    are decoded, in prediction as in training (params.data.max_megapixels; see pixels.open_rgb for what counts). white: the
+    16-bit sample that is white in files that state none, in the training photos; 0 = none was of that kind.
     """
 
     backbone: str
@@ -48,6 +49,7 @@ class Description:
     trainable_layers: int = 0
     temperature: float = 1.0
     calibrated: bool = False
+    white: int = 0
     max_megapixels: float = 120.0  # as pixels.MAX_MEGAPIXELS: models that were exported before know no other
 
     def replace(self, **changes: Any) -> Description:

@@ -61,6 +61,7 @@ ORIENTATION = 0x0112  # EXIF tag
 PHOTOMETRIC, BITS, MAX_SAMPLE = 262, 258, 281  # TIFF tags
 FIRST_FRAME = "several frames, of which the first is taken"
 OWN_RANGE = "16-bit samples of fewer bits, scaled by those"
+SET_RANGE = "16-bit samples, scaled by the range of the set"
 HIDDEN = "transparency that hides everything"
 LARGEST_PROFILE = 1 << 24  # bytes
 BAND = 1024  # rows that are worked on at a time
@@ -124,7 +125,9 @@ def may_be_image(path: str | Path, *, look: bool = True) -> bool:
         return False
 
 
-def open_rgb(source: Source, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS) -> Image.Image:
+def open_rgb(
+    source: Source, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS, white: int = 0
+) -> Image.Image:
     """The image as an 8-bit RGB `PIL.Image`, upright.
 
     source: path, bytes or binary file. The first frame of an animation or of a TIFF stack; EXIF
@@ -135,18 +138,20 @@ def open_rgb(source: Source, *, at_least: int | None = None, max_megapixels: flo
     max_megapixels: the limit, checked before decoding, on what is decoded: after that reduction of a JPEG, unless it comes in
     several scans, and twice the pixels where they take twice the memory (transparency, CMYK, 16 bits a colour, WebP);
     None = no limit.
+    white: the 16-bit sample that is white where a file states none and has none beyond; 0 = by its own largest sample.
     Raises ImageProblem for anything that cannot be used, FileNotFoundError and its like for a path that cannot be read.
     """
-    return decode(_stream(source), at_least=at_least, max_megapixels=max_megapixels)[0]
+    return decode(_stream(source), at_least=at_least, max_megapixels=max_megapixels, white=white)[0]
 
 
 def decode(
-    stream: BinaryIO, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS
+    stream: BinaryIO, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS, white: int = 0
 ) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image as of `open_rgb`, properties) of an open binary stream that can be sought.
 
     properties: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the whole image, upright,
-    `megapixels` that were decoded, `notes` (FIRST_FRAME, or a text that begins with OWN_RANGE).
+    `megapixels` that were decoded, `notes` (FIRST_FRAME, or a text that begins with OWN_RANGE), `most`: the largest of 16-bit
+    samples of which nothing says what is white, 0 for all others.
     """
     head = stream.read(32)
     if not head:
@@ -157,7 +162,7 @@ def decode(
     _check_readable(kind)
     stream.seek(0)
     try:
-        image, properties = _decode(kind, stream, at_least, max_megapixels)
+        image, properties = _decode(kind, stream, at_least, max_megapixels, white)
     except ImageProblem:
         raise
     except MemoryError:
@@ -181,7 +186,7 @@ def _check_readable(kind):
         raise ImageProblem("unsupported", f"a picture, but none of {', '.join(FORMATS)}")
 
 
-def _decode(kind, stream, at_least, max_megapixels):
+def _decode(kind, stream, at_least, max_megapixels, white):
     """(RGB image as it is stored, properties)."""
     try:
         image, properties = _loaded(kind, stream, at_least, max_megapixels)
@@ -196,7 +201,7 @@ def _decode(kind, stream, at_least, max_megapixels):
     properties["orientation"] = _orientation(image)
     if properties["orientation"] >= 5:
         properties["width"], properties["height"] = properties["height"], properties["width"]
-    return _to_rgb(image, stream, properties.pop("deep"), properties["notes"]), properties
+    return _to_rgb(image, stream, properties, white), properties
 
 
 def _loaded(kind, stream, at_least, max_megapixels):
@@ -214,18 +219,20 @@ def _loaded(kind, stream, at_least, max_megapixels):
         raise ImageProblem("too_large", f"{width} x {height} pixels, {megapixels:.0f} megapixels to decode")
     notes = [FIRST_FRAME] if kind not in ("JPEG", "HEIF") and _is_animated(image) else []
     known = {"format": image.format, "mode": image.mode, "width": width, "height": height, "megapixels": megapixels}
-    properties = {**known, "notes": notes, "deep": deep}
+    properties = {**known, "notes": notes, "deep": deep, "most": 0}
     image.load()
     return image, properties
 
 
-def load(source: Source, size: int, *, resize: str = "squash", max_megapixels: float | None = MAX_MEGAPIXELS) -> np.ndarray:
+def load(
+    source: Source, size: int, *, resize: str = "squash", max_megapixels: float | None = MAX_MEGAPIXELS, white: int = 0
+) -> np.ndarray:
     """The image as `size` x `size`, by one of RESIZE: uint8, shape (size, size, 3), RGB, 0..255.
 
     A large JPEG is decoded at a reduced scale of at least twice the size: 3 times as fast for a phone's photo.
     Raises as `open_rgb`.
     """
-    return fit(open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels), size, resize)
+    return fit(open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels, white=white), size, resize)
 
 
 def is_large(source: bytes | str | Path) -> bool:
@@ -291,16 +298,18 @@ def _is_animated(image):
         return False
 
 
-def _to_rgb(image, stream, deep, notes):
-    """Any mode to RGB. deep: see `_deep_bytes`. Adds to `notes` what a person should know of it."""
+def _to_rgb(image, stream, properties, white):
+    """Any mode to RGB. Takes `deep` (see `_deep_bytes`) out of `properties`, adds `most`, and to `notes` what a person should
+    know."""
+    deep, notes = properties.pop("deep"), properties["notes"]
     profile, told = image.info.get("icc_profile"), _told_white(image, stream)
     if image.mode.startswith("I;16"):
-        image = _narrowed(np.asarray(image), told, notes, inverted=_tag(image, PHOTOMETRIC) == 0)
+        image = _narrowed(np.asarray(image), told, properties, white, inverted=_tag(image, PHOTOMETRIC) == 0)
     elif image.mode in ("I", "F"):
         raise ImageProblem("unsupported", "32-bit samples: nothing says which value is white")
     elif deep and max(high for _, high in image.getextrema()[:3]) < 64:  # of the upper bytes: 14 bits are used at most
         alpha = image.getchannel("A") if image.mode == "RGBA" else None
-        image = _narrowed(_both_bytes(image, deep, stream), told, notes)
+        image = _narrowed(_both_bytes(image, deep, stream), told, properties, white)
         if alpha:
             image.putalpha(alpha)
     elif image.mode in ("L", "RGB") and told and 0 < np.max(image.getextrema()) <= told < 255:
@@ -332,14 +341,17 @@ def _told_white(image, stream):
     return _tag(image, MAX_SAMPLE) or ((1 << bits) - 1 if bits < 16 else None)
 
 
-def _narrowed(values, white, notes, *, inverted=False):
-    """Samples of 16 bits, (h, w) or (h, w, 3), as an 8-bit image. white: as of `_told_white`."""
+def _narrowed(values, told, properties, white, *, inverted=False):
+    """Samples of 16 bits, (h, w) or (h, w, 3), as an 8-bit image. told: as of `_told_white`; white: as of `open_rgb`."""
     most = int(values.max(initial=0))
-    if not white or not most <= white < 65535:  # nothing told, or what every such file may say
-        bits = max(1, most.bit_length())
-        white = (1 << bits) - 1
-        if bits < 16:
-            notes.append(f"{OWN_RANGE} (0 to {most}, read as {bits} bits)")
+    if told and most <= told < 65535:
+        white = told
+    else:  # nothing told, or what every such file may say
+        properties["most"] = most
+        if not white or most > white:
+            bits = max(1, most.bit_length())
+            white = (1 << bits) - 1
+            properties["notes"] += [f"{OWN_RANGE} (0 to {most}, read as {bits} bits)"] if bits < 16 else []
     scale = np.minimum((np.arange(1 << 16) * 255 + white // 2) // white, 255).astype(np.uint8)
     return Image.fromarray((255 - scale if inverted else scale)[values])
 

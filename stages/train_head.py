@@ -25,8 +25,8 @@ def train_head(params, run):
         hidden_units=params.head.hidden_units,
         dropout=params.head.dropout,
         resize=params.resize,
-        max_megapixels=params.data.max_megapixels,
-    )
+        max_megapixels=params.data.max_megapixels, white=rows.white,
+    )  # fmt: skip
     train, val = images.image_sets(rows, params.data.path, description, "train", "val")
     model = classifier.build(description, weights=params.backbone.weights)
     # The next stage's features come out of the same pass over the images; they change no byte of this stage's outputs.

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -38,7 +39,9 @@ def predict(args: argparse.Namespace) -> None:
     images, skipped = find(args.source)
     model = open_model(args.model)
     rows, classes = predict_files(model, images), model.description.classes
-    problems = _print(rows, classes) if output is None else _write(rows, classes, output, len(images))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters is a problem
+        problems = _print(rows, classes) if output is None else _write(rows, classes, output, len(images))
     done = len(images) - problems
     parts = [f"{done} image{'s' * (done != 1)} predicted by {model.name}"]
     parts += [f"{problems} could not be read"] * bool(problems) + [f"{skipped} other files skipped"] * bool(skipped)

@@ -22,12 +22,14 @@ def load_images(
     *,
     resize: str = "squash",
     sha256: Iterable[str] | None = None,
+    white: int = 0,
     workers: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Iterate over the images at `root`/path, in the order of `paths`: uint8 (size, size, 3), as `pixels.load`.
 
     Threads (Pillow decodes outside the interpreter lock) stay 8 images per worker ahead of the reader, no further: memory does
-    not grow with the number of images. sha256: what the files' must be. Raises GraftError, naming the file, for one
+    not grow with the number of images. sha256: what the files' must be. white: as of `pixels.open_rgb`.
+    Raises GraftError, naming the file, for one
     that has gone or changed: its features would be kept under the name of another content.
     """
     root, workers = Path(root), workers or processors()
@@ -39,7 +41,7 @@ def load_images(
             if expected is not None and hashlib.sha256(content).hexdigest() != expected:
                 raise pixels.ImageProblem("changed", "its content is not what the manifest says")
             return pixels.load(
-                content, size, resize=resize, max_megapixels=None
+                content, size, resize=resize, max_megapixels=None, white=white
             )  # split has applied data.max_megapixels already
         except (OSError, pixels.ImageProblem) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -50,10 +52,10 @@ def load_images(
 
 
 def iter_batches(
-    root: str | Path, paths: Iterable[str], size: int, *, batch_size: int, resize: str = "squash", sha256=None
+    root: str | Path, paths: Iterable[str], size: int, *, batch_size: int, resize: str = "squash", sha256=None, white: int = 0
 ) -> Iterator[np.ndarray]:
     """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is left."""
-    images = load_images(root, paths, size, resize=resize, sha256=sha256)
+    images = load_images(root, paths, size, resize=resize, sha256=sha256, white=white)
     while stack := list(islice(images, batch_size)):
         yield np.stack(stack)
 
@@ -77,7 +79,8 @@ def load_fitted(root: str | Path, path: str, size: int) -> np.ndarray:
 class ImageSet:
     """The images of a manifest at one size, to be read again and again, in any order.
 
-    `root`: the data set's folder. `size`: side S in pixels. `sha256` and `resize` are what else determines their pixels.
+    `root`: the data set's folder. `size`: side S in pixels. `sha256`, `resize` and `white` (of `pixels.open_rgb`) are what else
+    determines their pixels.
     """
 
     manifest: Manifest
@@ -85,6 +88,7 @@ class ImageSet:
     size: int
     batch_size: int = 64
     resize: str = "squash"
+    white: int = 0
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -108,7 +112,11 @@ class ImageSet:
 
     @property
     def sha256(self) -> tuple[str, ...]:
-        return self.manifest.sha256
+        """What features are kept under: of each file, and of what is white in it where the set says so."""
+        return tuple(
+            hashlib.sha256(f"{row.sha256} {row.white}".encode()).hexdigest() if row.white else row.sha256
+            for row in self.manifest.rows
+        )
 
     def read(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
         """Iterate over batches uint8 (b, S, S, 3) of the images at `indices` (positions in the manifest), in that order.
@@ -117,10 +125,11 @@ class ImageSet:
         """
         chosen = [self.manifest.rows[i] for i in indices]
         names, digests = (row.path for row in chosen), [row.sha256 for row in chosen]
-        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, resize=self.resize, sha256=digests)
+        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, resize=self.resize, sha256=digests,
+                            white=self.white)  # fmt: skip
 
 
 def image_sets(manifest: Manifest, root: str | Path, description, *splits: str) -> tuple[ImageSet, ...]:
     """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them."""
     size, resize = description.image_size, description.resize
-    return tuple(ImageSet(manifest.split(name), root, size, resize=resize) for name in splits)
+    return tuple(ImageSet(manifest.split(name), root, size, resize=resize, white=manifest.white) for name in splits)

@@ -349,7 +349,7 @@ def _table_rows(path, shown, say) -> Rows:
         # Excel's "Unicode text" is UTF-16, and begins with the mark of it.
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         if path.suffix.lower() == ".jsonl":
-            yield from _plain_rows([json.loads(line) for line in text.splitlines() if line.strip()], shown, say)
+            yield from _plain_rows([json.loads(line) for line in text.split("\n") if line.strip()], shown, say)
         elif path.suffix.lower() == ".json":
             yield from _json_rows(json.loads(text), shown, say)
         else:
@@ -363,7 +363,8 @@ def _table_rows(path, shown, say) -> Rows:
 
 
 def _csv_records(text):
-    text = re.sub(r"\A\s*(sep=.[\r\n]+)?", "", text)  # which Excel writes to itself
+    blank = r"(?: *[\r\n])*"
+    text = re.sub(rf"\A{blank}(?:sep=.{blank})?", "", text)  # which Excel writes to itself
     first = re.split("[\r\n]", text, maxsplit=1)[0]
     delimiter = max(",;\t|", key=first.count)  # Excel writes semicolons in half the world
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))

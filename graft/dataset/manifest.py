@@ -15,12 +15,14 @@ from graft.system import files, paths
 from graft.system.console import GraftError
 
 SPLITS = ("train", "val", "test")
+NUMBERS = ("width", "height", "white")  # columns of whole numbers
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
     """One usable image. `path`: POSIX, relative to the data set's folder; `width`, `height`: pixels, upright;
-    `group`: what it shares with its near-duplicates or with others of its `data.group_by` key, "" if it stands alone."""
+    `group`: what it shares with its near-duplicates or with others of its `data.group_by` key, "" if it stands alone;
+    `white`: the 16-bit sample that is white in its set, 0 for a picture of 8 bits or that states its own."""
 
     path: str
     label: str
@@ -29,9 +31,11 @@ class ManifestRow:
     width: int
     height: int
     group: str = ""
+    white: int = 0
 
 
-COLUMNS = tuple(field.name for field in fields(ManifestRow))
+ALL_COLUMNS = tuple(field.name for field in fields(ManifestRow))
+COLUMNS = ALL_COLUMNS[:-1]  # the last is written where a set needs it
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Manifest:
         return tuple(row.sha256 for row in self.rows)
 
     @cached_property
+    def white(self) -> int:
+        """The 16-bit sample that is white where a picture states none, 0 where there is no such picture."""
+        return max((row.white for row in self.rows), default=0)
+
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """Group of each row; a row that stands alone is its own group, named by its path."""
         return tuple(row.group or row.path for row in self.rows)
@@ -84,7 +93,10 @@ class Manifest:
 
 def build(images: Iterable, splits: Mapping[str, str], groups: Mapping[str, str]) -> Manifest:
     """The Manifest of a scan's `images` (ScannedImages). `splits`: {path: split} of all; `groups`: {path: group} of some."""
-    rows = [ManifestRow(i.path, i.label, splits[i.path], i.sha256, i.width, i.height, groups.get(i.path, "")) for i in images]
+    rows = [
+        ManifestRow(i.path, i.label, splits[i.path], i.sha256, i.width, i.height, groups.get(i.path, ""), i.white)
+        for i in images
+    ]
     shared = Counter(row.group for row in rows)
     rows = [row if shared[row.group] > 1 else replace(row, group="") for row in rows]  # the others may have been set aside
     return Manifest(tuple(sorted(rows, key=lambda row: row.path)), tuple(sorted({row.label for row in rows})))
@@ -92,7 +104,8 @@ def build(images: Iterable, splits: Mapping[str, str], groups: Mapping[str, str]
 
 def write(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.csv` and `classes.json`: the same bytes for the same manifest, on any system."""
-    files.write_csv(Path(folder) / "manifest.csv", COLUMNS, map(attrgetter(*COLUMNS), manifest.rows))
+    columns = ALL_COLUMNS if manifest.white else COLUMNS
+    files.write_csv(Path(folder) / "manifest.csv", columns, map(attrgetter(*columns), manifest.rows))
     files.write_json(Path(folder) / "classes.json", manifest.classes)
 
 
@@ -103,9 +116,9 @@ def read(folder: Path = paths.SPLIT) -> Manifest:
         classes, table = tuple(files.read_json(folder / "classes.json")), files.read_csv(folder / "manifest.csv")
     except FileNotFoundError as error:
         raise GraftError(f"{error.filename}: no such file; run `dvc repro split` first") from None
-    if not table or tuple(table[0]) != COLUMNS:
+    if not table or tuple(table[0]) not in (COLUMNS, ALL_COLUMNS):
         raise GraftError(f"{folder / 'manifest.csv'}: its columns must be {','.join(COLUMNS)}; run `dvc repro split`")
-    rows = tuple(ManifestRow(**{**row, "width": int(row["width"]), "height": int(row["height"])}) for row in table)
+    rows = tuple(ManifestRow(**row | {name: int(row[name]) for name in NUMBERS if name in row}) for row in table)
     strays = {row.label for row in rows} - set(classes)
     if strays:
         raise GraftError(f"{folder}: classes.json lacks {sorted(strays)[0]!r} of manifest.csv; run `dvc repro split`")

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft import pixels
@@ -35,7 +35,8 @@ class ScannedImage:
     """A usable image. `path`: POSIX, relative to the folder; `label`: class name; `given`: split that its folder fixes, or "";
     `width`, `height`: pixels, upright; `pixels`: None where the image has thumbnails to be compared by,
     else the digest of its pixels if it is small, or "";
-    `group`: what a table of labels says that it must not be parted from, or ""."""
+    `group`: what a table of labels says that it must not be parted from, or ""; `white`: the 16-bit sample that is white in
+    this set, for an image that states none, else 0."""
 
     path: str
     label: str
@@ -45,6 +46,7 @@ class ScannedImage:
     height: int
     pixels: str | None
     group: str = ""
+    white: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def scan(
             "put the folder itself there, or make a set of both by `graft import`"
         )
     labels = _labels(root, seen, rules)
-    images, notes, problems = [], {}, [Problem(*row) for row in seen.odd if row[1] != "non_image"]
+    images, notes, most, problems = [], {}, {}, [Problem(*row) for row in seen.odd if row[1] != "non_image"]
     non_images = len(seen.odd) - len(problems)
     with console.Progress(f"scan of {root}", len(seen.files), unit="file") as progress:
         for file, record in _records(root, seen.files, cache, max_megapixels, workers or processors(), progress):
@@ -119,9 +121,11 @@ def scan(
                 known = (record.sha256.hex(), record.width, record.height, record.pixels and record.pixels.hex())
                 images.append(ScannedImage(file.path, place.label, place.split, *known, place.group))
                 notes |= {file.path: record.note} if record.note else {}
+                most |= {file.path: record.most} if record.most else {}
     images.sort(key=lambda image: image.path)
     images, of_one_colour = _set_aside_of_one_colour(images, notes)
     problems += of_one_colour
+    images = _on_one_scale(images, notes, most)
     _tell(images, notes)
     problems.sort(key=lambda problem: problem.path)
     total = len(seen.files) + len(seen.odd) + seen.hidden
@@ -224,7 +228,7 @@ def examine(path: Path, *, max_megapixels: float = pixels.MAX_MEGAPIXELS) -> Fil
     if not thumbs and all(high - low <= 2 for low, high in image.getextrema()):
         hidden = f": {pixels.HIDDEN}" if pixels.HIDDEN in notes else ""
         notes = [ONE_COLOUR + hidden]
-    known = (hashlib.sha256(content).digest(), seen["width"], seen["height"], seen["megapixels"])
+    known = (hashlib.sha256(content).digest(), seen["width"], seen["height"], seen["megapixels"], seen["most"])
     return FileRecord("", "", *known, None if thumbs else exact, "\n".join(notes), thumbs)
 
 
@@ -243,6 +247,27 @@ def _set_aside_of_one_colour(images, notes):
     ]
     gone = {problem.path for problem in problems if problem.set_aside}
     return [image for image in images if image.path not in gone], problems
+
+
+def _on_one_scale(images, notes, most):
+    """`images`, those with 16-bit samples that state no white with that of the set: the most that the bits of 19 in 20 of them
+    hold; what goes beyond has its own. Changes their `notes`. most: {path: largest sample}."""
+    bits = {image.path: most[image.path].bit_length() for image in images if image.path in most}
+    if not bits or min(bits.values()) == 16:
+        return images
+    ordered = sorted(bits.values())
+    shared = ordered[(len(ordered) - 1) * 19 // 20]
+    white = (1 << shared) - 1
+    inside = {path for path, own in bits.items() if own <= shared}
+    told = f"{pixels.SET_RANGE} (0 to {max(most[path] for path in inside)}, read as {shared} bits)"
+    for path in inside:
+        others = [line for line in notes.get(path, "").splitlines() if not line.startswith(pixels.OWN_RANGE)]
+        notes[path] = "\n".join([*others, told])
+    dark = [path for path in sorted(inside) if bits[path] <= shared - 3]
+    if dark:
+        console.warn(f"{len(dark)} pictures of 16 bits use an eighth of the range of the set, 0 to {white}, or less: they look "
+                     f"dark, such as {dark[0]}; if another device made them, give them the range of the others")  # fmt: skip
+    return [replace(image, white=white) if image.path in inside else image for image in images]
 
 
 def _tell(images, notes):

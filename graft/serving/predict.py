@@ -41,7 +41,7 @@ def predict(
     """
     one_large = threading.Lock()
     described = model.description
-    classes, how = described.classes, {"resize": described.resize, "max_megapixels": described.max_megapixels}
+    how = {"resize": described.resize, "max_megapixels": described.max_megapixels, "white": described.white}
 
     def decode(path):
         try:
@@ -61,7 +61,7 @@ def predict(
                 yield Prediction(path.as_posix(), problem=problem)
             else:
                 p = np.asarray(next(probabilities), dtype=np.float64)
-                yield Prediction(path.as_posix(), classes[p.argmax()], float(p.max()), p)
+                yield Prediction(path.as_posix(), described.classes[p.argmax()], float(p.max()), p)
 
 
 def find(sources: Iterable[str | Path]) -> tuple[list[Path], int]:

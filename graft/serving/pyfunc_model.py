@@ -54,7 +54,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         with zipfile.ZipFile(path) as archive:
             description = json.loads(archive.read("graft.json"))
         self.classes, self.size, self.resize = (description[key] for key in ("classes", "image_size", "resize"))
-        self.max_megapixels = description.get("max_megapixels", 120.0)
+        self.reading = {"max_megapixels": description.get("max_megapixels", 120.0), "white": description.get("white", 0)}
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
         self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
@@ -87,7 +87,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             if isinstance(image, (bytes, bytearray, memoryview, Path)):
                 # A few kilobytes can hold a hundred megapixels: several of these at once would take gigabytes.
                 with self.one_large if self.decoder.is_large(image) else contextlib.nullcontext():
-                    return self.decoder.load(image, self.size, resize=self.resize, max_megapixels=self.max_megapixels)
+                    return self.decoder.load(image, self.size, resize=self.resize, **self.reading)
             return self.decoder.fit(Image.fromarray(_checked(image)), self.size, self.resize)
         except (ValueError, TypeError, OSError, self.decoder.ImageProblem) as error:
             raise _invalid(f"image {position}: {error}") from None

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -70,6 +71,13 @@ def test_csv_has_every_column_once(run, photos, tmp_path, capsys):
     summary = f"predict: 1 image predicted by m, 2 could not be read, 1 other files skipped; written to {output}\n"
     assert said.out.endswith(summary)
     assert said.err.count("warning: ") == 2
+
+
+def test_what_pillow_warns_of_is_not_said(run, photos, recwarn):
+    tag = struct.pack("<HHHII", 1, 270, 2, 10**6, 8)  # a text of a megabyte, in a file of a few bytes
+    (photos / "odd.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + tag + bytes(4))
+    run(photos, "--model", "m")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_json_lines(run, photos, tmp_path):

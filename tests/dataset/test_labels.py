@@ -39,8 +39,9 @@ EXPECTED = {"a.jpg": ("cat", ""), "b.jpg": ("dog", ""), "in/c.jpg": ("cat", ""),
     'image_path,label,notes\n/home/x/a.jpg,cat,"one, two"\nC:\\photos\\b.jpg,dog,\nx/in/c.jpg,cat,\nin/d.jpg,dog,\n',
     "filename, cat, dog\na.jpg, 1, 0\nb.jpg, 0, 1\nin/c.jpg, 1, 0\nin/d.jpg, 0, 1\n",
     "sep=|\n\nImage Index|Finding Labels\na.jpg|cat\nb.jpg|dog\nc.jpg|cat\nd.jpg|dog\n",
+    "\n \n\tfile\tlabel\n0\ta.jpg\tcat\n1\tb.jpg\tdog\n2\tc.jpg\tcat\n3\td.jpg\tdog\n",
     "filepaths,breed\nA.JPG,cat\nb.jpeg,\nb.jpg,dog\nin/C.JPG,cat\nd.jpg,dog\na.jpg,cat\n",
-], ids=["plain", "Excel", "tabs", "ids", "elsewhere", "a column per class", "bars", "capitals"])  # fmt: skip
+], ids=["plain", "Excel", "tabs", "ids", "elsewhere", "a column per class", "bars", "an index", "capitals"])  # fmt: skip
 def test_tables(tmp_path, table):
     text(photos(tmp_path, *FLAT), "labels.csv", table)
     assert read(tmp_path, labels="labels.csv") == EXPECTED

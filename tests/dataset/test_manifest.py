@@ -44,7 +44,7 @@ def test_counts():
 
 
 def test_a_group_of_which_one_is_left_is_none():
-    images = [SimpleNamespace(path=path, label="a", sha256="1", width=9, height=9) for path in "213"]
+    images = [SimpleNamespace(path=path, label="a", sha256="1", width=9, height=9, white=0) for path in "213"]
     made = manifest.build(images, {"2": "train", "1": "test", "3": "train"}, {"1": "g", "2": "h", "3": "h"})
     assert [(row.path, row.split, row.group) for row in made.rows] == [
         ("1", "test", ""),

@@ -13,8 +13,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from graft import params as parameters
 from graft import pixels
-from graft.dataset import intake, scan
+from graft.dataset import images, intake, manifest, scan
 from graft.dataset.scan_cache import ScanCache
+from graft.description import Description
 from graft.system.console import GraftError
 
 from .pictures import encoded, folder, scene, write
@@ -66,7 +67,42 @@ def test_samples_of_fewer_bits_than_the_file_has_room_for_are_not_black(tmp_path
         write(tmp_path / "ab"[k % 2] / f"{k}.png", encoded(Image.fromarray(values), "PNG"))
     assert np.asarray(pixels.open_rgb(tmp_path / "a" / "0.png")).max() > 200
     assert len(scanned(tmp_path).images) == 12
-    assert f"12 picture(s) with {pixels.OWN_RANGE}: a/0.png" in capsys.readouterr().out
+    assert f"12 picture(s) with {pixels.SET_RANGE}: a/0.png (0 to 124, read as 7 bits), …" in capsys.readouterr().out
+
+
+def test_samples_of_fewer_bits_are_scaled_by_the_range_of_the_set(tmp_path, capsys):
+    """A picture of 16 bits whose file states no white: as dark as it is among the others, in training as in serving."""
+    for k in range(24):
+        values = (grey(k) * 16 // (1 + (k == 1))).astype("uint16")  # 12 bits, the second half as bright: 11 bits
+        write(tmp_path / "ab"[k % 2] / f"{k:02d}.png", encoded(Image.fromarray(values), "PNG"))
+    write(tmp_path / "b" / "outlier.png", encoded(Image.fromarray((grey(50) * 257).astype("uint16")), "PNG"))
+    data = parameters.load(ROOT / "params.yaml").data.model_copy(update={"path": str(tmp_path)})
+    rows = intake.take_in(data, seed=1, cache_file=None).manifest
+    assert f"24 picture(s) with {pixels.SET_RANGE}: a/00.png (0 to 40" in capsys.readouterr().out
+    assert rows.white == 4095 and {row.path: row.white for row in rows.rows}["b/outlier.png"] == 0
+
+    manifest.write(rows, tmp_path / "split")
+    assert manifest.read(tmp_path / "split") == rows
+    sets = images.image_sets(
+        rows, tmp_path, Description("none", 1.0, 64, rows.classes, 0, 0.0, "squash"), "train", "val", "test"
+    )
+    seen = {path: image for each in sets for path, image in zip(each.paths, next(iter(each.read(range(len(each))))))}
+    assert 100 < seen["b/01.png"].max() < 130 and seen["a/00.png"].max() > 200 and seen["b/outlier.png"].max() > 200
+    alone = pixels.load(tmp_path / "b" / "01.png", 64)
+    assert alone.max() > 200 and (pixels.load(tmp_path / "b" / "01.png", 64, white=rows.white) == seen["b/01.png"]).all()
+    plain = {row.path: row.sha256 for row in rows.rows}
+    assert all(
+        (each.sha256[i] == plain[path]) == (path == "b/outlier.png") for each in sets for i, path in enumerate(each.paths)
+    )
+
+
+def test_pictures_far_darker_than_their_set_are_warned_of(tmp_path, capsys):
+    for k in range(12):
+        write(
+            tmp_path / "ab"[k % 2] / f"{k}.png", encoded(Image.fromarray((grey(k) * (16 if k else 1)).astype("uint16")), "PNG")
+        )
+    assert {image.white for image in scanned(tmp_path).images} == {4095}
+    assert "1 pictures of 16 bits use an eighth of the range of the set, 0 to 4095" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("colour", [255, 0])

@@ -132,8 +132,8 @@ def test_the_limit_on_pixels_is_the_models(model, images, monkeypatch):
     from mlflow.exceptions import MlflowException
 
     served = model.unwrap_python_model()
-    assert served.max_megapixels == 120.0
-    monkeypatch.setattr(served, "max_megapixels", 0.0001)
+    assert served.reading == {"max_megapixels": 120.0, "white": 0}
+    monkeypatch.setitem(served.reading, "max_megapixels", 0.0001)
     with pytest.raises(MlflowException, match="image 0: too_large"):
         model.predict([encode(images[0])])
 
