@@ -100,8 +100,8 @@ class Data(Block):
         "-1: do not look",
     )
     leakage: Literal["warn", "drop_from_train", "fail"] = Field(
-        description="near-duplicates of a given test folder's images among those of train: warn lists them, drop_from_train takes "
-        "them out, fail stops the stage"
+        description="near-duplicates of a given test folder's images among those of train: warn lists them, "
+        "drop_from_train takes them out, fail stops the stage"
     )
     min_side: Whole = Field(ge=1, description="pixels; an image with a shorter side is set aside")
     max_megapixels: float = Field(
