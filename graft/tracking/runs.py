@@ -220,9 +220,9 @@ class StageRun:
             self._shown.add(name)
         self._logged.add(name)
 
-    def log_image(self, pixels, key: str, step: int) -> None:
-        """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side by side by key and step."""
-        self.client.log_image(self.pipeline_id, pixels, key=key, step=step, synchronous=True)
+    def log_image(self, pixels, key: str) -> None:
+        """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side by side by key."""
+        self.client.log_image(self.pipeline_id, pixels, key=key, step=0, synchronous=True)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         log_batches(self.client, self.run_id, tags=tags)

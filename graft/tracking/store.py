@@ -37,6 +37,8 @@ COLUMNS = (
     "metrics.`evaluate/macro_f1`", "metrics.`evaluate/ece`", "params.`lr`", "params.`seed`", "params.`backbone.name`",
     "params.`data.path`", "tags.`champion.decision`",
 )  # fmt: skip
+BARS = ("fine-tune/accuracy", "evaluate/accuracy")  # charts of that view, and after them a grid of each kind of image:
+GRIDS = {"test photos": 16, "worst mistakes": 12, "Grad-CAM": 12}  # first part of the images' keys, and how many there are
 ABOUT = (
     "One row is one experiment (`dvc repro`, `dvc exp run`); unfolded, it shows the stages that ran. "
     "Columns `fine-tune/…` are results on validation images, by which experiments are compared; `evaluate/…` are test results. "
@@ -120,7 +122,28 @@ def _view() -> str:
     best on validation images first, and of their hundred columns the ten that people compare.
     """
     best_first = {"orderByKey": COLUMNS[0], "orderByAsc": False}
-    return json.dumps({"searchFilter": "tags.kind = 'pipeline'", **best_first, "selectedColumns": COLUMNS})
+    # Without an order of its own the table would sort the columns by name: test figures before validation figures.
+    columns = {"selectedColumns": COLUMNS, "columnOrder": COLUMNS}
+    return json.dumps({"searchFilter": "tags.kind = 'pipeline'", **best_first, **columns, **_charts()})
+
+
+def _charts():
+    """What that view shows once one changes from table to charts: both accuracies, and the photos, a column per experiment."""
+
+    def chart(section, **more):
+        return {"uuid": section, "metricSectionId": section, "deleted": False, "isGenerated": False, **more}
+
+    def section(name, columns, height):
+        shown = {"display": True, "isReordered": True, "columns": columns, "cardHeight": height}
+        return {"uuid": name, "name": f"{name}, side by side", "deleted": False, "isGenerated": False, **shown}
+
+    charts = [chart("accuracy", type="BAR", metricKey=key) | {"uuid": key} for key in BARS]
+    for key, count in GRIDS.items():
+        names = [f"{key}/{number:02}" for number in range(1, count + 1)]
+        charts.append(chart(key, type="IMAGE", imageKeys=names, step=0, showRunParams=False))
+    sections = [section("accuracy", 2, 260), *(section(key, 1, 620) for key in GRIDS)]
+    # Reordered: MLflow keeps this order, and puts its own sections behind it.
+    return {"compareRunCharts": charts, "compareRunSections": sections, "isAccordionReordered": True}
 
 
 def process_tags() -> dict[str, str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graft.system import files, paths
@@ -154,6 +155,14 @@ def test_the_experiments_row_holds_card_checks_and_sizes(params, database, manif
     assert found["card.html"] == "with the run's id"
     assert json.loads(found["checks.json"]) == {"tflite": {"bytes": 9, "agreement": 1.0}}
     assert run.client.get_run(run.pipeline_id).data.metrics["export/tflite/bytes"] == 9
+
+
+def test_an_image_is_the_rows_and_the_grid_of_the_ui_finds_it_by_its_key(params, database, manifest):
+    with runs.stage_run("evaluate", params) as run:
+        run.log_image(np.zeros((4, 6, 3), np.uint8), "test photos/01")
+    names = [item.path for item in run.client.list_artifacts(run.pipeline_id, "images")]
+    assert any(name.startswith("images/test photos#01+step+0+") and name.endswith(".png") for name in names)
+    assert run.client.get_run(run.pipeline_id).data.tags["mlflow.loggedImages"] == "True"
 
 
 def test_figures_of_a_skipped_chain_end_where_it_breaks(params, database, manifest, monkeypatch):
