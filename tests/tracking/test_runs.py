@@ -161,7 +161,7 @@ def test_an_image_is_the_rows_and_the_grid_of_the_ui_finds_it_by_its_key(params,
     with runs.stage_run("evaluate", params) as run:
         run.log_image(np.zeros((4, 6, 3), np.uint8), "test photos/01")
     names = [item.path for item in run.client.list_artifacts(run.pipeline_id, "images")]
-    assert any(name.startswith("images/test photos#01+step+0+") and name.endswith(".png") for name in names)
+    assert any(name.startswith("images/test photos~01+step+0+") and name.endswith(".png") for name in names)
     assert run.client.get_run(run.pipeline_id).data.tags["mlflow.loggedImages"] == "True"
 
 
