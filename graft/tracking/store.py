@@ -157,10 +157,23 @@ def process_tags() -> dict[str, str]:
 def _end_killed(connection):
     """Mark the runs KILLED whose process on this host is gone (SIGKILL, out of memory, power): they would run for ever."""
     client, here = connection.client, f"tags.`process.host` = {quoted(socket.gethostname())}"
-    for run in client.search_runs([connection.experiment_id], f"attributes.status = 'RUNNING' and {here}"):
-        if not _alive(run.data.tags):
-            last = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
-            client.set_terminated(run.info.run_id, "KILLED", max(last, default=run.info.start_time))
+    running = client.search_runs([connection.experiment_id], f"attributes.status = 'RUNNING' and {here}")
+    killed = [run for run in running if not _alive(run.data.tags)]
+    rows = [run for run in killed if run.data.tags.get("kind") == "pipeline"]
+    for run in (run for run in killed if run not in rows):
+        last = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
+        client.set_terminated(run.info.run_id, "KILLED", max(last, default=run.info.start_time))
+    for row in rows:  # whose time is that of their stages
+        end_row(connection, row.info.run_id, "KILLED")
+
+
+def end_row(connection: Connection, run_id: str, status: str) -> None:
+    """End the row of an experiment: its duration is that of the work behind it, not of the days between."""
+    stages = connection.search(**{"mlflow.parentRunId": run_id})
+    current = [each.info for each in stages if each.info.end_time and "superseded_by" not in each.data.tags]
+    worked = sum(info.end_time - info.start_time for info in current)
+    began = connection.client.get_run(run_id).info.start_time
+    connection.client.set_terminated(run_id, status, began + worked)
 
 
 def _alive(tags):
