@@ -52,13 +52,14 @@ def log_training(run, predictions: Predictions, history: History, model) -> None
 
 
 def log_images(run, images: Mapping[str, list[PredictedImage]]) -> None:
-    """Images of the Plots one by one, under keys and steps that are the same for every run: MLflow's grid compares by these.
+    """Images of the Plots one by one, under keys that are the same for every run: "test photos/01" to "test photos/16".
 
+    MLflow's image grid has a row per key and a column per run; of several steps under one key it would show one at a time.
     The test photos are chosen by seed, not by what the model says of them.
     """
     for name, key in KEYS.items():
-        for step, image in enumerate(images[name][:COMPARED]):
-            run.log_image(image_grid.tile(image), key, step)
+        for number, image in enumerate(images[name][:COMPARED], start=1):
+            run.log_image(image_grid.tile(image), f"{key}/{number:02}")
 
 
 def draw_evaluation(folder, results: Results, report: dict, *, models, images, seed: int) -> Plots:

@@ -219,9 +219,9 @@ class StageRun:
             self._shown.add(name)
         self._logged.add(name)
 
-    def log_image(self, pixels, key: str, step: int) -> None:
-        """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side by side by key and step."""
-        self.client.log_image(self.pipeline_id, pixels, key=key, step=step, synchronous=True)
+    def log_image(self, pixels, key: str) -> None:
+        """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side by side by key."""
+        self.client.log_image(self.pipeline_id, pixels, key=key, step=0, synchronous=True)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         log_batches(self.client, self.run_id, tags=tags)
@@ -424,7 +424,7 @@ def update_pipeline(run: StageRun) -> None:
     tags["stages"] = ", ".join([s for s in names if s in executed] + sorted(executed - set(names) - {""}))
     tags["mlflow.note.content"] = _overview(run, {**seen.tags, **tags})
     log_batches(client, run.pipeline_id, tags={**tags, **_run_tags()}, metrics=new)
-    _end_pipeline(run, "FINISHED")
+    store.end_row(run.connection, run.pipeline_id, "FINISHED")
 
 
 def _valid_stages(stage):
@@ -438,14 +438,6 @@ def _show_at_one_click(run, folder):
     for name in ONE_CLICK:
         if (folder / name).exists() and name not in run._shown:
             run.client.log_artifact(run.pipeline_id, str(folder / name))
-
-
-def _end_pipeline(run, status):
-    """The row's duration is that of the work behind it, not of the days between."""
-    stages = _current(run.connection.search(**{"mlflow.parentRunId": run.pipeline_id}))
-    worked = sum(each.info.end_time - each.info.start_time for each in stages if each.info.end_time)
-    began = run.client.get_run(run.pipeline_id).info.start_time
-    run.client.set_terminated(run.pipeline_id, status, began + worked)
 
 
 def figures(folder: Path) -> dict:
@@ -507,7 +499,7 @@ def _fail(run, error):
         run._flush()
     run.client.set_terminated(run.run_id, status)
     if run.pipeline_id:
-        _end_pipeline(run, status)
+        store.end_row(run.connection, run.pipeline_id, status)
 
 
 def find_made(connection: store.Connection, params, stage: str) -> StageRun | None:

@@ -40,6 +40,8 @@ COLUMNS = (
     "metrics.`evaluate/macro_f1`", "metrics.`evaluate/ece`", "params.`lr`", "params.`seed`", "params.`backbone.name`",
     "params.`data.path`", "tags.`champion.decision`",
 )  # fmt: skip
+BARS = ("fine-tune/accuracy", "evaluate/accuracy")  # charts of that view, and after them a grid of each kind of image:
+GRIDS = {"test photos": 16, "worst mistakes": 12, "Grad-CAM": 12}  # first part of the images' keys, and how many there are
 ABOUT = (
     "One row is one experiment (`dvc repro`, `dvc exp run`); unfolded, it shows the stages that ran. "
     "Columns `fine-tune/…` are results on validation images, by which experiments are compared; `evaluate/…` are test results. "
@@ -164,7 +166,28 @@ def _view() -> str:
     best on validation images first, and of their hundred columns the ten that people compare.
     """
     best_first = {"orderByKey": COLUMNS[0], "orderByAsc": False}
-    return json.dumps({"searchFilter": "tags.kind = 'pipeline'", **best_first, "selectedColumns": COLUMNS})
+    # Without an order of its own the table would sort the columns by name: test figures before validation figures.
+    columns = {"selectedColumns": COLUMNS, "columnOrder": COLUMNS}
+    return json.dumps({"searchFilter": "tags.kind = 'pipeline'", **best_first, **columns, **_charts()})
+
+
+def _charts():
+    """What that view shows once one changes from table to charts: both accuracies, and the photos, a column per experiment."""
+
+    def chart(section, **more):
+        return {"uuid": section, "metricSectionId": section, "deleted": False, "isGenerated": False, **more}
+
+    def section(name, columns, height):
+        shown = {"display": True, "isReordered": True, "columns": columns, "cardHeight": height}
+        return {"uuid": name, "name": f"{name}, side by side", "deleted": False, "isGenerated": False, **shown}
+
+    charts = [chart("accuracy", type="BAR", metricKey=key) | {"uuid": key} for key in BARS]
+    for key, count in GRIDS.items():
+        names = [f"{key}/{number:02}" for number in range(1, count + 1)]
+        charts.append(chart(key, type="IMAGE", imageKeys=names, step=0, showRunParams=False))
+    sections = [section("accuracy", 2, 260), *(section(key, 1, 620) for key in GRIDS)]
+    # Reordered: MLflow keeps this order, and puts its own sections behind it.
+    return {"compareRunCharts": charts, "compareRunSections": sections, "isAccordionReordered": True}
 
 
 def process_tags() -> dict[str, str]:
@@ -178,10 +201,23 @@ def process_tags() -> dict[str, str]:
 def _end_killed(connection):
     """Mark the runs KILLED whose process on this host is gone (SIGKILL, out of memory, power): they would run for ever."""
     client, here = connection.client, f"tags.`process.host` = {quoted(socket.gethostname())}"
-    for run in client.search_runs([connection.experiment_id], f"attributes.status = 'RUNNING' and {here}"):
-        if not _alive(run.data.tags):
-            last = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
-            client.set_terminated(run.info.run_id, "KILLED", max(last, default=run.info.start_time))
+    running = client.search_runs([connection.experiment_id], f"attributes.status = 'RUNNING' and {here}")
+    killed = [run for run in running if not _alive(run.data.tags)]
+    rows = [run for run in killed if run.data.tags.get("kind") == "pipeline"]
+    for run in (run for run in killed if run not in rows):
+        last = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
+        client.set_terminated(run.info.run_id, "KILLED", max(last, default=run.info.start_time))
+    for row in rows:  # whose time is that of their stages
+        end_row(connection, row.info.run_id, "KILLED")
+
+
+def end_row(connection: Connection, run_id: str, status: str) -> None:
+    """End the row of an experiment: its duration is that of the work behind it, not of the days between."""
+    stages = connection.search(**{"mlflow.parentRunId": run_id})
+    current = [each.info for each in stages if each.info.end_time and "superseded_by" not in each.data.tags]
+    worked = sum(info.end_time - info.start_time for info in current)
+    began = connection.client.get_run(run_id).info.start_time
+    connection.client.set_terminated(run_id, status, began + worked)
 
 
 def _alive(tags):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 class NullRun:
     """Stands for a StageRun where MLflow is not what is tested: keeps what is logged, and reaches no registry.
 
-    metrics: {name: value}. rows: of log_epoch. texts: {name: text}. images: {(key, step): pixels}. pictures: names of the files
+    metrics: {name: value}. rows: of log_epoch. texts: {name: text}. images: {key: pixels}. pictures: names of the files
     in logged folders.
     """
 
@@ -34,8 +34,8 @@ class NullRun:
     def log_text(self, text, name):
         self.texts[name] = text
 
-    def log_image(self, pixels, key, step):
-        self.images[key, step] = pixels
+    def log_image(self, pixels, key):
+        self.images[key] = pixels
 
     def log_artifacts(self, folder, name=None):
         self.pictures |= {path.name for path in Path(folder).iterdir()}

@@ -10,10 +10,12 @@ from PIL import Image
 
 from graft import params as parameters
 from graft.dataset import images, manifest
+from graft.reporting import plots
 from graft.scoring.calibration import apply_temperature
 from graft.scoring.predictions import Predictions
 from graft.system import environment, paths
 from graft.system.files import read_csv, read_json
+from graft.tracking import store
 from tests.recipes.conftest import changed, run
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +123,17 @@ def test_evaluate_measures_both_models_on_the_test_images_alone(clone):
     assert "MLflow run" in runs["evaluate"].texts["card.html"]
     assert "MLflow run" not in card
     assert [step for key, step in runs["evaluate"].images if key == "test photos"] == list(range(6))  # all that there are
+
+
+def test_photos_are_logged_under_the_keys_that_the_view_in_mlflow_shows(clone):
+    shown = {key for chart in json.loads(store._view())["compareRunCharts"] for key in chart.get("imageKeys", ())}
+    logged = clone[1]["evaluate"].images
+    assert set(logged) <= shown
+    assert {f"test photos/{number:02}" for number in range(1, 7)} <= set(logged)  # all six of them
+    assert "Grad-CAM/01" in logged
+    assert {(image.dtype.name, image.ndim) for image in logged.values()} == {("uint8", 3)}
+    assert (plots.COMPARED, set(plots.KEYS.values())) == (store.GRIDS["test photos"], set(store.GRIDS))
+    assert min(plots.WORST, 2 * plots.EXPLAINED) == store.GRIDS["worst mistakes"] == store.GRIDS["Grad-CAM"]
 
 
 def test_the_champion_is_challenged_on_validation_images(clone):

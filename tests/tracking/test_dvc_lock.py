@@ -101,6 +101,18 @@ def test_a_lock_that_ctrl_c_has_cut_off_is_mended(locked, monkeypatch, capsys):
     assert (file.read_bytes(), capsys.readouterr().err) == (before, "")
 
 
+def test_removing_a_ref_of_git_waits_for_no_other_worker(tmp_path):
+    """As DVC's queue workers do it, while another holds the lock on packed-refs (dvc#10673)."""
+    from dulwich.repo import Repo
+
+    with Repo.init(str(tmp_path)) as repo:
+        repo.refs[b"refs/exps/exec/EXEC_HEAD"] = b"1" * 40
+        repo.refs.get_packed_refs()
+        (tmp_path / ".git" / "packed-refs.lock").touch()
+        assert repo.refs.remove_if_equals(b"refs/exps/exec/EXEC_HEAD", None)
+        assert b"refs/exps/exec/EXEC_HEAD" not in repo.refs.allkeys()
+
+
 def test_a_lock_that_is_being_written_is_left_alone(locked, monkeypatch):
     file = locked / ".dvc" / "tmp" / "rwlock"
     file.write_text("")
