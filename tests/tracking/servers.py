@@ -70,8 +70,8 @@ def postgresql(password):
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    if importlib.util.find_spec("psycopg2") is None:
-        pytest.skip("PostgreSQL's driver is not installed: pip install psycopg2-binary")
+    if importlib.util.find_spec("psycopg") is None:
+        pytest.skip("PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     become = {}
     # Not in pytest's folder, which is its owner's alone: PostgreSQL refuses to run as root.
     with tempfile.TemporaryDirectory(prefix="graft-postgresql-") as place:
