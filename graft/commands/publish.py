@@ -11,7 +11,7 @@ from graft.serving import pyfunc, writers
 from graft.system import files, paths
 from graft.system.console import GraftError, log, warn
 from graft.system.environment import quiet_tensorflow
-from graft.tracking import dvc_lock, runs, store
+from graft.tracking import dvc_lock, runs, spool, store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,7 @@ def publish(args: argparse.Namespace) -> None:
     quiet_tensorflow()
     connection = store.connect(given)
     with store.failures(connection.uri):
+        spool.send(connection.client, connection.uri)
         for stage in stages:
             _publish(connection, given, stage)
     if rest := [stage for stage in paths.STAGES if stage not in stages]:

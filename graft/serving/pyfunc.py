@@ -1,13 +1,13 @@
 """The classifier as an MLflow model: written as a folder that MLflow loads anywhere, registered, and loaded again."""
 
 import base64
+import functools
 import hashlib
 import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from importlib import metadata as packages
 from pathlib import Path
 
@@ -27,9 +27,24 @@ from graft.tracking.runs import StageRun
 CODE = Path(__file__).with_name("pyfunc_model.py")
 FORMATS = "formats"  # folder of a registered model that holds what `export` wrote, the Keras model apart, which it is
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+PENDING = "(none yet)"  # in place of a version's number, while the server is away
 IN_STORE = ("models:/", "runs:/")  # how URIs of the MLflow store begin; anything else is a folder
 
 
+def _later_if_away(function):
+    """Leave it to `graft publish` where the server has gone away: what was trained lies in `data/`, and counts."""
+
+    @functools.wraps(function)
+    def attempt(run, *given, **options):
+        try:
+            return function(run, *given, **options)
+        except store.Away:
+            return PENDING
+
+    return attempt
+
+
+@_later_if_away
 def register(
     run: StageRun,
     model,
@@ -75,6 +90,7 @@ def register(
     return version
 
 
+@_later_if_away
 def contest(run: StageRun, head, tuned, figures: dict, image_sets: Callable, *, once: bool = False) -> None:
     """Register both models as evaluate found them; the fine-tuned one challenges the champion on the validation images.
 
@@ -89,7 +105,7 @@ def contest(run: StageRun, head, tuned, figures: dict, image_sets: Callable, *, 
         return
     validation = Predictions.read(paths.FINE_TUNE / "predictions.csv")
     seen = summary(validation, **options)  # gates are checked on them too
-    ask = partial(_ask, run.params, image_sets)
+    ask = functools.partial(_ask, run.params, image_sets)
     champion.challenge(run, version=version, predictions=validation, metrics=seen, ask=ask)
 
 

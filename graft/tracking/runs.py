@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from graft.dataset.manifest import DatasetInfo, dataset_info
 from graft.scoring.predictions import Predictions
 from graft.system import files, git, paths
 from graft.system.console import GraftError, warn
-from graft.tracking import dvc_lock, store
+from graft.tracking import dvc_lock, spool, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -258,7 +258,7 @@ def stage_run(stage: str, params) -> Iterator[StageRun]:
     started = time.monotonic()
     connection = store.connect(params)
     inputs, outputs = dvc_lock.stage_files(stage)
-    with store.failures(connection.uri):
+    with store.failures(connection.uri), _spooled(connection) as connection:
         run = _start(connection, params, stage, inputs)
         with _sigterm_interrupts():
             try:
@@ -268,6 +268,22 @@ def stage_run(stage: str, params) -> Iterator[StageRun]:
                 with contextlib.suppress(Exception):  # the error itself is what counts
                     _fail(run, error)
                 raise
+
+
+@contextlib.contextmanager
+def _spooled(connection):
+    """The connection through a client that keeps what a server cannot take; what was kept before is sent first."""
+    if connection.uri.startswith(store.DATABASE):
+        yield connection
+        return
+    spool.send(connection.client, connection.uri)
+    client = spool.SpoolingClient(connection.client, connection.uri)
+    try:
+        yield replace(connection, client=client)
+    finally:
+        client.release()
+        if client.away and not store.is_away(connection.uri):
+            spool.send(connection.client, connection.uri)
 
 
 def _start(connection, params, stage, inputs):
@@ -297,12 +313,23 @@ def _join(run):
     """Put the stage run under its experiment's row, which is made if there is none; it takes the place of earlier ones."""
     client = run.client
     run.pipeline_name, run.pipeline_id = _pipeline_run(run)
+    _adopt(run)
     siblings = _current(run.connection.search(**{"mlflow.parentRunId": run.pipeline_id, "stage": run.stage}))
     run.set_tags({"mlflow.parentRunId": run.pipeline_id, "pipeline": run.pipeline_name})
     for earlier in (each for each in siblings if each.info.run_id != run.run_id):
         client.set_tag(earlier.info.run_id, "superseded_by", run.run_id)
         if earlier.info.status == "RUNNING":  # its process was killed outright
             client.set_terminated(earlier.info.run_id, "KILLED")
+
+
+def _adopt(run):
+    """Put a split that found no server at its end under the row of the experiment that its data belong to."""
+    if run.stage == "split" or run.dataset is None or run.connection.uri.startswith(store.DATABASE):
+        return
+    for orphan in run.connection.search(kind="stage", stage="split", **{"data.digest": run.dataset.digest[:12]}):
+        if orphan.info.status == "FINISHED" and "mlflow.parentRunId" not in orphan.data.tags:
+            tags = {"mlflow.parentRunId": run.pipeline_id, "pipeline": run.pipeline_name}
+            log_batches(run.client, orphan.info.run_id, tags=tags)
 
 
 def _pipeline_run(run):
@@ -370,12 +397,14 @@ def _finish(run, outputs, started):
     run.dataset = run.dataset or dataset_info(run.params.data.path)
     run.set_tags(tags | _data_tags(run.dataset))
     run.log_metrics({"seconds/total": time.monotonic() - started})
-    if run.stage == "split":
-        _join(run)
-        if run.dataset is not None:
-            _log_dataset(run.client, run.run_id, run.dataset, "training")
+    with contextlib.suppress(store.Away):  # the next stage joins it
+        if run.stage == "split":
+            _join(run)
+            if run.dataset is not None:
+                _log_dataset(run.client, run.run_id, run.dataset, "training")
     run.client.set_terminated(run.run_id, "FINISHED")
-    update_pipeline(run)
+    with contextlib.suppress(store.Away):  # the next stage brings its figures along
+        update_pipeline(run)
 
 
 def _taken_apart(outputs, folder):

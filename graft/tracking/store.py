@@ -49,6 +49,10 @@ ABOUT = (
 )
 
 
+class Away(GraftError):
+    """The server went away in the middle of a stage, and this cannot be done without it."""
+
+
 @dataclass(frozen=True)
 class Connection:
     """A checked way to one MLflow store: `client`, its `uri`, and the experiment that runs go to."""
