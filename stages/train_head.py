@@ -24,8 +24,7 @@ def train_head(params, run):
         classes=rows.classes,
         hidden_units=params.head.hidden_units,
         dropout=params.head.dropout,
-        resize=params.resize,
-        max_megapixels=params.data.max_megapixels, white=rows.white,
+        resize=params.resize, max_megapixels=params.data.max_megapixels, white=rows.white,
     )  # fmt: skip
     train, val = images.image_sets(rows, params.data.path, description, "train", "val")
     model = classifier.build(description, weights=params.backbone.weights)
