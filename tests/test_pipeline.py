@@ -60,9 +60,25 @@ def test_a_second_repro_does_nothing_and_git_is_clean(clone):
     assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_the_same_inputs_give_the_same_bytes(clone):
+# What another project's shell exports, and a hook of another repository.
+HOSTILE = {
+    "KERAS_BACKEND": "torch", "TF_ENABLE_ONEDNN_OPTS": "0", "TF_USE_LEGACY_KERAS": "1", "KERAS_MAX_EPOCHS": "1",
+    "MPLBACKEND": "module://no_such_module", "MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_EXPERIMENT_NAME": "theirs",
+    "MLFLOW_RUN_ID": "0" * 32, "MLFLOW_TRACKING_URI": "sqlite:///mlruns/mlflow.db", "PYTHONOPTIMIZE": "1", "TZ": "Asia/Tokyo",
+    "PYTHONHASHSEED": "7", "NO_COLOR": "1", "COLUMNS": "20", "LC_ALL": "C", "TMPDIR": "/nowhere",
+}  # fmt: skip
+KERAS_JSON = {"backend": "jax", "floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.5}
+
+
+@pytest.mark.parametrize("shell", [{}, HOSTILE], ids=["plain shell", "another project's shell"])
+def test_the_same_inputs_give_the_same_bytes(clone, shell, monkeypatch):
     """All over again without the feature cache: every output comes out as dvc.lock has it."""
     before = clone.path("dvc.lock").read_text()
+    monkeypatch.setattr(clone, "env", clone.env | shell)
+    if shell:
+        settings = Path(clone.env["HOME"]) / ".keras" / "keras.json"
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text(json.dumps(KERAS_JSON))
     shutil.rmtree(clone.path(".cache"))
     clone.dvc("repro", "--force")
     assert len(clone.executed()) == 5

@@ -98,7 +98,8 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[o
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv_writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow(row)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:

@@ -97,6 +97,6 @@ def test_postgresql_itself_and_its_password(params, manifest, tmp_path, monkeypa
         with pytest.raises(GraftError, match="cannot be reached") as refused:
             store.connect(params)
         assert time.monotonic() - started < 3
-        assert password not in str(refused.value) + "wrong-one" * ("wrong-one" in str(refused.value))
+        assert "wrong-one" not in str(refused.value)
     assert failed.value and password not in "".join(capsys.readouterr())
     assert [p for p in clone.rglob("*") if p.is_file() and password.encode() in p.read_bytes()] == []
