@@ -101,6 +101,24 @@ def test_candidates_are_all_pairs_within_the_distance():
     assert len(found) == len(expected) > 1000 and {tuple(pair) for pair in found.tolist()} == expected
 
 
+@pytest.mark.parametrize("crosswise", [False, True])
+@pytest.mark.parametrize("limit", [1, 5, 8])
+def test_few_bits_are_found_by_parts_and_as_all_pairs_are(monkeypatch, limit, crosswise):
+    rng = np.random.default_rng(limit)
+    left = rng.integers(0, 2**63, 1500, dtype=np.uint64)
+    flips = [sum(1 << int(bit) for bit in rng.choice(63, rng.integers(0, 11), replace=False)) for _ in left]
+    right = left[rng.integers(0, len(left), len(left))] ^ np.array(flips, np.uint64)
+
+    def found():
+        rows = np.concatenate(list(near_duplicates._near(left, right, limit, crosswise=crosswise)))
+        return sorted(map(tuple, rows.tolist()))
+
+    by_parts = found()
+    monkeypatch.setattr(near_duplicates, "_near_in_a_part", None)
+    monkeypatch.setattr(near_duplicates, "_collisions", lambda *rest: 1 << 60)
+    assert len(by_parts) > 50 and by_parts == found()
+
+
 @pytest.mark.parametrize("dx, dy, stretch, gain", [(0, 0, 1, 1), (1, -1, 1, 0.5), (0.5, 0.4, 1.06, 1), (-1, 0, 0.95, 0.8)])
 def test_alignment_undoes_shift_stretch_and_gain(dx, dy, stretch, gain):
     rows, moved = [], []
