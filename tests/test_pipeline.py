@@ -209,10 +209,11 @@ def test_the_registry_has_a_version_of_each_kind_and_the_champion_predicts_in_a_
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_empty_server_gets_what_there_is_and_nothing_twice(clone, client):
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{clone.path('another.db')}"
+    uri = f"sqlite:///{clone.path('mlruns/another.db')}"
     clone.env["MLFLOW_TRACKING_URI"] = uri
     seen = []
     try:
