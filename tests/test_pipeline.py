@@ -141,6 +141,37 @@ def test_the_registry_has_a_version_of_each_kind_and_the_champion_predicts_in_a_
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_an_empty_server_gets_what_there_is_and_nothing_twice(clone, client):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{clone.path('mlruns/another.db')}"
+    clone.env["MLFLOW_TRACKING_URI"] = uri
+    seen = []
+    try:
+        for _ in range(2):
+            clone.run(sys.executable, "-m", "graft.commands.main", "publish")
+            other = MlflowClient(tracking_uri=uri)
+            (row,) = runs(other, kind="pipeline")
+            versions = {v.tags["digest"]: v.tags["stage"] for v in other.search_model_versions("name = 'graft'")}
+            history = [
+                key for v in other.search_model_versions("name = 'graft'") for key in v.tags if key.startswith("champion.at.")
+            ]
+            aliases = {k: str(v) for k, v in other.get_registered_model("graft").aliases.items()}
+            seen.append((versions, aliases, history, len(runs(other, kind="stage")), len(runs(other))))
+    finally:
+        del clone.env["MLFLOW_TRACKING_URI"]
+    assert seen[0] == seen[1]
+    versions, aliases, history, stage_runs, _ = seen[0]
+    assert (stage_runs, len(history), aliases["champion"]) == (5, 1, aliases["fine-tuned"])
+    known = {v.tags["digest"]: v.tags["stage"] for v in client.search_model_versions("name = 'graft'")}
+    assert versions.items() <= known.items()
+    assert set(aliases) == {"head", "fine-tuned", "exported", "champion"}
+    (first,) = runs(client, kind="pipeline")
+    for name, value in first.data.metrics.items():
+        assert row.data.metrics[name] == pytest.approx(value), name
+
+
 def test_another_lr_reruns_fine_tune_evaluate_export_and_nothing_else_in_place_and_in_temp(clone, client):
     commit = clone.run("git", "rev-parse", "HEAD").stdout
     for name, lr, shown, where in (("in-place", "1e-5", "1e-05", ()), ("in-temp", "2e-5", "2e-05", ("--temp",))):
