@@ -13,7 +13,7 @@ WHITE = "#fefefe"  # not the colour of paper, which a dark page repaints
 
 
 class ConfusionMatrixDisplay(style.Display):
-    """Rows: true class, columns: predicted class. Right ones are blue, mistakes vermilion, deeper for a larger share of
+    """Rows: true class, columns: predicted class. Right ones are blue, mistakes red, deeper for a larger share of
     the class.
 
     `matrix` int (C, C). `normalise`: shares of the true class instead of counts. Numbers up to 20 classes, all names up
@@ -103,7 +103,7 @@ class PerClassDisplay(style.Display):
 
 
 class HeadAgainstTunedDisplay(style.Display):
-    """Recall of each class before and after fine-tuning, joined by a line: blue where it rose, vermilion and dashed where
+    """Recall of each class before and after fine-tuning, joined by a line: blue where it rose, red and dashed where
     it fell.
 
     The classes that changed most, at most 24. `head`, `tuned` float (C,), NaN for a class without images.

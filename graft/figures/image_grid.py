@@ -52,7 +52,7 @@ def tile(image: PredictedImage) -> np.ndarray:
 
 
 class ImageGridDisplay(style.Display):
-    """Images in rows. `rows`: [(heading or "", [PredictedImage, ...]), ...]. Blue border: right; vermilion, dashed: wrong.
+    """Images in rows. `rows`: [(heading or "", [PredictedImage, ...]), ...]. Blue border: right; red, dashed: wrong.
 
     Drawn on one axes in pixels, all images as one: 24 axes would take ten times as long.
     """

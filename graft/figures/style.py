@@ -1,8 +1,8 @@
 """The one look of all figures: colours, fonts, and how a figure becomes bytes.
 
-Colours are Okabe & Ito's, which people with any colour vision tell apart; blue stands for right, vermilion for wrong, and
-a mark (✓ ✗) or a dashed line says the same without colour. Figures are made without pyplot, so nothing global is left
-behind.
+Colours are Okabe & Ito's, and one red of Tol's, which people with any colour vision tell apart; blue stands for right, red
+for wrong, and a mark (✓ ✗) or a dashed line says the same without colour. Figures are made without pyplot, so nothing
+global is left behind.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 
-RIGHT, WRONG = "#0072b2", "#d55e00"
+RIGHT, WRONG = "#0072b2", "#cc3311"
 HEAD, TUNED = "#e69f00", "#0072b2"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6a3d9a", "#117733", "#882255")
 INK, MUTED, RULE, SOFT, PAPER = "#1c2733", "#66727f", "#dde2e8", "#eef1f4", "#ffffff"
