@@ -26,7 +26,8 @@ def clone(tmp_path_factory):
 def client(clone):
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=f"sqlite:///{clone.path('mlruns/mlflow.db')}")
+    address = f"sqlite:///{clone.path('mlruns/mlflow.db')}"
+    return MlflowClient(tracking_uri=address, registry_uri=address)
 
 
 def runs(client, **tags):
@@ -72,6 +73,7 @@ KERAS_JSON = {"backend": "jax", "floatx": "float16", "image_data_format": "chann
 
 
 @pytest.mark.parametrize("shell", [{}, HOSTILE], ids=["plain shell", "another project's shell"])
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(clone, shell, monkeypatch):
     """All over again without the feature cache: every output comes out as dvc.lock has it."""
     before = clone.path("dvc.lock").read_text()
@@ -172,6 +174,7 @@ def test_an_empty_server_gets_what_there_is_and_nothing_twice(clone, client):
         assert row.data.metrics[name] == pytest.approx(value), name
 
 
+@pytest.mark.slow
 def test_another_lr_reruns_fine_tune_evaluate_export_and_nothing_else_in_place_and_in_temp(clone, client):
     commit = clone.run("git", "rev-parse", "HEAD").stdout
     for name, lr, shown, where in (("in-place", "1e-5", "1e-05", ()), ("in-temp", "2e-5", "2e-05", ("--temp",))):
@@ -194,6 +197,7 @@ def test_another_lr_reruns_fine_tune_evaluate_export_and_nothing_else_in_place_a
     assert float(difference["params.yaml"]["lr"]["new"]) == 1e-5  # of the experiment in the workspace against HEAD
 
 
+@pytest.mark.slow
 def test_queue_workers_land_in_the_one_store(clone, client):
     clone.dvc("exp", "run", "--queue", "-S", "lr=3e-5,4e-5")
     clone.dvc("exp", "run", "--run-all", "-j", "2")

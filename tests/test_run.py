@@ -81,7 +81,7 @@ def test_a_missing_onnx_package_is_named_in_the_first_stage(recipe, params, log,
     real = running.missing
     monkeypatch.setattr(running, "missing", lambda names: ["tf2onnx"] if "tf2onnx" in names else real(names))
     with pytest.raises(
-        GraftError, match=r"^export\.formats: onnx needs tf2onnx; pip install 'graft-vision\[onnx\]', or drop it there"
+        GraftError, match=r"^export\.formats: onnx needs tf2onnx; pip install 'graft-vision\[onnx\]', or drop it from export"
     ):
         running.execute(recipe, params)
     assert log == []

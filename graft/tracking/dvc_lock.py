@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -77,9 +78,18 @@ def _stage(file: Path, name: str) -> dict:
 
 
 def _yaml(file: Path) -> dict:
+    """What a YAML file holds, {} where there is none. Not to be changed: it is kept while the file stays as it is."""
+    if not file.exists():
+        return {}
+    state = file.stat()
+    return _parsed(file.absolute(), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(file: Path, mtime_ns: int, size: int) -> dict:
     from ruamel.yaml import YAML
 
-    return (YAML(typ="safe").load(file) or {}) if file.exists() else {}
+    return YAML(typ="safe").load(file) or {}
 
 
 def _lookup(tree: object, key: str) -> object:

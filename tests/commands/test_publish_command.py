@@ -70,7 +70,7 @@ def test_a_new_server_gets_what_there_is_once(outputs, clone, monkeypatch, capsy
 def test_another_name_in_the_registry_is_served_without_another_run(outputs, clone):
     main.main(["publish"])
     text = (clone / "params.yaml").read_text(encoding="utf-8")
-    (clone / "params.yaml").write_text(text.replace("  model: graft ", "  model: birds "), encoding="utf-8")
+    (clone / "params.yaml").write_text(text.replace("  model: graft\n", "  model: birds\n"), encoding="utf-8")
     main.main(["publish"])
     assert outputs == [*((stage, "graft") for stage in MADE), *((stage, "birds") for stage in MADE)]
     assert recorded()[1] == dict.fromkeys(MADE, 1)

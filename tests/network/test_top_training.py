@@ -241,6 +241,7 @@ def test_xla_is_left_to_keras_on_a_gpu_and_off_on_a_cpu(model, pixels, tmp_path,
     assert said == [False, "auto"]
 
 
+@pytest.mark.slow
 def test_a_gpu_is_fed_half_precision_which_gives_the_same_bits(fresh, pixels, tmp_path, monkeypatch):
     compile = keras.Model.compile
     monkeypatch.setattr(keras.Model, "compile", lambda top, **how: compile(top, **{**how, "jit_compile": False}))
@@ -256,6 +257,7 @@ def test_a_gpu_is_fed_half_precision_which_gives_the_same_bits(fresh, pixels, tm
     assert np.array_equal(results[0].predictions.probabilities, results[1].predictions.probabilities)
 
 
+@pytest.mark.slow
 def test_several_devices_get_a_batch_that_they_divide(description, tmp_path):
     """Keras' symbolic build fails on a batch of 8 for 3 devices; a process of its own, since devices are made once."""
     code = f"""

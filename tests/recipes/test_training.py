@@ -122,7 +122,6 @@ def test_evaluate_measures_both_models_on_the_test_images_alone(clone):
     assert "http://" not in card.replace("http://www.w3.org", "")
     assert "MLflow run" in runs["evaluate"].texts["card.html"]
     assert "MLflow run" not in card
-    assert [step for key, step in runs["evaluate"].images if key == "test photos"] == list(range(6))  # all that there are
 
 
 def test_photos_are_logged_under_the_keys_that_the_view_in_mlflow_shows(clone):
