@@ -131,7 +131,7 @@ def test_images_say_right_and_wrong_with_and_without_colour():
     display = ImageGridDisplay.from_images("Some", images).plot()
     assert [w for w in words(display) if "cat" in w or "dog" in w] == ["✓ cat 91%", "✗ cat 66%", "is dog"]
     canvas = display.ax_.images[0].get_array()
-    blue, red = np.array([0x00, 0x72, 0xB2]), np.array([0xD5, 0x5E, 0x00])
+    blue, red = np.array([0x00, 0x72, 0xB2]), np.array([0xCC, 0x33, 0x11])
     solid, dashed = ((canvas == colour).all(axis=2).sum() for colour in (blue, red))
     assert solid == 120 * 120 - 112 * 112
     assert 0.4 < dashed / solid < 0.6

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 ALL = 999  # layers
 # Training all layers takes most of a row's minutes; that all cuts hold is tested without training in tests/network.
 ALL_TOO = ("xception", "efficientnet_lite1")
-# Two that differ in kind: bare operations, and scaling of its own; a normalisation that wants mending.
-FAST = {"mobilenet_v3_small": (ALL,), "efficientnet_b0": (50,)}
+# Bare operations, and scaling of its own; test_training.py and test_pipeline.py have two of other kinds.
+FAST = {"mobilenet_v3_small": (ALL,)}
 NONE_TOO = ("mobilenet_v2", "densenet121", "efficientnet_b0")  # one of each kind
 CASES = [
     *FAST.items(),
