@@ -221,7 +221,10 @@ def _tables_among(root, paths, images):
     for path in (path for path in paths if PurePosixPath(path).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl")):
         with contextlib.suppress(GraftError):
             folder = path.removesuffix(PurePosixPath(path).name)
-            if any(place.label and index.find(key, folder, path)[0] for key, place in _table_rows(root / path, path, _nothing)):
+            if any(
+                place.label and index.find(key, folder, path)[0]
+                for key, place in _table_rows(root / path, path, lambda line: None)
+            ):
                 found.append(path)
         if len(found) == 3:
             break
@@ -243,9 +246,9 @@ def _from_table(root, paths, images, name, layout):
     tables = [path for path in paths if path == name] or [path for path in paths if PurePosixPath(path).name == name]
     if not tables:
         raise GraftError(f"data.labels: there is no {name} in it; it needs the columns file and label")
-    rows, missing = {}, []
+    index, rows, missing = _Index(images), {}, []
     for table in tables:
-        missing += _take_rows(rows, table, _table_rows(root / table, table, console.log), _Index(images))
+        missing += _take_rows(rows, table, _table_rows(root / table, table, console.log), index)
     if not any(place.label for place in rows.values()):
         shown = f"no photo has a name that it holds, e.g. {missing[0]!r}" if missing else "it gives no photo a label"
         raise GraftError(f"{', '.join(tables)}: {shown}; names are taken relative to the folder of the table")
@@ -333,10 +336,6 @@ def _nfc(text):
 
 ONE_LABEL = "graft gives a photo one label; make it one, or leave the photo out"
 Rows = Iterator[tuple[str, Place]]  # what a table calls a photo, and what it says of it
-
-
-def _nothing(line):
-    del line
 
 
 def _table_rows(path, shown, say) -> Rows:

@@ -170,6 +170,11 @@ def resolve_size(name: str, image_size: int | str, shorter_sides: Sequence[int] 
     return size
 
 
+def smaller_size(size: int) -> int:
+    """Two thirds of an image's side in pixels, or a little more, in steps of 32: about half the operations."""
+    return 32 * math.ceil(2 * size / 96)
+
+
 def check(params) -> None:
     """Refuse a backbone block that cannot work, before any work is done. Needs no TensorFlow."""
     backbone = params.backbone

@@ -10,7 +10,6 @@ import contextlib
 import io
 import itertools
 import logging
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +69,7 @@ def candidates(shorter_sides: Sequence[int], *, own: tuple[str, float, str] | No
     """
     for name, row in backbones.BACKBONES.items():
         auto = backbones.resolve_size(name, "auto", shorter_sides)
-        smaller = 32 * math.ceil(2 * auto / 96)
+        smaller = backbones.smaller_size(auto)
         sizes = [auto, *([smaller] if auto == row.native_size and smaller >= row.smallest_size else [])]
         for alpha, size in itertools.product(ALPHAS if row.has_alpha else (1.0,), sizes):
             mine = own is not None and own[0] == name and (own[1] == alpha or not row.has_alpha)

@@ -213,3 +213,7 @@ def test_auto_is_the_native_size(name, size, resolved):
 )
 def test_auto_suits_the_images(setting, sides, size):
     assert backbones.resolve_size("efficientnet_lite0", setting, sides) == size
+
+
+def test_a_smaller_size_is_two_thirds_in_steps_of_32():
+    assert [backbones.smaller_size(size) for size in (96, 224, 240, 299)] == [64, 160, 160, 224]

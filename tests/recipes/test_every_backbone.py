@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 ALL = 999  # layers
 # Training all layers takes most of a row's minutes; that all cuts hold is tested without training in tests/network.
 ALL_TOO = ("xception", "efficientnet_lite1")
-# Bare operations, and scaling of its own; test_training.py and test_pipeline.py have two of other kinds.
-FAST = {"mobilenet_v3_small": (ALL,)}
+# Two that differ in kind, beside the default of test_training.py: bare operations, and scaling of its own; a normalisation
+# that wants mending.
+FAST = {"mobilenet_v3_small": (ALL,), "efficientnet_b0": (50,)}
 NONE_TOO = ("mobilenet_v2", "densenet121", "efficientnet_b0")  # one of each kind
 CASES = [
     *FAST.items(),
