@@ -138,7 +138,7 @@ def challenge(
         decision = replace(decision, version=version, champion=champion and str(champion.version))
         if not decision.promoted:
             break
-        with store.lock("champion"):
+        with registry.exclusive(client, name):
             now = registry.by_alias(client, name, ALIAS)
             if (now and str(now.version)) == decision.champion:  # else another experiment won meanwhile: challenge that one
                 _move(client, name, version, by=run.pipeline_name, reason=decision.reason)
@@ -160,7 +160,7 @@ def renew(run: runs.StageRun, version: str) -> None:
     Other serving code, pins or calibration make another version, which no contest would prefer.
     """
     client, name = run.client, run.params.tracking.model
-    with store.lock("champion"):
+    with registry.exclusive(client, name):
         champion, found = registry.by_alias(client, name, ALIAS), registry.get_version(client, name, version)
         if champion is None or str(champion.version) == version:
             return
@@ -193,7 +193,7 @@ def record_head(run: runs.StageRun, version: str) -> None:
 
 def _reigning(client, name, by):
     """The champion; where it was deleted, or its alias, the title goes back to the last one that is left."""
-    with store.lock("champion"):
+    with registry.exclusive(client, name):
         champion = registry.by_alias(client, name, ALIAS)
         if champion is None and (left := active_versions(history(client, name))):
             _move(client, name, left[-1], by=by, reason="the champion is gone from the registry", action="restored")
@@ -338,7 +338,7 @@ def set_champion(params, version: str | int, *, reason: str = "set by hand") -> 
     """Make `version` (a number or an alias) the champion. Returns one line of text. Raises GraftError if there is none."""
     client, name = store.connect(params).client, params.tracking.model
     version = registry.get_version(client, name, version).version
-    with store.lock("champion"):
+    with registry.exclusive(client, name):
         current = registry.by_alias(client, name, ALIAS)
         if current is not None and str(current.version) == str(version):
             return f"version {version} is the champion of {name} already"
@@ -349,7 +349,7 @@ def set_champion(params, version: str | int, *, reason: str = "set by hand") -> 
 def rollback(params) -> str:
     """Give the title back to the version that had it before. Returns one line of text. Raises GraftError when none had it."""
     client, name = store.connect(params).client, params.tracking.model
-    with store.lock("champion"):
+    with registry.exclusive(client, name):
         current, stack = registry.by_alias(client, name, ALIAS), active_versions(history(client, name))
         if current is not None and str(current.version) in stack[-1:]:
             stack.pop()  # else the alias was moved or deleted by hand: the last one known is the one before

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import re
 import shutil
+import socket
 import time
-from collections.abc import Collection, Mapping
+import uuid
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +27,72 @@ MODEL_ID = "model_id"  # tag of a version: the logged model behind it, which a d
 SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")  # columns of the Models tab
 TAGGED = ("n", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "macro_f1", "loss", "ece")
 UPLOAD_SECONDS = 1800  # how long a queue worker waits for others to hand their models to a slow server
+LEASE_SECONDS = 60  # who holds `exclusive` for longer was killed: it is held for a few requests
+SETTLE_SECONDS = 1.0  # longer than a request of another that takes over the same lock
 
 
 def lock() -> contextlib.AbstractContextManager[None]:
     """One process at a time looks a digest up and registers what it does not find: hold it from `find` to `point`."""
     return store.lock("registry", UPLOAD_SECONDS)
+
+
+@contextlib.contextmanager
+def exclusive(client: MlflowClient, name: str) -> Iterator[None]:
+    """One process at a time, of any clone on any machine, reads the titles of model `name` and moves them.
+
+    A clone's own processes wait at a file. Against other clones the lock is a row of the registry: a registered model for as
+    long as it is held, since a name can be taken once. Raises GraftError where the file or the row stays taken.
+    """
+    row = f"{name}.lock"
+    with store.lock("champion") as file:
+        owner = f"{socket.gethostname()}:{file.resolve()}:{uuid.uuid4().hex}"
+        _take(client, row, owner)
+        try:
+            yield
+        finally:
+            if _owner(client, row) == owner:
+                client.delete_registered_model(row)
+
+
+def _take(client, row, owner):
+    from mlflow.exceptions import MlflowException
+
+    holder, since, begun = None, 0.0, time.monotonic()
+    while True:
+        try:
+            client.create_registered_model(row, tags={"owner": owner}, description="held while the champion is decided")
+            return
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        now, other = time.monotonic(), _owner(client, row)
+        if other != holder:
+            holder, since = other, now
+        # One of this clone, whose file we hold, is gone for certain.
+        gone = other and (other.rpartition(":")[0] == owner.rpartition(":")[0] or now - since > LEASE_SECONDS)
+        if gone:
+            client.set_registered_model_tag(
+                row, "owner", owner
+            )  # take the row over, not away: one of several has the last word
+            time.sleep(SETTLE_SECONDS)
+            if _owner(client, row) == owner:
+                return
+        if now - begun > store.LOCK_SECONDS:
+            raise GraftError(
+                f"registered model {row}: held for {store.LOCK_SECONDS} s by others; delete it if nobody is at work"
+            )
+        time.sleep(random.uniform(0.02, 0.2))
+
+
+def _owner(client, row):
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(row).tags.get("owner")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def find(run: runs.StageRun, digest: str, stage: str | None = None, *, by: str = "digest") -> str | None:

@@ -159,10 +159,22 @@ def _open(client_class, uri, experiment):
     if found is None:
         # Without the first tag the UI opens on its pages for language models.
         tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT, key: view}
-        return Connection(client, uri, client.create_experiment(experiment, artifact_location=artifacts, tags=tags))
+        return Connection(client, uri, _create_experiment(client, experiment, artifact_location=artifacts, tags=tags))
     if found.tags.get(key) != view:
         client.set_experiment_tag(found.experiment_id, key, view)
     return Connection(client, uri, found.experiment_id)
+
+
+def _create_experiment(client, name, **about):
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(name, **about)
+    except MlflowException as error:  # another clone was faster
+        found = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+        if found is None:
+            raise
+        return found.experiment_id
 
 
 def _view() -> str:
@@ -298,8 +310,10 @@ def failures(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock(name: str = "mlflow", seconds: float = LOCK_SECONDS) -> Iterator[None]:
+def lock(name: str = "mlflow", seconds: float = LOCK_SECONDS) -> Iterator[Path]:
     """One process at a time creates the database, the experiment and the pipeline run, or does what `name` stands for.
+
+    Yields the file that is locked.
 
     Processes that meet a fresh SQLite database together break it (11 of 12 failed without the lock). Raises GraftError
     after `seconds`.
@@ -314,7 +328,7 @@ def lock(name: str = "mlflow", seconds: float = LOCK_SECONDS) -> Iterator[None]:
     except Timeout:
         raise GraftError(f"{file}: another process has held this lock for {seconds} s; end it, then try again") from None
     try:
-        yield
+        yield file
     finally:
         held.release()
 

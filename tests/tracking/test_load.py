@@ -1,6 +1,9 @@
 """Eight experiments for four workers, three times, into one store: what benchmarks/load.py does with DVC and real networks."""
 
+import contextlib
 import os
+import secrets
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from graft import params as parameters
 from graft.scoring.predictions import Predictions
 from graft.system import files, paths
 from graft.tracking import champion, registry, runs, store
+from tests.tracking import servers
 
 STAGES = ("fine-tune", "evaluate", "export")
 ROUNDS, EXPERIMENTS, WORKERS = 3, 8, 4
@@ -19,7 +23,7 @@ def _wrong(number):
     return 30 - (number * 7) % 24
 
 
-def _worker(root, tasks):
+def _worker(root, store_uri, tasks):
     """Take numbers off the queue until there is a None; each is an experiment with a folder, a name and a model of its own."""
     from mlflow.models import Model
 
@@ -27,6 +31,7 @@ def _worker(root, tasks):
     truth = np.array(["ab".index(path[0]) for path in paths_of_val])
     while (number := tasks.get()) is not None:
         os.environ["DVC_ROOT"], os.environ["DVC_EXP_NAME"] = str(root), f"exp-{number}"
+        os.environ["MLFLOW_TRACKING_URI"] = store_uri
         os.chdir(root / f"copy {number}")
         params = parameters.load()
         for stage in STAGES:
@@ -46,22 +51,39 @@ def _worker(root, tasks):
                 champion.challenge(run, version=version, predictions=mine, metrics={"accuracy": 0.5}, ask=None)
 
 
+@pytest.fixture(params=["one clone with its own database", "two clones, PostgreSQL behind a server"])
+def clones(request, clone, tmp_path, monkeypatch):
+    """The clones whose experiments go to one store."""
+    with contextlib.ExitStack() as running:
+        if request.param.startswith("one"):
+            request.getfixturevalue("database")
+            yield [clone]
+            return
+        database = running.enter_context(servers.postgresql(secrets.token_hex(12)))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", running.enter_context(servers.mlflow_server(tmp_path, database)))
+        yield [clone, tmp_path / "of a colleague"]
+
+
 @pytest.mark.slow
-def test_24_of_24_experiments_one_champion_and_its_history_whole(params, database, clone, write_manifest, processes):
+def test_24_of_24_experiments_one_champion_and_its_history_whole(params, clone, clones, write_manifest, processes):
     write_manifest(n=120)
+    for other in clones[1:]:
+        shutil.copytree(clone, other)
     for number in range(ROUNDS * EXPERIMENTS):
-        copy = clone / f"copy {number}"
-        (copy / "data" / "split").mkdir(parents=True)
-        (copy / "dvc.yaml").write_bytes((clone / "dvc.yaml").read_bytes())
-        text = (clone / "params.yaml").read_text(encoding="utf-8").replace("lr: 1.0e-4", f"lr: {number + 1}.0e-4")
-        (copy / "params.yaml").write_text(text, encoding="utf-8")
-        for name in ("manifest.csv", "classes.json"):
-            (copy / "data" / "split" / name).write_bytes((paths.SPLIT / name).read_bytes())
+        for each in clones:
+            copy = each / f"copy {number}"
+            (copy / "data" / "split").mkdir(parents=True)
+            (copy / "dvc.yaml").write_bytes((clone / "dvc.yaml").read_bytes())
+            text = (clone / "params.yaml").read_text(encoding="utf-8").replace("lr: 1.0e-4", f"lr: {number + 1}.0e-4")
+            (copy / "params.yaml").write_text(text, encoding="utf-8")
+            for name in ("manifest.csv", "classes.json"):
+                (copy / "data" / "split" / name).write_bytes((paths.SPLIT / name).read_bytes())
     for begun in range(0, ROUNDS * EXPERIMENTS, EXPERIMENTS):
         tasks = processes.Queue()
         for number in [*range(begun, begun + EXPERIMENTS), *[None] * WORKERS]:
             tasks.put(number)
-        workers = [processes.Process(target=_worker, args=(clone, tasks)) for _ in range(WORKERS)]
+        roots, uri = [clones[k % len(clones)] for k in range(WORKERS)], store.tracking_uri()
+        workers = [processes.Process(target=_worker, args=(root, uri, tasks)) for root in roots]
         for worker in workers:
             worker.start()
         for worker in workers:

@@ -1,8 +1,10 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,56 @@ def test_processes_that_register_together(params, database, clone, processes):
     found = client.search_model_versions("name = 'graft'")
     assert sorted(v.tags["digest"] for v in found) == ["0", "1", "2"]
     assert registry.by_alias(client, "graft", "fine-tuned").version in {v.version for v in found}
+
+
+def _count(clone, uri, rounds):
+    """Add one to a tag as often, by reading and writing it."""
+    os.environ["DVC_ROOT"] = str(clone)
+    client = mlflow_client(uri)
+    for _ in range(rounds):
+        with registry.exclusive(client, "graft"):
+            before = int(client.get_registered_model("graft").tags.get("count", 0))
+            time.sleep(0.01)
+            client.set_registered_model_tag("graft", "count", str(before + 1))
+
+
+def mlflow_client(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def test_two_clones_with_one_store_take_turns(database, processes, tmp_path):
+    uri = f"sqlite:///{database}"
+    client = mlflow_client(uri)
+    client.create_registered_model("graft")
+    workers = [processes.Process(target=_count, args=(tmp_path / f"clone {k}", uri, 8)) for k in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert client.get_registered_model("graft").tags["count"] == "16"
+    assert [model.name for model in client.search_registered_models()] == ["graft"]
+
+
+@pytest.mark.parametrize("holder", ["of this clone", "of another"])
+def test_the_turn_of_one_that_was_killed_passes_on(holder, database, clone, monkeypatch):
+    monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(registry, "LEASE_SECONDS", 60 if holder == "of this clone" else 0.3)
+    client = mlflow_client(f"sqlite:///{database}")
+    file = Path(".cache/champion.lock").resolve() if holder == "of this clone" else Path("/elsewhere/.cache/champion.lock")
+    client.create_registered_model("graft.lock", tags={"owner": f"{socket.gethostname()}:{file}:killed"})
+    with registry.exclusive(client, "graft"):
+        assert "killed" not in client.get_registered_model("graft.lock").tags["owner"]
+    assert client.search_registered_models() == []
+
+
+def test_a_turn_that_never_comes_is_one_line(database, clone, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.3)
+    client = mlflow_client(f"sqlite:///{database}")
+    client.create_registered_model("graft.lock", tags={"owner": "elsewhere:/x:alive"})
+    one_line = r"registered model graft\.lock: held .* delete it if nobody"
+    with pytest.raises(GraftError, match=one_line), registry.exclusive(client, "graft"):
+        pytest.fail("it is not our turn")
+    assert client.get_registered_model("graft.lock").tags["owner"] == "elsewhere:/x:alive"
