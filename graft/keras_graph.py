@@ -1,9 +1,15 @@
 """The one walk over the graph of a Functional Keras model, and what an image costs in it."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
 
 
-def parents(model) -> dict[str, list[str]]:
+def parents(model: keras.Model) -> dict[str, list[str]]:
     """{name: names of the operations that feed it}, every operation of `model` after all that feed it.
 
     Operations are layers and, between the layers of some backbones, bare ones such as an addition,
@@ -18,13 +24,13 @@ def parents(model) -> dict[str, list[str]]:
     return {name: [source for source in dict.fromkeys(sources) if source in feeding] for name, sources in feeding.items()}
 
 
-def consumers(model) -> dict[str, list[str]]:
+def consumers(model: keras.Model) -> dict[str, list[str]]:
     """{name: names of the operations that take its output}, both in the order of `parents`."""
     feeding = parents(model)
     return {name: [taker for taker in feeding if name in feeding[taker]] for name in feeding}
 
 
-def multiply_adds(model) -> int:
+def multiply_adds(model: keras.Model) -> int:
     """Of one image: those of the kernels, which are nearly all."""
     kernels = [(layer.output.shape[1:-1], weight.shape) for layer in model.layers for weight in layer.weights]
     return sum(math.prod(places) * math.prod(shape) for places, shape in kernels if len(shape) > 1)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +26,12 @@ from graft.system.prefetch import processors
 
 if TYPE_CHECKING:
     import keras
+    import onnx
+    import onnxruntime
+    import tensorflow as tf
 
 Run = Callable[[np.ndarray], list[np.ndarray]]  # uint8 images (n, S, S, 3) -> arrays (n, …), one per output
+Frozen = Any  # a function of TensorFlow's, of a class that is not public, with `graph`, `inputs` and `outputs`
 
 # What numeric libraries choose their kernels by, and so the low bits of what they compute.
 KERNEL_FLAGS = (
@@ -48,7 +52,7 @@ def rate(run: Run, size: int, repeats: int = 2) -> float:
     return BATCH / min(times[1:])
 
 
-def freeze(model: keras.Model):
+def freeze(model: keras.Model) -> Frozen:
     """A concrete TensorFlow function from "image", uint8 (n, S, S, 3), n free, to the model's outputs; no variables.
 
     Grappler then folds BatchNorm into the convolutions.
@@ -62,7 +66,7 @@ def freeze(model: keras.Model):
         return convert_variables_to_constants_v2(call.get_concrete_function())
 
 
-def litert_converter(frozen):
+def litert_converter(frozen: Frozen) -> tf.lite.TFLiteConverter:
     """A TFLiteConverter of what `freeze` gave."""
     import tensorflow as tf
 
@@ -71,7 +75,7 @@ def litert_converter(frozen):
     return tf.compat.v1.lite.TFLiteConverter(frozen.graph.as_graph_def(), frozen.inputs, frozen.outputs)
 
 
-def with_float_input(frozen):
+def with_float_input(frozen: Frozen) -> tuple[Any, list[str], list[str]]:
     """(GraphDef, inputs, outputs) of what `freeze` gave, its input float32 0..255: a converter then chooses its type.
 
     The cast that a uint8 input begins with would stay in an integer model, in float.
@@ -93,7 +97,7 @@ def with_float_input(frozen):
     return graph_def, *tensors
 
 
-def litert(*, names: Sequence[str] | None = None, **source) -> Run:
+def litert(*, names: Sequence[str] | None = None, **source: str | bytes) -> Run:
     """run(images): uint8 (n, S, S, 3) -> list of arrays (n, …), the outputs called `names`, in that order; by default all.
 
     source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is why they can be named. Outputs
@@ -127,7 +131,7 @@ def _dequantised(values, scale, zero):
     return (values.astype(np.float32) - zero) * np.float32(scale) if scale else values
 
 
-def onnx_model(frozen):
+def onnx_model(frozen: Frozen) -> onnx.ModelProto:
     """What `freeze` gave as an ONNX ModelProto, inputs and outputs named alike. Raises ImportError without tf2onnx."""
     import tf2onnx
 
@@ -141,7 +145,7 @@ def onnx_model(frozen):
     return model
 
 
-def onnx_session(source: str | Path | bytes):
+def onnx_session(source: str | Path | bytes) -> onnxruntime.InferenceSession:
     """An InferenceSession on the CPU. source: a path, or the bytes of a model. Raises ImportError without onnxruntime."""
     import onnxruntime
 

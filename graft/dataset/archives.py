@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 from graft.system import console, files
 from graft.system.console import GraftError
@@ -25,7 +25,7 @@ TIMEOUT = 60  # seconds without a byte from a server
 SUFFIX = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2?|tar\.xz|txz)$", re.IGNORECASE)
 
 
-Entry = tuple[PurePath, BinaryIO | None]  # relative path of a file and its content; None: a link or such, passed over
+Entry = tuple[PurePath, IO[bytes] | None]  # relative path of a file and its content; None: a link or such, passed over
 
 
 class Limits(Protocol):
@@ -41,7 +41,7 @@ class Budget:
 
     def __init__(self, limits: Limits):
         self.limits, self.files, self.bytes, self.passed_over = limits, 0, 0, 0
-        self.archive_bytes = None
+        self.archive_bytes: int | None = None
 
     def spend(self, size: int) -> None:
         self.bytes += size
@@ -54,7 +54,7 @@ class Budget:
                 "raise import_limits.max_ratio in params.yaml if it is sound"
             )
 
-    def write(self, source: BinaryIO, path: Path, *, after_block: Callable[[], None] = lambda: None) -> None:
+    def write(self, source: IO[bytes], path: Path, *, after_block: Callable[[], None] = lambda: None) -> None:
         """Copy the stream `source` to the new file `path`, calling `after_block` after every MiB."""
         self.files += 1
         if self.files > self.limits.max_files:
@@ -118,7 +118,8 @@ def unzip(file: zipfile.ZipFile) -> Iterator[Entry]:
 def untar(file: tarfile.TarFile) -> Iterator[Entry]:
     """As `unzip`; a link to a file of the archive is a copy of it: extractfile looks nowhere but in the archive."""
     for member in file:
-        path, stream = _inside(_decoded(os.fsencode(member.name), "cp1252")), None
+        path = _inside(_decoded(os.fsencode(member.name), "cp1252"))
+        stream: IO[bytes] | None = None
         if member.isreg() or member.islnk() or member.issym():
             with contextlib.suppress(KeyError, RecursionError):
                 stream = file.extractfile(member)

@@ -73,9 +73,9 @@ def group(images: Sequence[ScannedImage], pairs: Sequence[tuple[int, int]], *, g
                  "if they are not, lower data.near_duplicates (-1 = do not look)")  # fmt: skip
     orders = (_captures(images, group_by) if group_by else {}) | {image.path: image.group for image in images if image.group}
     _warn_of_parted(images, orders)
-    first = {}
+    first: dict[str, int] = {}
     captured = [(first.setdefault(orders[image.path], i), i) for i, image in enumerate(images) if image.path in orders]
-    groups = {}
+    groups: dict[str, str] = {}
     for members in linked([*pairs, *captured]):
         keys = [orders[images[i].path] for i in members if images[i].path in orders]
         name = f"by-{min(keys)}" if keys else f"near-{min(images[i].sha256 for i in members)[:12]}"
@@ -98,7 +98,7 @@ def _warn_of_parted(images, orders):
 
 def linked(pairs: Iterable[tuple[T, T]]) -> list[list[T]]:
     """Sorted lists of two or more of what `pairs` link, directly or by way of others, in the order of their first."""
-    home = {}
+    home: dict[T, list[T]] = {}
     for a, b in pairs:
         one, two = home.setdefault(a, [a]), home.setdefault(b, [b])
         if one is not two:
@@ -116,7 +116,7 @@ def duplicates(problems: Iterable[Problem]) -> list[tuple[str, list[str]]]:
     return [(kind, paths) for kind in DUPLICATES for paths in linked(pairs[kind])]
 
 
-def _near_rows(members) -> Iterator[Problem]:
+def _near_rows(members: Sequence[ScannedImage]) -> Iterator[Problem]:
     for image in members:
         other = next(i for i in members if i is not image)
         stranger = next((i for i in members if i.label != image.label), None)

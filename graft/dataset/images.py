@@ -1,7 +1,7 @@
 """The images that a manifest lists, decoded in parallel and in order."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
@@ -11,6 +11,7 @@ from PIL import Image
 
 from graft import pixels
 from graft.dataset.manifest import Manifest
+from graft.description import Description
 from graft.system.console import GraftError
 from graft.system.prefetch import prefetch, processors
 
@@ -52,7 +53,14 @@ def load_images(
 
 
 def iter_batches(
-    root: str | Path, paths: Iterable[str], size: int, *, batch_size: int, resize: str = "squash", sha256=None, white: int = 0
+    root: str | Path,
+    paths: Iterable[str],
+    size: int,
+    *,
+    batch_size: int,
+    resize: str = "squash",
+    sha256: Sequence[str] | None = None,
+    white: int = 0,
 ) -> Iterator[np.ndarray]:
     """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is left."""
     images = load_images(root, paths, size, resize=resize, sha256=sha256, white=white)
@@ -129,7 +137,7 @@ class ImageSet:
                             white=self.white)  # fmt: skip
 
 
-def image_sets(manifest: Manifest, root: str | Path, description, *splits: str) -> tuple[ImageSet, ...]:
+def image_sets(manifest: Manifest, root: str | Path, description: Description, *splits: str) -> tuple[ImageSet, ...]:
     """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them."""
     size, resize = description.image_size, description.resize
     return tuple(ImageSet(manifest.split(name), root, size, resize=resize, white=manifest.white) for name in splits)

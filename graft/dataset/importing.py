@@ -72,25 +72,28 @@ def import_dataset(
     The class folders are found at whatever depth they lie; train, val and test above them are kept. Where labels do not come
     from folders, labels.csv holds them. Raises GraftError.
     """
-    sources, into = [str(source) for source in sources], Path(into)
-    if len(sources) > 1 and (name is None or sha256 is not None or rules.labels is not None):
+    names, into = [str(source) for source in sources], Path(into)
+    if len(names) > 1 and (name is None or sha256 is not None or rules.labels is not None):
         raise GraftError("several sources need a --name for the set that they become, and take neither --sha256 nor --labels")
-    target = into / _checked_name(name, sources[0])
+    target = into / _checked_name(name, names[0])
     if target.exists() or target.is_symlink():
         raise GraftError(f"{target} is there already; remove it, or choose another --name")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise GraftError(f"--sha256 must be 64 hexadecimal digits, not {sha256!r}")
-    if sha256 is not None and (sources[0].startswith("tfds:") or Path(sources[0]).is_dir()):
+    if sha256 is not None and (names[0].startswith("tfds:") or Path(names[0]).is_dir()):
         raise GraftError("--sha256 is for archives; a folder or a TensorFlow Datasets name has no such sum")
     with _staging(into, target.name) as work:
         budget = Budget(limits)
-        folders = _folders(work / "files", sources)
+        folders = _folders(work / "files", names)
         for source, folder in folders.items():
             try:
                 _fetch(source, work, folder, budget, sha256)
             except OSError as error:
                 raise GraftError(f"{source}: {error.strerror or error}; nothing was imported") from None
-        top, counts, table = _joined(work / "files", folders, rules) if len(sources) > 1 else _look(*folders.popitem(), rules)
+        if len(names) > 1:
+            top, counts, table = _joined(work / "files", folders, rules)
+        else:
+            top, counts, table = _look(names[0], folders[names[0]], rules)
         left_out = budget.files - sum(len(names) for *_, names in os.walk(top)) + budget.passed_over
         try:
             top.rename(target)
@@ -177,7 +180,7 @@ def _fetch(source, work, folder, budget, sha256):
     archives.unpack(archive, folder, budget, shown=source)
 
 
-def _folder_entries(source) -> Iterator[Entry]:
+def _folder_entries(source: Path) -> Iterator[Entry]:
     """The files of a folder but hidden ones; links out of it, and to folders, without content."""
     home = source.resolve()
     for here, names, files in os.walk(source):
@@ -264,7 +267,7 @@ def _write_table(folder, places, source):
     write_table(folder / TABLE, places)
 
 
-def _tfds_entries(source) -> tuple[Iterator[Entry], int]:
+def _tfds_entries(source: str) -> tuple[Iterator[Entry], int]:
     """(entries, how many) of a TensorFlow Datasets set: its images as they are encoded there, one folder per class, below one
     per split; those without a label (-1, as some test images have) without content."""
     set_tensorflow_environment()

@@ -7,6 +7,7 @@ from graft.dataset import grouping, manifest, near_duplicates, scan, splitting
 from graft.dataset.manifest import SPLITS, Manifest
 from graft.dataset.scan import Problem, ScanResult
 from graft.dataset.scan_cache import ScanCache
+from graft.params import Data
 
 FEW, LOPSIDED = 10, 20  # images of a class that call for a warning; times that one class may have another's
 
@@ -20,16 +21,22 @@ class Intake:
     problems: list[Problem]
 
 
-def take_in(data, *, seed: int, cache_file: Path | None) -> Intake:
+def take_in(data: Data, *, seed: int, cache_file: Path | None) -> Intake:
     """Scan the folder data.path, set aside what is damaged or there twice, group what must not be parted, and deal it out.
 
     data: params.data. cache_file: of the ScanCache. Raises GraftError where there is nothing to learn from, and where a
     file came, changed or went meanwhile: it would be vouched for, and never be seen again.
     """
     root = Path(data.path)
-    limits = {"min_side": data.min_side, "max_megapixels": data.max_megapixels, "on_damaged": data.on_damaged}
     with ScanCache(cache_file, root) as cache:
-        found = scan.scan(root, cache=cache, rules=data, **limits)
+        found = scan.scan(
+            root,
+            cache=cache,
+            rules=data,
+            min_side=data.min_side,
+            max_megapixels=data.max_megapixels,
+            on_damaged=data.on_damaged,
+        )
         usable, copies, copied_across = grouping.set_aside_copies(found.images)
         pairs = near_duplicates.find(usable, cache, max_distance=data.near_duplicates)
     grouped = grouping.group(usable, pairs, group_by=data.group_by)
@@ -53,7 +60,7 @@ def doubtful_counts(rows: Manifest) -> list[str]:
         lines.append(f"class {label!r} has {sizes[label]} images ({shares}): too few for its figures to mean much")
     if len(few) > 5:
         lines.append(f"{len(few) - 5} more classes have as few images")
-    least, most = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     if sizes[most] > LOPSIDED * sizes[least]:
         lines.append(
             f"class {most!r} has {sizes[most]} images, {least!r} {sizes[least]}: look at balanced_accuracy, not accuracy"

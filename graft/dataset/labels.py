@@ -11,10 +11,10 @@ import re
 import unicodedata
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 from graft import pixels
 from graft.dataset.layout import Layout, Reading, Unclear, find_layout, find_splits, label_in, split_named
@@ -43,10 +43,14 @@ NO_VALUE = frozenset({"nan", "na", "n/a", "#n/a", "none", "null", "nil", "?", "-
 class Rules(Protocol):
     """What params.data says of labels."""
 
-    layout: str
-    labels: str | None
-    label_by: str | None
-    class_map: Mapping[str, str | None]
+    @property
+    def layout(self) -> str: ...
+    @property
+    def labels(self) -> str | None: ...
+    @property
+    def label_by(self) -> str | None: ...
+    @property
+    def class_map(self) -> Mapping[str, str | None]: ...
 
 
 @dataclass(frozen=True)
@@ -336,9 +340,10 @@ def _nfc(text):
 
 ONE_LABEL = "graft gives a photo one label; make it one, or leave the photo out"
 Rows = Iterator[tuple[str, Place]]  # what a table calls a photo, and what it says of it
+Say = Callable[[str], None]
 
 
-def _table_rows(path, shown, say) -> Rows:
+def _table_rows(path: Path, shown: str, say: Say) -> Rows:
     """The rows of a table. say: is given lines on what was taken for what.
 
     Raises GraftError for what cannot be read, or gives a photo several labels.
@@ -369,7 +374,7 @@ def _csv_records(text):
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
 
 
-def _plain_rows(records, shown, say) -> Rows:
+def _plain_rows(records: list[dict], shown: str, say: Say) -> Rows:
     """Of records with a file and a label each, or a column of 0 and 1 per class (Roboflow's _classes.csv)."""
     if not records:
         raise GraftError(f"{shown}: holds no rows")
@@ -434,7 +439,7 @@ def _hot(names, key, shown):
     return _cell(names[0]) if names else ""
 
 
-def _json_rows(tree, shown, say) -> Rows:
+def _json_rows(tree: Any, shown: str, say: Say) -> Rows:
     if isinstance(tree, dict) and {"images", "annotations", "categories"} <= set(tree):
         return _coco_rows(tree, shown)
     if isinstance(tree, list) and tree and "data" in tree[0]:
@@ -444,7 +449,7 @@ def _json_rows(tree, shown, say) -> Rows:
     raise GraftError(f"{shown}: is neither an export of COCO nor of Label Studio, nor a list of file and label")
 
 
-def _coco_rows(tree, shown) -> Rows:
+def _coco_rows(tree: dict, shown: str) -> Rows:
     names, found = {category["id"]: category["name"] for category in tree["categories"]}, defaultdict(set)
     for annotation in tree["annotations"]:
         found[annotation["image_id"]].add(names[annotation["category_id"]])
@@ -453,7 +458,7 @@ def _coco_rows(tree, shown) -> Rows:
         yield key, _placed(_hot(sorted(found[image["id"]]), key, shown), shown)
 
 
-def _label_studio_rows(tasks, shown) -> Rows:
+def _label_studio_rows(tasks: list[dict], shown: str) -> Rows:
     for task in tasks:
         texts = [value for value in task["data"].values() if isinstance(value, str)]
         key = next(

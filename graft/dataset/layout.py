@@ -40,7 +40,7 @@ class Walk:
 def walk(root: Path) -> Walk:
     """Go through `root`, links to folders too; never raises for what it meets."""
     files, odd, links, hidden = [], [], [], 0
-    stack = [("", str(root), False, frozenset())]
+    stack: list[tuple[str, str, bool, frozenset]] = [("", str(root), False, frozenset())]
     while stack:
         prefix, folder, is_hidden, above = stack.pop()
         try:
@@ -350,7 +350,7 @@ def named_splits(folders: Iterable[str]) -> dict[str, str]:
     More than such a word may stand in a name where other folders share it: seg_train and seg_test, pets-train and pets-val.
     """
     parsed = {folder: _parsed(folder) for folder in folders}
-    shared = {}
+    shared: dict[str, set[str]] = {}
     for split, rest in parsed.values():
         if split and rest:
             shared.setdefault(rest, set()).add(split)

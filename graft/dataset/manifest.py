@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,8 @@ def read(folder: Path = paths.SPLIT) -> Manifest:
         raise GraftError(f"{error.filename}: no such file; run `dvc repro split` first") from None
     if not table or tuple(table[0]) not in (COLUMNS, ALL_COLUMNS):
         raise GraftError(f"{folder / 'manifest.csv'}: its columns must be {','.join(COLUMNS)}; run `dvc repro split`")
-    rows = tuple(ManifestRow(**row | {name: int(row[name]) for name in NUMBERS if name in row}) for row in table)
+    typed: list[dict[str, Any]] = [row | {name: int(row[name]) for name in NUMBERS if name in row} for row in table]
+    rows = tuple(ManifestRow(**row) for row in typed)
     strays = {row.label for row in rows} - set(classes)
     if strays:
         raise GraftError(f"{folder}: classes.json lacks {sorted(strays)[0]!r} of manifest.csv; run `dvc repro split`")

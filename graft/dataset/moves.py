@@ -9,6 +9,7 @@ from graft.dataset.intake import Intake
 from graft.dataset.manifest import Manifest
 from graft.dataset.scan_cache import ScanCache
 from graft.dataset.splitting import age
+from graft.params import Data
 
 SETTINGS = ("val_fraction", "test_fraction", "group_by", "near_duplicates", "layout", "labels", "label_by", "class_map")
 DIGITS = 16  # of a SHA-256, which tell photos apart here
@@ -22,7 +23,7 @@ class Home:
     first: str
 
 
-def since_last(taken: Intake, data, *, seed: int, cache_file: Path) -> list[str]:
+def since_last(taken: Intake, data: Data, *, seed: int, cache_file: Path) -> list[str]:
     """What became of the photos that the last split of this folder knew, in lines for a person; remembers this one.
 
     data: params.data. cache_file: of the ScanCache, where the last split is kept.
@@ -41,7 +42,7 @@ def since_last(taken: Intake, data, *, seed: int, cache_file: Path) -> list[str]
 
 def _homes(rows: Manifest) -> dict[str, Home]:
     """{DIGITS of SHA-256: Home} of a manifest."""
-    firsts = {}
+    firsts: dict[str, str] = {}
     for row in sorted(rows.rows, key=lambda row: age(row.path)):
         firsts.setdefault(row.group or row.path, row.sha256[:DIGITS])
     return {row.sha256[:DIGITS]: Home(row.split, firsts[group]) for row, group in zip(rows.rows, rows.groups)}

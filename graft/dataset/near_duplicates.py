@@ -111,7 +111,7 @@ def pixel_digest(image: Image.Image) -> bytes:
 
 def fine_detail(thumbs: np.ndarray) -> np.ndarray:
     """(n, 32, 32) -> float32 (n, 32, 32): what is left when the mean of the 5 x 5 pixels around each pixel is taken away."""
-    x = np.asarray(thumbs, dtype=np.float32)
+    x: np.ndarray = np.asarray(thumbs, dtype=np.float32)
     for axis in (1, 2):
         x = np.cumsum(np.pad(x, [(0, 0) if a != axis else (3, 2) for a in range(3)], mode="edge"), axis=axis)
         x = (np.take(x, range(5, THUMB + 5), axis) - np.take(x, range(THUMB), axis)) / 5
@@ -144,7 +144,8 @@ def find(images: Sequence, cache: ScanCache, *, max_distance: int) -> list[tuple
     """
     if max_distance < 0:
         return []
-    first, pairs = {}, []
+    first: dict[str, int] = {}
+    pairs = []
     for i, image in enumerate(images):
         if image.pixels and first.setdefault(image.pixels, i) != i:
             pairs.append((first[image.pixels], i))
@@ -206,7 +207,7 @@ def _way(position, kind_a, kind_b):
     return (3 * kind_a + kind_b) * POSITIONS + position
 
 
-def _candidates(prints, max_distance, advance) -> Iterator[np.ndarray]:
+def _candidates(prints: _Prints, max_distance: int, advance: Callable) -> Iterator[np.ndarray]:
     """Yield int64 (k, 3), k <= BATCH: pairs of images with the way in which their fingerprints come near."""
     upright, bits = prints.positions[0], min(max_distance, OTHER_BITS)
     for position in range(POSITIONS):
@@ -372,7 +373,8 @@ def aligned_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         best[better], best_shift[better] = now[better], shift[better]
         if step == 2 and (best < HOPELESS).any():  # spare the rest of the work on pairs that do not come together
             keep = best >= HOPELESS
-            a, b, going, best, shift, best_shift = (x[keep] for x in (a, b, going, best, shift, best_shift))
+            a, b, going = a[keep], b[keep], going[keep]
+            best, shift, best_shift = best[keep], shift[keep], best_shift[keep]
             warped, inside = warped[keep], inside[keep]
         if len(a) == 0:
             return result

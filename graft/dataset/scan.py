@@ -9,9 +9,10 @@ import io
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from graft import pixels
 from graft.dataset import near_duplicates
@@ -105,7 +106,10 @@ def scan(
             "put the folder itself there, or make a set of both by `graft import`"
         )
     labels = _labels(root, seen, rules)
-    images, notes, most, problems = [], {}, {}, [Problem(*row) for row in seen.odd if row[1] != "non_image"]
+    images: list[ScannedImage] = []
+    notes: dict[str, str] = {}
+    most: dict[str, int] = {}
+    problems = [Problem(*row) for row in seen.odd if row[1] != "non_image"]
     non_images = len(seen.odd) - len(problems)
     with console.Progress(f"scan of {root}", len(seen.files), unit="file") as progress:
         for file, record in _records(root, seen.files, cache, max_megapixels, workers or processors(), progress):
@@ -118,8 +122,9 @@ def scan(
             elif place.label is None:
                 problems.append(Problem(file.path, "no_class", f"set aside: {place.why}"))
             else:
-                known = (record.sha256.hex(), record.width, record.height, record.pixels and record.pixels.hex())
-                images.append(ScannedImage(file.path, place.label, place.split, *known, place.group))
+                shape = record.sha256.hex(), record.width, record.height
+                exact = None if record.pixels is None else record.pixels.hex()
+                images.append(ScannedImage(file.path, place.label, place.split, *shape, exact, place.group))
                 notes |= {file.path: record.note} if record.note else {}
                 most |= {file.path: record.most} if record.most else {}
     images.sort(key=lambda image: image.path)
@@ -168,7 +173,7 @@ def _check(found: ScanResult, labels: Labels, on_damaged: str) -> None:
         held = f"{len(found.problems)} set aside, {found.non_images} not images"
         raise GraftError(f"data.path: no usable image in the class folders of {root} ({held})")
     classes = {image.label for image in found.images}
-    lost = sorted({labels.place(p.path).label for p in damaged} - classes - {None})
+    lost = sorted(name for name in {labels.place(p.path).label for p in damaged} - classes if name is not None)
     if lost:
         raise GraftError(f"data.path: class {lost[0]!r} of {root} has no usable image; mend it or take the folder out")
     learnt = {image.label for image in found.images if image.given in ("", "train")}
@@ -225,7 +230,8 @@ def examine(path: Path, *, max_megapixels: float = pixels.MAX_MEGAPIXELS) -> Fil
     thumbs = b"" if small else near_duplicates.thumbnails(image).tobytes()
     exact = near_duplicates.pixel_digest(image) if small else b""
     notes = seen["notes"]
-    if not thumbs and all(high - low <= 2 for low, high in image.getextrema()):
+    bands: Any = image.getextrema()  # (lowest, highest) of red, green and blue
+    if not thumbs and all(high - low <= 2 for low, high in bands):
         hidden = f": {pixels.HIDDEN}" if pixels.HIDDEN in notes else ""
         notes = [ONE_COLOUR + hidden]
     known = (hashlib.sha256(content).digest(), seen["width"], seen["height"], seen["megapixels"], seen["most"])
@@ -297,7 +303,14 @@ def check_unchanged(found: ScanResult) -> None:
         )
 
 
-def _records(root, files, cache, max_megapixels, workers, progress) -> Iterator[tuple[File, FileRecord]]:
+def _records(
+    root: Path,
+    files: Sequence[File],
+    cache: ScanCache,
+    max_megapixels: float,
+    workers: int,
+    progress: console.Progress,
+) -> Iterator[tuple[File, FileRecord]]:
     """Yield (file, FileRecord) of every file, those in the cache first. Bounded memory whatever their number."""
     unknown = []
     for file, record in cache.records(files):

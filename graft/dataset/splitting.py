@@ -73,7 +73,7 @@ def resolve_leakage(
     near-duplicate in val or test, and those of val that have one in test; "fail" raises GraftError, with the list.
     """
     shared = [image for image in images if image.given and image.path in groups]
-    best = {}
+    best: dict[str, ScannedImage] = {}
     for image in sorted(shared, key=lambda image: PRIORITY[image.given]):
         best.setdefault(groups[image.path], image)
     stays = {image.path: best[groups[image.path]] for image in shared}

@@ -19,11 +19,15 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft.system import paths
 from graft.system.console import warn
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 ROWS = 512  # of a segment, at most
 SPARE = 1 << 30  # bytes of disk that the cache leaves to everyone else
@@ -81,7 +85,7 @@ class FeatureCache:
                 total -= status.st_size
         return fits()
 
-    def lock(self, name: str):
+    def lock(self, name: str) -> BaseFileLock:
         """A file lock for who computes rows: a process that waits finds them when its turn comes."""
         from filelock import FileLock
 
@@ -98,7 +102,7 @@ def _segments(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 class Space:
     """Rows whose values are determined by the same things but for the image. See `FeatureCache.space`."""
 
-    def __init__(self, cache, folder, shape, dtype, about):
+    def __init__(self, cache: FeatureCache, folder: Path, shape: tuple[int, ...], dtype: np.dtype, about: dict):
         self.cache, self.folder, self.shape, self.dtype, self.about = cache, folder, shape, dtype, about
         self.row_bytes = int(np.prod(shape)) * dtype.itemsize
 
@@ -107,7 +111,8 @@ class Space:
         wanted: dict[bytes, list[int]] = {}
         for position, name in enumerate(names):
             wanted.setdefault(name.encode(), []).append(position)
-        files, segment, row = [], np.full(len(names), -1, np.int32), np.zeros(len(names), np.int32)
+        files: list[Path] = []
+        segment, row = np.full(len(names), -1, np.int32), np.zeros(len(names), np.int32)
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             index = _read_index(path, self)
             hits = [] if index is None else [(r, p) for r, n in enumerate(index["sha256"]) for p in wanted.get(n, ())]
@@ -130,8 +135,10 @@ class Space:
 class Writer:
     """Gathers rows into segments. Where there is no room (any more), it drops them, after one warning."""
 
-    def __init__(self, space, keep):
-        self.space, self.keep, self.names, self.rows, self.full = space, keep, [], [], False
+    def __init__(self, space: Space, keep: set[Path]):
+        self.space, self.keep, self.full = space, keep, False
+        self.names: list[bytes] = []
+        self.rows: list[np.ndarray] = []
 
     def append(self, name: str, row: np.ndarray) -> None:
         """`row`: of the space's shape and dtype, for the image with SHA-256 `name`."""

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from graft.features.cache import FeatureCache, Rows
 from graft.features.views import Augmentation
 from graft.system.console import GraftError, Progress, log, warn
 from graft.system.prefetch import prefetch, processors
+
+if TYPE_CHECKING:
+    import keras
+
+    from graft.params import Params
 
 FORMAT = 3  # raise it when the meaning of a row changes
 HALF = np.finfo(np.float16).max
@@ -48,24 +53,24 @@ class Cut(Protocol):
 class Features:
     """What training reads: features (n, *shape) of `images` in `views` views, float16, or uint8 where the cut is the input."""
 
-    def __init__(self, images: Images, rows: list[Rows], compute):
+    def __init__(self, images: Images, rows: list[Rows], compute: Callable[[np.ndarray, int], np.ndarray]):
         self.images, self._rows, self._compute = images, rows, compute
         self.views, self.shape, self.dtype = len(rows), rows[0].space.shape, rows[0].space.dtype
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, indices: Sequence[int], view: int | np.ndarray = 0) -> np.ndarray:
+    def take(self, indices: Sequence[int] | np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
         """Features (b, *shape) of the images at `indices`, int (b,), in `view`: one number, or one per image, int (b,)."""
-        indices = np.asarray(indices)
-        view = np.broadcast_to(view, indices.shape)
-        taken = np.empty((len(indices), *self.shape), self.dtype)
-        for v in np.unique(view):
-            chosen = np.flatnonzero(view == v)
+        wanted = np.asarray(indices)
+        views = np.broadcast_to(view, wanted.shape)
+        taken = np.empty((len(wanted), *self.shape), self.dtype)
+        for v in np.unique(views):
+            chosen = np.flatnonzero(views == v)
             part = np.empty((len(chosen), *self.shape), self.dtype)
-            there = self._rows[v].read(indices[chosen], part)
+            there = self._rows[v].read(wanted[chosen], part)
             if not there.all():
-                part[~there] = self._compute(indices[chosen][~there], int(v))
+                part[~there] = self._compute(wanted[chosen][~there], int(v))
             taken[chosen] = part
         return taken
 
@@ -81,13 +86,15 @@ class FeatureExtractor:
     announce: Callable[[float], None] | None = None
 
     @classmethod
-    def of(cls, params, runtime: str, announce: Callable[[float], None] | None = None) -> FeatureExtractor:
+    def of(cls, params: Params, runtime: str, announce: Callable[[float], None] | None = None) -> FeatureExtractor:
         """From params.yaml, whose `features.runtime` may say auto: `runtime` is what that came out as."""
         a = params.augment
         augmentation = Augmentation(a.flip, a.rotation, a.zoom, a.translation, a.contrast, params.seed)
         return cls(augmentation, runtime, FeatureCache(max_gb=params.cache.max_gb), announce)
 
-    def extract(self, model, cuts: Sequence[Cut], images: Images, *, views: int = 1, label: str = "train") -> list[Features]:
+    def extract(
+        self, model: keras.Model, cuts: Sequence[Cut], images: Images, *, views: int = 1, label: str = "train"
+    ) -> list[Features]:
         """Features of `images` at each of `cuts` of `model`; what is missing in the cache is computed in one pass.
 
         views: of each image, at least 1. label: what the log calls the images. What the cache has no room for is computed

@@ -54,8 +54,8 @@ class Augmentation:
         angle, scale = turn * self.rotation * 2 * math.pi, 1 + zoom * self.zoom
         cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
         moves = right * self.translation, down * self.translation
-        matrix = (cos * mirror_x, -sin * mirror_y, sin * mirror_x, cos * mirror_y, *moves)
-        return Change(tuple(map(float, matrix)), float(1 + contrast * self.contrast))
+        matrix = (cos * mirror_x, -sin * mirror_y, sin * mirror_x, cos * mirror_y, float(moves[0]), float(moves[1]))
+        return Change(matrix, float(1 + contrast * self.contrast))
 
     def view(self, image: np.ndarray, sha256: str, view: int) -> np.ndarray:
         """View `view` of `image`, uint8 (S, S, 3), whose file has this SHA-256; uint8 (S, S, 3)."""

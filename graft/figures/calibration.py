@@ -1,10 +1,17 @@
 """Is the confidence worth its name: the reliability diagram."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from graft.figures import style
 from graft.scoring.calibration import calibration_error, reliability
 from graft.scoring.predictions import Predictions
+
+if TYPE_CHECKING:
+    pass
 
 
 class ReliabilityDisplay(style.Display):
@@ -20,17 +27,17 @@ class ReliabilityDisplay(style.Display):
         self.series = dict(series)
 
     @classmethod
-    def from_predictions(cls, predictions: Predictions, *, uncalibrated: Predictions | None = None):
+    def from_predictions(cls, predictions: Predictions, *, uncalibrated: Predictions | None = None) -> ReliabilityDisplay:
         """`uncalibrated`: the predictions before temperature scaling, drawn beside the others if given."""
         named = {"as shipped": predictions}
         if uncalibrated is not None:
             named = {"calibrated": predictions, "uncalibrated": uncalibrated}
         return cls({name: reliability(some) for name, some in named.items()})
 
-    def axes(self):
+    def axes(self) -> np.ndarray:
         return style.figure(*self.size).subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
 
-    def draw(self, ax):
+    def draw(self, ax: np.ndarray) -> None:
         main, counts = ax
         main.plot([0, 1], [0, 1], color=style.MUTED, linewidth=0.8, linestyle=style.DASHES[2])
         looks = ((style.RIGHT, "o", "-"), (style.WRONG, "D", style.DASHES[1]))

@@ -1,10 +1,18 @@
 """Figures of the classes: confusion matrix, per-class figures, head against fine-tuned."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from graft.figures import style
 from graft.scoring import metrics
 from graft.scoring.predictions import Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TEXT_UP_TO = 20  # classes whose cells carry numbers
 NAMES_UP_TO = 100
@@ -20,22 +28,22 @@ class ConfusionMatrixDisplay(style.Display):
     to 100.
     """
 
-    def __init__(self, matrix, classes, *, normalise: bool = False):
+    def __init__(self, matrix: np.ndarray, classes: Sequence[str], *, normalise: bool = False):
         self.matrix, self.classes, self.normalise = np.asarray(matrix), list(classes), normalise
         count = len(self.classes)
         self.side = float(np.clip(2.0 + 0.32 * count, 3.6, 4.8 if count <= 12 else 11.0))
         self.size = (self.side + 0.2, self.side)
 
     @classmethod
-    def from_predictions(cls, predictions: Predictions, *, normalise: bool = False):
+    def from_predictions(cls, predictions: Predictions, *, normalise: bool = False) -> ConfusionMatrixDisplay:
         return cls(metrics.confusion_matrix(predictions), predictions.classes, normalise=normalise)
 
     @property
-    def shares(self):
+    def shares(self) -> np.ndarray:
         """float64 (C, C): shares of each row; a row without images is 0."""
         return self.matrix / np.maximum(self.matrix.sum(axis=1, keepdims=True), 1)
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         from matplotlib.colors import to_rgba_array
 
         count, shade = len(self.classes), self._shade()
@@ -84,7 +92,7 @@ class PerClassDisplay(style.Display):
         self.shown = sorted((row for row in rows if row["support"] or row["predicted"]), key=lambda row: row["f1"])[:BARS]
         self.size = (style.WIDTH, 1.3 + 0.27 * len(self.shown))
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         rows, at = self.shown, np.arange(len(self.shown))
         f1, low, high = (np.array([row[key] for row in rows], float) for key in ("f1", "f1_low", "f1_high"))
         ax.barh(at, f1, height=0.62, color=style.RIGHT, alpha=0.28, label="F1, 95% interval")
@@ -109,7 +117,7 @@ class HeadAgainstTunedDisplay(style.Display):
     The classes that changed most, at most 24. `head`, `tuned` float (C,), NaN for a class without images.
     """
 
-    def __init__(self, head, tuned, classes):
+    def __init__(self, head: np.ndarray, tuned: np.ndarray, classes: Sequence[str]):
         self.head, self.tuned, self.classes = np.asarray(head, float), np.asarray(tuned, float), list(classes)
         change = self.tuned - self.head
         self.known = np.flatnonzero(~np.isnan(change))
@@ -120,14 +128,14 @@ class HeadAgainstTunedDisplay(style.Display):
         self.size = (style.WIDTH, 1.3 + 0.24 * len(self.shown))
 
     @classmethod
-    def from_predictions(cls, head: Predictions, tuned: Predictions):
+    def from_predictions(cls, head: Predictions, tuned: Predictions) -> HeadAgainstTunedDisplay:
         recalls = []
         for matrix in map(metrics.confusion_matrix, (head, tuned)):
             support = matrix.sum(axis=1)
             recalls.append(np.where(support > 0, matrix.diagonal() / np.maximum(support, 1), np.nan))
         return cls(*recalls, tuned.classes)
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         shown, at = self.shown, np.arange(len(self.shown))
         head, tuned = self.head[shown], self.tuned[shown]
         for some, colour, dash in ((tuned >= head, style.RIGHT, "-"), (tuned < head, style.WRONG, style.DASHES[2])):

@@ -1,5 +1,9 @@
 """Accuracy and loss over the epochs of head and fine-tuning."""
 
+from __future__ import annotations
+
+import numpy as np
+
 from graft.figures import style
 from graft.scoring.history import History
 
@@ -14,10 +18,10 @@ class CurvesDisplay(style.Display):
     def __init__(self, history: History):
         self.history = history
 
-    def axes(self):
+    def axes(self) -> np.ndarray:
         return style.figure(*self.size).subplots(2, 1, sharex=True)
 
-    def draw(self, ax):
+    def draw(self, ax: np.ndarray) -> None:
         for axes, figure in zip(ax, ("accuracy", "loss")):
             self._draw(axes, figure)
         ax[1].set_xlabel("epoch")

@@ -1,12 +1,18 @@
 """What a split data set looks like: images per class, samples, sizes, duplicates."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {"train": style.SERIES[0], "val": style.SERIES[4], "test": style.SERIES[2]}
 CLASSES = 100  # shown in the class balance and the sheet of samples; of more, the largest
@@ -33,7 +39,7 @@ class ClassBalanceDisplay(style.Display):
         n = len(self.shown)
         return 6.2, max(1.9, 1.15 + n * (0.3 if n <= 12 else 0.19 if n <= 40 else 0.125))
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         n = len(self.shown)
         left = np.zeros(n, np.int64)
         for split, counts in zip(self.splits, self.counts):
@@ -64,7 +70,7 @@ class _SheetDisplay(style.Display):
     def size(self) -> tuple[float, float]:
         return self.width / style.DPI + self.margin, self.height / style.DPI + 0.45
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         sheet = np.full((self.height, self.width, 3), 255, np.uint8)
         for left, top, image in self.places:
             sheet[top : top + self.SIDE, left : left + self.SIDE] = image
@@ -111,10 +117,10 @@ class SizesDisplay(style.Display):
     def __init__(self, widths: Sequence[int], heights: Sequence[int]):
         self.widths, self.heights = np.asarray(widths), np.asarray(heights)
 
-    def axes(self):
+    def axes(self) -> np.ndarray:
         return style.figure(6.6, 2.9).subplots(1, 2, width_ratios=(1, 1.15))
 
-    def draw(self, axes):
+    def draw(self, axes: np.ndarray) -> None:
         self._draw_sizes(axes[0])
         self._draw_shapes(axes[1])
 

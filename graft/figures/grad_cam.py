@@ -2,13 +2,20 @@
 feature map.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 POOLING = "pooling"
 BATCH = 16
 
 
-def grad_cam(model, images, targets, *, batch_size: int = BATCH) -> np.ndarray:
+def grad_cam(model: keras.Model, images: np.ndarray, targets: np.ndarray, *, batch_size: int = BATCH) -> np.ndarray:
     """How much each place speaks for a class: float32 (n, h, w) in [0, 1], h x w the size of the model's last feature map.
 
     `model` keras.Model with a layer "pooling" whose input is that map and, as its last layer, dense class scores with a
@@ -41,7 +48,7 @@ def grad_cam(model, images, targets, *, batch_size: int = BATCH) -> np.ndarray:
     return (heat / np.where(top > 0, top, 1)).astype(np.float32)
 
 
-def overlay(image, heat) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """uint8 (S, S, 3): `image` uint8 (S, S, 3), greyed, under `heat` float (h, w) in [0, 1] as dark red to bright yellow."""
     import matplotlib
     from PIL import Image

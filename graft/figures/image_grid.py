@@ -1,10 +1,16 @@
 """Images with what the model said of them: grids, mistakes, confusions, Grad-CAM."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SIDE = 112  # pixels of an image
 BORDER = 4
@@ -69,15 +75,15 @@ class ImageGridDisplay(style.Display):
             self.height += SIDE + 2 * BORDER + CAPTION + 10
 
     @classmethod
-    def from_images(cls, title: str, images: list[PredictedImage], *, columns: int = 6):
+    def from_images(cls, title: str, images: list[PredictedImage], *, columns: int = 6) -> ImageGridDisplay:
         return cls(title, [("", images[k : k + columns]) for k in range(0, len(images), columns)])
 
-    def axes(self):
+    def axes(self) -> Axes:
         fig = style.figure(self.width / style.DPI, self.height / style.DPI)
         fig.set_layout_engine("none")
         return fig.add_axes((0, 0, 1, 1))
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         canvas = np.full((self.height, self.width, 3), 255, np.uint8)
         for (heading, images), top in zip(self.rows, self.tops):
             ax.text(GAP, top - 8, heading, fontsize=8.5, va="baseline")

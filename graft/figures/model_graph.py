@@ -1,14 +1,21 @@
 """The model as a column of blocks, drawn with matplotlib alone."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft import keras_graph
 from graft.figures import style
+
+if TYPE_CHECKING:
+    import keras
+    from matplotlib.axes import Axes
 
 # The names that keras.applications give the layers of one block: block_3_expand, conv2_block1_out, block2a_dwconv,
 # expanded_conv_3/add.
@@ -29,7 +36,7 @@ class Block:
     joins: str = ""  # "add" or "concatenate" where branches meet inside
 
 
-def blocks(model) -> list[Block]:
+def blocks(model: keras.Model) -> list[Block]:
     """The blocks of a Functional keras.Model from input to output; trained is what `layer.trainable` says.
 
     Found from the graph: the layers between two tensors which everything passes through belong together, and so do
@@ -121,17 +128,17 @@ class ModelGraphDisplay(style.Display):
         self.blocks, self.title = list(blocks), title
 
     @classmethod
-    def from_model(cls, model, *, title: str = "Model"):
+    def from_model(cls, model: keras.Model, *, title: str = "Model") -> ModelGraphDisplay:
         return cls(blocks(model), title=title)
 
-    def axes(self):
+    def axes(self) -> Axes:
         count = len(self.blocks)
         height = 0.3 + 0.27 * count
         fig = style.figure(style.WIDTH, height)
         fig.set_layout_engine("none")
         return fig.add_axes((0.01, 0, 0.98, 0.27 * count / height))
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         from matplotlib.patches import FancyBboxPatch, PathPatch
         from matplotlib.path import Path
 

@@ -1,9 +1,17 @@
 """ROC and precision-recall curves, one class against the rest."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from graft.figures import style
 from graft.scoring.predictions import Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from typing_extensions import Self
 
 POINTS = 200  # of a curve, at most: enough for the eye, and 100 classes stay a small file
 EACH_UP_TO = 10  # classes with a line of their own in the legend
@@ -19,7 +27,7 @@ class _CurvePerClass(style.Display):
         self.curves = dict(curves)
 
     @classmethod
-    def from_predictions(cls, predictions: Predictions):
+    def from_predictions(cls, predictions: Predictions) -> Self:
         curves = {}
         for c, name in enumerate(predictions.classes):
             positive = predictions.labels == c
@@ -34,7 +42,7 @@ class _CurvePerClass(style.Display):
         """(class, x, y): the points drawn, for a CSV file."""
         return [(name, float(x), float(y)) for name, (xs, ys, _) in self.curves.items() for x, y in zip(xs, ys)]
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         drawn, title = list(self.curves), self.area
         if len(drawn) > EACH_UP_TO:
             drawn, title = sorted(self.curves, key=lambda name: self.curves[name][2])[:3], f"{self.area}, the three least"

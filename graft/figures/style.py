@@ -5,13 +5,23 @@ for wrong, and a mark (✓ ✗) or a dashed line says the same without colour. F
 global is left behind.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from typing_extensions import Self
 
 RIGHT, WRONG = "#0072b2", "#cc3311"
 HEAD, TUNED = "#e69f00", "#0072b2"
@@ -59,7 +69,7 @@ RC = {
 
 
 @contextlib.contextmanager
-def applied():
+def applied() -> Iterator[None]:
     """matplotlib's own defaults plus ours inside, whatever a matplotlibrc says. No warning for a glyph that the font lacks."""
     import matplotlib
 
@@ -78,7 +88,7 @@ def _fonts():
     return ["DejaVu Sans", *(name for name in FALLBACKS if name in font_manager.get_font_names())]
 
 
-def figure(width, height):
+def figure(width: float, height: float) -> Figure:
     """A figure of `width` x `height` inches with a layout that leaves room for its labels."""
     from matplotlib.figure import Figure
 
@@ -92,10 +102,10 @@ class Display:
 
     size = (WIDTH, 4.1)
 
-    def axes(self):
+    def axes(self) -> Axes | np.ndarray:
         return figure(*self.size).subplots()
 
-    def plot(self, *, ax=None):
+    def plot(self, *, ax: Axes | np.ndarray | None = None) -> Self:
         with applied():
             self.ax_ = self.axes() if ax is None else ax
             self.figure_ = np.ravel(self.ax_)[0].figure
@@ -103,13 +113,13 @@ class Display:
         return self
 
 
-def png(fig, path):
+def png(fig: Figure, path: str | Path | BinaryIO) -> None:
     """Write the figure as PNG; the same figure gives the same bytes."""
     with applied():
         fig.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 
 
-def svg(fig):
+def svg(fig: Figure) -> str:
     """The figure as an <svg> element to put into a page: no size of its own, the palette as CSS variables (`var(--ink)` …)."""
     buffer = io.StringIO()
     with applied():
@@ -132,7 +142,7 @@ def _restyled(tag, used):
     return re.sub(r"#[0-9a-f]{6}", lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0], tag)
 
 
-def short(name, limit=22):
+def short(name: str, limit: int = 22) -> str:
     """`name`, its middle replaced by … where it is longer than `limit` characters."""
     name = " ".join(str(name).split())
     if len(name) <= limit:
@@ -140,5 +150,5 @@ def short(name, limit=22):
     return f"{name[: limit // 2]}…{name[-(limit - limit // 2 - 1) :]}"
 
 
-def percent(share):
+def percent(share: float) -> str:
     return f"{100 * share:.1f}%"

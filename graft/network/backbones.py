@@ -19,6 +19,8 @@ from graft.system.console import GraftError, warn
 if TYPE_CHECKING:
     import keras
 
+    from graft.params import Params
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -175,7 +177,7 @@ def smaller_size(size: int) -> int:
     return 32 * math.ceil(2 * size / 96)
 
 
-def check(params) -> None:
+def check(params: Params) -> None:
     """Refuse a backbone block that cannot work, before any work is done. Needs no TensorFlow."""
     backbone = params.backbone
     resolve_size(backbone.name, params.image_size)

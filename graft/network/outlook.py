@@ -16,12 +16,14 @@ from graft.system.console import log, warn
 if TYPE_CHECKING:
     import keras
 
+    from graft.params import Params
+
 BESIDE = 90  # s: what does not grow with the photos, imports and export most of all
 BACKWARD = 3  # a training step costs about three times the layers' own operations
 
 
 def outlook(
-    model: keras.Model, cut: Cut, description: Description, params, sides: Sequence[int], counts: tuple[int, int]
+    model: keras.Model, cut: Cut, description: Description, params: Params, sides: Sequence[int], counts: tuple[int, int]
 ) -> Callable[[float], None]:
     """Log what size the images get, and return what FeatureExtractor calls with the frozen layers' rate, images/s.
 
@@ -41,7 +43,7 @@ def outlook(
     return announce
 
 
-def first_run_seconds(model: keras.Model, cut: Cut, params, counts: tuple[int, int], rate: float) -> float:
+def first_run_seconds(model: keras.Model, cut: Cut, params: Params, counts: tuple[int, int], rate: float) -> float:
     """A rough estimate: every view through the frozen layers, then the epochs of fine-tuning, then all that is constant.
 
     rate: images/s of the layers below `cut`, as measured here (`graft check`, before any network runs, goes by the photos'

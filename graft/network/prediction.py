@@ -15,8 +15,10 @@ from graft.system.console import Progress
 if TYPE_CHECKING:
     import keras
 
+    from graft.features.extractor import Images
 
-def predict_pair(model: keras.Model, other: keras.Model, layers: int, images, *, runtime: str) -> list[np.ndarray]:
+
+def predict_pair(model: keras.Model, other: keras.Model, layers: int, images: Images, *, runtime: str) -> list[np.ndarray]:
     """Probabilities of two classifiers that differ in the top `layers` of the backbone and the head alone, in one pass.
 
     images: as `features.extractor.Images`. Returns two arrays, float64 (n, C) with rows that sum to 1, of `model` and

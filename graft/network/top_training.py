@@ -23,6 +23,8 @@ from graft.system.console import GraftError, Progress, log, warn
 if TYPE_CHECKING:
     import keras
 
+    from graft.params import Params
+
 PREDICT_BATCH = 64
 CLIP = 1.0  # of the gradients' global norm
 SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
@@ -45,12 +47,12 @@ class Phase:
     label_smoothing: float = 0.0
 
     @classmethod
-    def head(cls, params) -> Phase:
+    def head(cls, params: Params) -> Phase:
         """No warm-up: the head starts from nothing that could be torn."""
         return cls(params.head.lr, "head.lr", params.head.epochs, params.head.patience)
 
     @classmethod
-    def fine_tune(cls, params) -> Phase:
+    def fine_tune(cls, params: Params) -> Phase:
         block = params.fine_tune
         return cls(params.lr, "lr", block.epochs if block.layers else 0, block.patience, block.warmup,
                    block.weight_decay, block.label_smoothing)  # fmt: skip
@@ -66,7 +68,7 @@ class TrainConfig:
     class_weights: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, params, phase: Phase, labels: np.ndarray) -> TrainConfig:
+    def of(cls, params: Params, phase: Phase, labels: np.ndarray) -> TrainConfig:
         """From params.yaml. labels: int (n,) of the training images, among which every class occurs."""
         weights = None
         if params.head.class_weights == "balanced":
@@ -277,13 +279,15 @@ class TrainingMonitor:
     Candidates are compared by the log loss of the validation images after the temperature that fits each best.
     """
 
-    def __init__(self, model, val, phase, checkpoint, on_epoch):
+    def __init__(
+        self, model: keras.Model, val: Features, phase: Phase, checkpoint: Checkpoint, on_epoch: Callable[[dict], None]
+    ):
         self.model, self.phase, self.checkpoint, self.on_epoch = model, phase, checkpoint, on_epoch
         self.labels, self.predict = val.images.labels, _predictor(model, val)
         self.start, self.rows, self.waited = self._weights(), [], 0
         self.start_losses, self.best, self.losses = None, self.start, np.full(len(self.labels), np.inf)
 
-    def callback(self, progress):
+    def callback(self, progress: Progress) -> keras.callbacks.Callback:
         """The same as Keras takes it; a subclass of its own class would need Keras when this module is imported."""
         import keras
 
@@ -295,10 +299,10 @@ class TrainingMonitor:
             on_epoch_begin=self.on_epoch_begin, on_epoch_end=self.on_epoch_end, on_train_batch_end=on_train_batch_end
         )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.epoch, self.lr, self.started = epoch, float(self.model.optimizer.learning_rate), time.monotonic()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         probabilities = self.predict()
         self._require_finite("validation loss", float(probabilities.sum()))
         row = {"epoch": epoch, "lr": self.lr, "train_loss": float(logs["loss"]), "train_accuracy": float(logs["accuracy"]),
@@ -331,10 +335,10 @@ class TrainingMonitor:
                 f"lower {self.phase.lr_key} in params.yaml"
             )
 
-    def is_over(self):
+    def is_over(self) -> bool:
         return self.waited >= self.phase.patience
 
-    def choose(self, mix):
+    def choose(self, mix: bool) -> None:
         """Leave the best weights in the model: of an epoch, or mixed with those before training (WiSE-FT, Wortsman et
         al. 2022).
 
@@ -374,7 +378,7 @@ class TrainingMonitor:
     def _weights(self):
         return [v.numpy() for v in self.model.trainable_variables]
 
-    def resume(self, mix):
+    def resume(self, mix: bool) -> int:
         """Take up the checkpoint of this training, if there is one. Returns the epoch to go on with."""
         if mix:
             self.start_losses = calibrated_losses(self.predict(), self.labels)

@@ -32,7 +32,7 @@ def write_training(
     return summary
 
 
-def write_report(folder: Path, report: dict):
+def write_report(folder: Path, report: dict) -> None:
     """`report.json`, the same for people as `report.txt`, and its matrix as `confusion_matrix.csv`: a row per true class."""
     files.write_json(folder / "report.json", report)
     files.write_text(folder / "report.txt", report_text(report))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from graft.scoring.predictions import Predictions, normalise
 from graft.scoring.statistics import CHUNK, Z, wilson
@@ -12,12 +13,12 @@ TEMPERATURES = (0.05, 20.0)
 PRIOR = 0.5  # standard deviation of log(temperature): a handful of validation images, all right, must not send it to 0
 
 
-def log_probabilities(probabilities) -> np.ndarray:
+def log_probabilities(probabilities: npt.ArrayLike) -> np.ndarray:
     """Natural logarithm, with an exact 0 taken as the smallest positive float32, so that it stays finite."""
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
 
 
-def apply_temperature(probabilities, temperature: float) -> np.ndarray:
+def apply_temperature(probabilities: npt.ArrayLike, temperature: float) -> np.ndarray:
     """softmax(log(p) / temperature) as float64 (n, C); `1 / temperature` undoes it. Above 1 softens.
 
     Raises ValueError for a temperature that is not a positive number.
@@ -32,7 +33,7 @@ def apply_temperature(probabilities, temperature: float) -> np.ndarray:
         return normalise((p / p.max(axis=1, keepdims=True)) ** (1.0 / temperature))
 
 
-def fit_temperature(log_probabilities, labels) -> float:
+def fit_temperature(log_probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """The temperature in [0.05, 20] that minimises the log loss of softmax(log_probabilities / T) (Guo et al. 2017).
 
     `log_probabilities` float (n, C): logits or logarithms of probabilities of *validation* images; -inf is allowed.
@@ -141,10 +142,10 @@ def chance_calibration_error(
     confidence, starts = predictions.confidence[order], np.flatnonzero(np.diff(bin_of[order], prepend=-1))
     rng, n = np.random.default_rng(seed), len(confidence)
     step = max(1, CHUNK // n)
-    errors = []
+    parts = []
     for start in range(0, resamples, step):
         right = rng.random((min(step, resamples - start), n)) < confidence
         gaps = np.add.reduceat(right - confidence, starts, axis=1)
-        errors.append(np.abs(gaps).sum(axis=1) / n)
-    errors = np.concatenate(errors)
+        parts.append(np.abs(gaps).sum(axis=1) / n)
+    errors = np.concatenate(parts)
     return float(errors.mean()), float(np.quantile(errors, 0.95))

@@ -1,6 +1,8 @@
 """The epochs of head and fine-tuning, in memory and as `curves.csv`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from graft.system import files
 
@@ -30,13 +32,13 @@ class History:
         """The rows of "head" and "fine-tuning", of those that have any."""
         return {name: rows for name, rows in (("head", self.head), ("fine-tuning", self.fine_tuning)) if rows}
 
-    def continued(self, rows) -> "History":
+    def continued(self, rows: Iterable[dict]) -> "History":
         """This history with the rows of a phase that followed, whose epochs count from 0; as it is where there are none."""
         first = len(self.rows)
         later = tuple({**row, "epoch": row["epoch"] + first} for row in rows)
         return History(self.rows + later, first if first and later else self.unfrozen_at)
 
-    def write(self, path):
+    def write(self, path: str | Path) -> None:
         """epoch, phase (head | fine-tune), FIGURES; no times, which would differ on a rerun."""
         phases = ["head"] * len(self.head) + ["fine-tune"] * len(self.fine_tuning)
         rows = (
@@ -46,7 +48,7 @@ class History:
         files.write_csv(path, ["epoch", "phase", *FIGURES], rows)
 
     @classmethod
-    def read(cls, path) -> "History":
+    def read(cls, path: str | Path) -> "History":
         """What `write` wrote."""
         table = files.read_csv(path)
         rows = (

@@ -139,7 +139,7 @@ def _bootstrap_averages(predictions, group, *, resamples, seed):
     }
 
 
-def proportions(inside, right, group) -> tuple[np.ndarray, np.ndarray]:
+def proportions(inside: np.ndarray, right: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95% Wilson intervals (low, high), float64 (k,), of the proportion of `right` among `inside`, both bool (n, k); NaN
     where none is inside. `group`: int (n,), as `statistics.group_ids` gives it.
 

@@ -2,9 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from graft.system import files
 from graft.system.console import GraftError
@@ -14,14 +18,27 @@ PREFIX = "class:"  # of a class's column where the class is called like one of t
 ROUNDING = 1e-12  # a row whose sum is that close to 1 stays as it is, so that what is read back is what was written
 
 
-def class_columns(classes) -> list[str]:
+class Labelled(Protocol):
+    """Images whose classes are known: `labels` int (n,), positions in `classes`; paths and groups n each."""
+
+    @property
+    def paths(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
+    @property
+    def groups(self) -> Sequence[str]: ...
+
+
+def class_columns(classes: Sequence[str]) -> list[str]:
     """Names of the columns of probabilities, here and in what `graft predict` writes: a class that is called like one of the
     other columns of either has its own named `class:<name>`."""
     reserved = (*COLUMNS, "problem")
     return [f"{PREFIX}{name}" if name in reserved or name.startswith(PREFIX) else name for name in classes]
 
 
-def normalise(probabilities) -> np.ndarray:
+def normalise(probabilities: npt.ArrayLike) -> np.ndarray:
     """float64 (n, C), each row divided by its sum; what has been normalised stays as it is, bit for bit.
 
     Raises ValueError for another shape, C < 2, and a negative, NaN or all-zero row.
@@ -69,9 +86,10 @@ class Predictions:
             object.__setattr__(self, field.name, value)
 
     @classmethod
-    def of(cls, images, probabilities) -> "Predictions":
+    def of(cls, images: Labelled, probabilities: npt.ArrayLike) -> "Predictions":
         """`probabilities` (n, C) of an ImageSet, or of anything else with paths, labels, classes and groups."""
-        return cls(images.paths, images.labels, probabilities, images.classes, images.groups)
+        paths, classes, groups = tuple(images.paths), tuple(images.classes), tuple(images.groups)
+        return cls(paths, images.labels, np.asarray(probabilities), classes, groups)
 
     def __len__(self):
         return len(self.labels)
@@ -91,17 +109,18 @@ class Predictions:
         """bool (n,)."""
         return self.predicted == self.labels
 
-    def names(self, indices) -> list[str]:
+    def names(self, indices: Iterable[int]) -> list[str]:
         return [self.classes[k] for k in indices]
 
-    def row(self, i) -> tuple[str, str, str, float]:
+    def row(self, i: int) -> tuple[str, str, str, float]:
         """(path, label, predicted, confidence) of image `i`, the classes by name."""
-        return self.paths[i], *self.names((self.labels[i], self.predicted[i])), float(self.confidence[i])
+        label, predicted = self.names((self.labels[i], self.predicted[i]))
+        return self.paths[i], label, predicted, float(self.confidence[i])
 
-    def replace_probabilities(self, probabilities) -> "Predictions":
-        return dataclasses.replace(self, probabilities=probabilities)
+    def replace_probabilities(self, probabilities: npt.ArrayLike) -> "Predictions":
+        return dataclasses.replace(self, probabilities=np.asarray(probabilities))
 
-    def write(self, path, *, head: "Predictions | None" = None):
+    def write(self, path: str | Path, *, head: "Predictions | None" = None) -> None:
         """path, label, predicted, confidence, one column per class (all digits), group; with `head`, what that one says."""
         header = [*COLUMNS[:4], *class_columns(self.classes), "group"]
         columns = [
@@ -118,7 +137,7 @@ class Predictions:
         files.write_csv(path, header, zip(*columns))
 
     @classmethod
-    def read(cls, path) -> "Predictions":
+    def read(cls, path: str | Path) -> "Predictions":
         """What `write` wrote, without the head's. Raises GraftError for a file that is not a table of predictions."""
         rows = files.read_csv(path)
         try:

@@ -4,9 +4,11 @@
 is an image on its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from graft.scoring.predictions import Predictions
 
@@ -45,11 +47,18 @@ def compare_predictions(first: Predictions, second: Predictions, *, resamples: i
     order = [at[path] for path in first.paths]
     if first.names(first.labels) != second.names(second.labels[order]):
         raise ValueError("the two models' images have other labels")
-    options = {"groups": first.groups, "resamples": resamples, "seed": seed}
-    return compare_paired(first.correct, second.correct[order], **options)
+    right = first.correct, second.correct[order]
+    return compare_paired(*right, groups=first.groups, resamples=resamples, seed=seed)
 
 
-def compare_paired(first_correct, second_correct, *, groups=None, resamples: int = 2000, seed: int = 0) -> Comparison:
+def compare_paired(
+    first_correct: npt.ArrayLike,
+    second_correct: npt.ArrayLike,
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
     """Paired comparison of two models by which images each gets right: bool (n,), n >= 1, in the same order.
 
     The difference's interval is a paired bootstrap over images or groups; where the models disagree on no image it is
@@ -95,16 +104,16 @@ def _sign_flips(differences, *, seed, flips=10_000):
     return float(permutation_test((padded,), np.sum, vectorized=True, **options).pvalue)
 
 
-def group_ids(groups, n):
+def group_ids(groups: Sequence[str] | None, n: int) -> np.ndarray:
     """int64 (n,): equal for images of one group, a number of its own for every image whose group is ""."""
     groups = [""] * n if groups is None else groups
     if len(groups) != n:
         raise ValueError(f"groups must name {n} images, not {len(groups)}")
-    seen = {}
+    seen: dict[str | int, int] = {}
     return np.array([seen.setdefault(group or i, len(seen)) for i, group in enumerate(groups)], np.int64)
 
 
-def wilson(successes, n):
+def wilson(successes: npt.ArrayLike, n: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """95% score interval of a proportion (Wilson 1927); arrays broadcast, `n` may be fractional. NaN where n is 0."""
     successes, n = np.asarray(successes, np.float64), np.asarray(n, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -115,7 +124,7 @@ def wilson(successes, n):
     return np.where(p == 0, 0.0, low)[()], np.where(p == 1, 1.0, high)[()]
 
 
-def bootstrap_counts(pair, n_pairs, group, *, resamples, seed):
+def bootstrap_counts(pair: np.ndarray, n_pairs: int, group: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
     """Counts of each pair in bootstrap samples of the groups: float64 (resamples, n_pairs).
 
     Groups with equal contents are interchangeable, so they are drawn as one category of a multinomial distribution: the
@@ -140,7 +149,7 @@ def bootstrap_counts(pair, n_pairs, group, *, resamples, seed):
     return np.concatenate([np.asarray((contents @ draw.T).T, np.float64) for draw in draws])
 
 
-def percentile_interval(values, point):
+def percentile_interval(values: np.ndarray, point: float) -> tuple[float, float]:
     """95% percentile interval, widened to hold the point estimate (the bootstrap of a macro average is biased downwards)."""
     low, high = np.quantile(values, [0.025, 0.975])
     return min(float(low), point), max(float(high), point)

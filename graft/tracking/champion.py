@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graft.dataset import manifest
 from graft.dataset.manifest import Manifest
@@ -25,6 +25,8 @@ from graft.tracking import registry, runs, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from graft.params import Params
 
 ALIAS = "champion"
 # Artifacts of the run that a version's tag `evaluate.run` names: validation predictions by the stage that made the version
@@ -87,7 +89,8 @@ def decide(
     the paired test's p < 0.05; always; never. failed: see `failed_gates`; a gate that is not reached forbids promotion
     whatever `promote` says. images: what the comparison was on. Returns a Decision without versions.
     """
-    numbers, found = {}, "there is no champion yet"
+    found = "there is no champion yet"
+    numbers: dict[str, Any] = {}
     if obstacle:
         found = f"not comparable with {champion}: {obstacle}"
     elif comparison is not None:
@@ -305,7 +308,7 @@ def history(client: MlflowClient, name: str) -> list[dict]:
 
 def active_versions(entries: list[dict]) -> list[str]:
     """The versions that were champion and not rolled back, oldest first: the last one is the champion."""
-    stack = []
+    stack: list[str] = []
     for entry in entries:
         if entry["action"] == "renewed" and stack:
             stack[-1] = entry["version"]
@@ -317,7 +320,7 @@ def active_versions(entries: list[dict]) -> list[str]:
     return stack
 
 
-def show(params) -> str:
+def show(params: Params) -> str:
     """The champion and its history as a table."""
     client, name = store.connect(params).client, params.tracking.model
     current, entries = registry.by_alias(client, name, ALIAS), history(client, name)
@@ -334,7 +337,7 @@ def show(params) -> str:
     return "\n".join(lines)
 
 
-def set_champion(params, version: str | int, *, reason: str = "set by hand") -> str:
+def set_champion(params: Params, version: str | int, *, reason: str = "set by hand") -> str:
     """Make `version` (a number or an alias) the champion. Returns one line of text. Raises GraftError if there is none."""
     client, name = store.connect(params).client, params.tracking.model
     version = registry.get_version(client, name, version).version
@@ -346,7 +349,7 @@ def set_champion(params, version: str | int, *, reason: str = "set by hand") -> 
     return f"version {version} is the champion of {name} now"
 
 
-def rollback(params) -> str:
+def rollback(params: Params) -> str:
     """Give the title back to the version that had it before. Returns one line of text. Raises GraftError when none had it."""
     client, name = store.connect(params).client, params.tracking.model
     with registry.exclusive(client, name):

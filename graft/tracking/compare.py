@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from graft.scoring.statistics import Comparison, compare_predictions
 from graft.system.console import GraftError
 from graft.tracking import champion, runs, store
+
+if TYPE_CHECKING:
+    from graft.params import Params
 
 SHORTEST_ID = 6  # digits of a run id that are taken for one
 PREDICTIONS = {
@@ -68,7 +72,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare_runs(params, names: Sequence[str] = ()) -> Table:
+def compare_runs(params: Params, names: Sequence[str] = ()) -> Table:
     """Compare pipeline runs, named by DVC experiment, `repro-…` name, or the first digits of a run id.
 
     Without names: the latest ten that were evaluated, oldest first. The first run is what the others are compared with.
@@ -80,13 +84,13 @@ def compare_runs(params, names: Sequence[str] = ()) -> Table:
     return Table(rows, _differing(rows), paired)
 
 
-def compare_over(params, key: str, names: Sequence[str] = ()) -> list[Series]:
+def compare_over(params: Params, key: str, names: Sequence[str] = ()) -> list[Series]:
     """The evaluated runs, all or those named, as series that differ in the param `key` alone; the longest series first.
 
     Of several runs with the same value the newest counts. Raises GraftError as `compare_runs`, and where no series has two.
     """
     _, rows = _chosen(params, names, None)
-    series = {}
+    series: dict[tuple, dict] = {}
     for row in rows:  # oldest first. Another seed is another split, so the data are told apart by number alone
         others = {k: v for k, v in row.params.items() if k not in (key, "data")} | {"images": row.images}
         series.setdefault(tuple(others.items()), {})[row.params.get(key, "?")] = row

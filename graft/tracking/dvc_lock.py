@@ -8,15 +8,19 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft.system import files, paths
 from graft.system.console import warn
+
+if TYPE_CHECKING:
+    from graft.params import Params
 
 DVC_YAML, DVC_LOCK = Path("dvc.yaml"), Path("dvc.lock")
 WRITING_SECONDS = 1.0  # DVC writes its locks in place: what is half there now may be whole then
 
 
-def stage_keys(stage: str, params, file: Path = DVC_YAML) -> dict[str, object]:
+def stage_keys(stage: str, params: Params, file: Path = DVC_YAML) -> dict[str, object]:
     """Those of `params`, flat, that dvc.yaml declares for `stage`; all of them where dvc.yaml says nothing."""
     declared, flat = _stage(file, stage).get("params"), params.flat()
     if declared is None:

@@ -31,7 +31,7 @@ LEASE_SECONDS = 60  # who holds `exclusive` for longer was killed: it is held fo
 SETTLE_SECONDS = 1.0  # longer than a request of another that takes over the same lock
 
 
-def lock() -> contextlib.AbstractContextManager[None]:
+def lock() -> contextlib.AbstractContextManager[Path]:
     """One process at a time looks a digest up and registers what it does not find: hold it from `find` to `point`."""
     return store.lock("registry", UPLOAD_SECONDS)
 
@@ -259,7 +259,8 @@ def files_of(uri: str) -> str:
         return uri
     client, (name, alias, number) = mlflow.MlflowClient(), parts.groups()
     version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    here = store.relocated(version.source)
-    if here == version.source and here.startswith("file:") and not store.local_path(here).exists():
+    source = str(version.source)
+    here = store.relocated(source)
+    if here == source and here.startswith("file:") and not store.local_path(here).exists():
         raise mlflow.MlflowException(f"its files are gone from {store.local_path(here)}; `graft publish` registers it anew")
-    return uri if here == version.source else str(store.local_path(here))
+    return uri if here == source else str(store.local_path(here))

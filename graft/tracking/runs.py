@@ -33,8 +33,11 @@ from graft.system.console import GraftError, warn
 from graft.tracking import dvc_lock, spool, store
 
 if TYPE_CHECKING:
+    import numpy as np
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+
+    from graft.params import Params
 
 BATCH = {"params": 100, "tags": 100, "metrics": 1000}  # in one request, MLflow's limits
 ONE_CLICK = ("card.html", "checks.json")  # what the experiment's own row holds too, beside its figures
@@ -42,7 +45,7 @@ FIGURES = ("metrics.json", "report.json", "checks.json")  # of a stage's folder,
 REPORTS = {".json", ".csv", ".txt", ".png", ".svg", ".html", ".md"}  # outputs that are worth a look in the UI; weights are not
 
 
-def identity(params, dataset: DatasetInfo | None) -> dict[str, str]:
+def identity(params: Params, dataset: DatasetInfo | None) -> dict[str, str]:
     """What makes an experiment one and not another, as tags: digests of the params, of the code, of both with the data."""
     parts = {"params.digest": _digest(params.flat()), "code.digest": dvc_lock.code_digest()[:12]}
     return {**parts, "experiment.digest": _digest([parts, dataset and dataset.digest])}
@@ -115,9 +118,10 @@ def log_batches(
 
     texts = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
     values = [Param(key, shown(value)) for key, value in (params or {}).items()]
-    for kind, items in (("params", values), ("tags", texts), ("metrics", metrics)):
+    for kind, items in (("params", values), ("tags", texts), ("metrics", list(metrics))):
         for start in range(0, len(items), BATCH[kind]):
-            client.log_batch(run_id, **{kind: items[start : start + BATCH[kind]]})
+            batch: dict[str, Any] = {kind: items[start : start + BATCH[kind]]}
+            client.log_batch(run_id, **batch)
 
 
 def read_predictions(client: MlflowClient, run_id: str | None, name: str) -> Predictions | None:
@@ -150,19 +154,19 @@ def _read_artifact(client, run_id, name, read):
 class StageRun:
     """The MLflow run of one executed stage; made by `stage_run`.
 
-    stage: its name in dvc.yaml. run_id, pipeline_id: of MLflow; pipeline_id and pipeline_name are None for split until it has
+    stage: its name in dvc.yaml. run_id, pipeline_id: of MLflow; pipeline_id and pipeline_name are empty for split until it has
     ended, since the experiment is not known before its data are. digests: {path relative to `data/`: SHA-256} of what the
     stage reads there, computed once. dataset: of the manifest; None where there is none, and until split has written it.
     """
 
     connection: store.Connection
-    params: Any  # graft.params.Params, which this room does not import
+    params: Params
     stage: str
     run_id: str
     digests: dict[str, str]
     dataset: DatasetInfo | None
-    pipeline_id: str | None = None
-    pipeline_name: str | None = None
+    pipeline_id: str = ""
+    pipeline_name: str = ""
     _pending: list[Metric] = field(default_factory=list, init=False)  # metrics that the store did not take yet
     _logged: set[str] = field(default_factory=set, init=False)  # artifacts that the stage logged itself: nothing is sent twice
     _shown: set[str] = field(default_factory=set, init=False)  # of ONE_CLICK, what the stage gave the experiment's row itself
@@ -219,7 +223,7 @@ class StageRun:
             self._shown.add(name)
         self._logged.add(name)
 
-    def log_image(self, pixels, key: str) -> None:
+    def log_image(self, pixels: np.ndarray, key: str) -> None:
         """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side by side by key."""
         self.client.log_image(self.pipeline_id, pixels, key=key, step=0, synchronous=True)
 
@@ -245,7 +249,7 @@ def _curve_name(key):
 
 
 @contextlib.contextmanager
-def stage_run(stage: str, params) -> Iterator[StageRun]:
+def stage_run(stage: str, params: Params) -> Iterator[StageRun]:
     """Record one execution of `stage`; yields a StageRun.
 
     What the stage reads and writes is what dvc.yaml declares below `data/`. The digests of its inputs lead to the runs that
@@ -370,7 +374,7 @@ def _run_tags(**tags):
     return {**tags, "mlflow.user": user(), "mlflow.source.type": "LOCAL", **commit}
 
 
-def _maker(connection, path, digest) -> Run | None:
+def _maker(connection: store.Connection, path: Path, digest: str) -> Run | None:
     """The newest stage run that made this very content of `path`."""
     return next(iter(connection.search(limit=1, **{f"output.{path.as_posix()}": digest})), None)
 
@@ -471,7 +475,7 @@ def _show_at_one_click(run, folder):
 
 def figures(folder: Path) -> dict:
     """A stage's numbers: of metrics.json, of the summary of report.json, for which that has no room, of checks.json."""
-    found = {}
+    found: dict = {}
     for file in (folder / name for name in FIGURES if (folder / name).exists()):
         content = files.read_json(file)
         found |= content.get("summary", {}) if file.name == "report.json" else content
@@ -531,7 +535,7 @@ def _fail(run, error):
         store.end_row(run.connection, run.pipeline_id, status)
 
 
-def find_made(connection: store.Connection, params, stage: str) -> StageRun | None:
+def find_made(connection: store.Connection, params: Params, stage: str) -> StageRun | None:
     """The newest finished run that made exactly what lies in the folder of `stage`, as a StageRun under the experiment's row.
 
     None where there is none: these outputs were made elsewhere, or what recorded them is gone.

@@ -36,7 +36,8 @@ class SpoolingClient:
     """
 
     def __init__(self, client: MlflowClient, uri: str):
-        self._client, self._uri, self._locks = client, uri, {}
+        self._client, self._uri = client, uri
+        self._locks: dict[str, FileLock] = {}
         self.away = False
 
     def __getattr__(self, name: str) -> Any:

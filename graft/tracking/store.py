@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from graft.params import Params
+
 DATABASE = "sqlite:///"
 PROBE_SECONDS = 2.5  # a server that does not answer within this is called unreachable
 API = "/api/2.0/mlflow/experiments/search?max_results=1"  # what is asked: /health answers even where the database is gone
@@ -125,7 +127,7 @@ def _without_credentials(uri):
     return shown(uri) if uri.startswith(("http://", "https://")) else uri
 
 
-def connect(params) -> Connection:
+def connect(params: Params) -> Connection:
     """Open the MLflow store and find or create the experiment `params.tracking.experiment`.
 
     Raises GraftError, within about three seconds, when the store cannot be reached or used.
@@ -229,7 +231,7 @@ def _end_killed(connection):
 
 def end_row(connection: Connection, run_id: str, status: str) -> None:
     """End the row of an experiment: its duration is that of the work behind it, not of the days between."""
-    stages = connection.search(**{"mlflow.parentRunId": run_id})
+    stages = connection.search(limit=1000, **{"mlflow.parentRunId": run_id})
     current = [each.info for each in stages if each.info.end_time and "superseded_by" not in each.data.tags]
     worked = sum(info.end_time - info.start_time for info in current)
     began = connection.client.get_run(run_id).info.start_time

@@ -75,7 +75,7 @@ def test_a_new_split_never_stands_beside_figures_of_the_old_one(params, database
             write_manifest(n=12)
             write_metrics(stage, {"x": 12})
     with runs.stage_run("split", params) as run:
-        assert (run.pipeline_id, len(pipelines(params))) == (None, 1)  # whose row it is, the manifest will tell
+        assert (run.pipeline_id, len(pipelines(params))) == ("", 1)  # whose row it is, the manifest will tell
         write_manifest(n=9)
         write_metrics("split", {"x": 9})
     new, old = pipelines(params)
