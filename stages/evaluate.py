@@ -2,7 +2,6 @@
 
 from graft.dataset import images, manifest
 from graft.network import backbones, classifier, prediction
-from graft.params import Params
 from graft.reporting import evaluation, model_card, plots
 from graft.run import run_stage
 from graft.scoring.calibration import Calibration
@@ -12,10 +11,9 @@ from graft.scoring.results import Results
 from graft.serving import pyfunc
 from graft.system import files, paths
 from graft.system.console import log
-from graft.tracking.runs import StageRun
 
 
-def evaluate(params: Params, run: StageRun) -> None:
+def evaluate(params, run):
     rows = manifest.read()
     head, head_description = classifier.load(paths.TRAIN_HEAD)
     model, description = classifier.load(paths.FINE_TUNE)

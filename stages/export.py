@@ -8,17 +8,15 @@ import numpy as np
 
 from graft.dataset import images, manifest
 from graft.network import classifier
-from graft.params import Params
 from graft.run import run_stage
 from graft.serving import parity, pyfunc, readers, writers
 from graft.system import files, paths
 from graft.system.console import log
-from graft.tracking.runs import StageRun
 
 REPRESENTATIVE_IMAGES = 128  # training images that set the ranges of tflite_int8
 
 
-def export(params: Params, run: StageRun) -> None:
+def export(params, run):
     folder, gates = paths.EXPORT, params.export.model_dump(include={"min_agreement", "max_accuracy_drop"})
     model, description = classifier.load(paths.FINE_TUNE)
     if not params.evaluate.calibrate:

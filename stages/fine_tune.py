@@ -6,17 +6,15 @@ from graft.network import backbones, classifier, top_training
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import find_cut
 from graft.network.top_training import Phase, TrainConfig
-from graft.params import Params
 from graft.reporting import plots, report
 from graft.run import run_stage
 from graft.scoring.history import History
 from graft.serving import pyfunc
 from graft.system import paths
 from graft.system.console import log
-from graft.tracking.runs import StageRun
 
 
-def fine_tune(params: Params, run: StageRun) -> None:
+def fine_tune(params, run):
     model, description = classifier.load(paths.TRAIN_HEAD)
     layers = classifier.unfreeze(model, params.fine_tune.layers)
     cut = find_cut(model, layers)

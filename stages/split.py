@@ -7,15 +7,13 @@ from pathlib import Path
 from graft.dataset import grouping, images, manifest
 from graft.dataset.intake import doubtful_counts, take_in
 from graft.dataset.moves import since_last
-from graft.params import Params
 from graft.reporting import data as report
 from graft.run import run_stage
 from graft.system import paths
 from graft.system.console import log, warn
-from graft.tracking.runs import StageRun
 
 
-def split(params: Params, run: StageRun) -> None:
+def split(params, run):
     cache_file = paths.cache() / "scan.sqlite"
     taken = take_in(params.data, seed=params.seed, cache_file=cache_file)
     for line in since_last(taken, params.data, seed=params.seed, cache_file=cache_file):

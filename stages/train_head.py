@@ -8,16 +8,14 @@ from graft.network.checkpoint import Checkpoint
 from graft.network.cut import find_cut
 from graft.network.outlook import outlook
 from graft.network.top_training import Phase, TrainConfig
-from graft.params import Params
 from graft.reporting import plots, report
 from graft.run import run_stage
 from graft.serving import pyfunc
 from graft.system import paths
 from graft.system.console import log
-from graft.tracking.runs import StageRun
 
 
-def train_head(params: Params, run: StageRun) -> None:
+def train_head(params, run):
     rows = manifest.read()
     description = Description(
         backbone=params.backbone.name,

@@ -1,19 +1,24 @@
 """The images that a manifest lists, decoded in parallel and in order."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from graft import pixels
 from graft.dataset.manifest import Manifest
-from graft.description import Description
 from graft.system.console import GraftError
 from graft.system.prefetch import prefetch, processors
+
+if TYPE_CHECKING:
+    from graft.description import Description
 
 
 def load_images(

@@ -1,13 +1,18 @@
 """A folder of photos becomes a manifest: what `split` writes down, and `graft check` shows before."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft.dataset import grouping, manifest, near_duplicates, scan, splitting
 from graft.dataset.manifest import SPLITS, Manifest
 from graft.dataset.scan import Problem, ScanResult
 from graft.dataset.scan_cache import ScanCache
-from graft.params import Data
+
+if TYPE_CHECKING:
+    from graft.params import Data
 
 FEW, LOPSIDED = 10, 20  # images of a class that call for a warning; times that one class may have another's
 

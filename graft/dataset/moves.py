@@ -1,15 +1,20 @@
 """How many photos lie in another split than the last time, and why: for a line on the console, never for a result."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft.dataset.intake import Intake
 from graft.dataset.manifest import Manifest
 from graft.dataset.scan_cache import ScanCache
 from graft.dataset.splitting import age
-from graft.params import Data
+
+if TYPE_CHECKING:
+    from graft.params import Data
 
 SETTINGS = ("val_fraction", "test_fraction", "group_by", "near_duplicates", "layout", "labels", "label_by", "class_map")
 DIGITS = 16  # of a SHA-256, which tell photos apart here

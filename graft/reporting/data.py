@@ -1,13 +1,20 @@
 """What a person reads of a split: problems.csv, metrics.json, plots/, and two lines on the terminal."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft.figures import data, style
 from graft.system import console, files
+
+if TYPE_CHECKING:
+    from graft.dataset.manifest import Manifest
+    from graft.dataset.scan import Problem, ScanResult
 
 TITLES = {"duplicate_across_classes": "same bytes, two labels", "leak": "in two given splits",
           "near_duplicate": "near-duplicates", "duplicate_in_class": "same bytes"}  # fmt: skip
@@ -16,8 +23,8 @@ TITLES = {"duplicate_across_classes": "same bytes, two labels", "leak": "in two 
 def write(
     folder: Path,
     *,
-    found,
-    manifest,
+    found: ScanResult,
+    manifest: Manifest,
     problems: Sequence,
     duplicates: Sequence[tuple[str, Sequence[str]]],
     read: Callable[[str, int], np.ndarray],
@@ -40,7 +47,7 @@ def write(
     return metrics
 
 
-def summary(found, manifest, problems) -> dict[str, int | dict[str, int]]:
+def summary(found: ScanResult, manifest: Manifest, problems: Sequence[Problem]) -> dict[str, int | dict[str, int]]:
     """What metrics.json holds. Nothing is lost: files = images + set_aside + non_images + hidden."""
     return {
         "files": found.files,
@@ -55,7 +62,9 @@ def summary(found, manifest, problems) -> dict[str, int | dict[str, int]]:
     }
 
 
-def draw(folder: Path, manifest, duplicates, read) -> None:
+def draw(
+    folder: Path, manifest: Manifest, duplicates: Sequence[tuple[str, Sequence[str]]], read: Callable[[str, int], np.ndarray]
+) -> None:
     """class_balance.png, samples.png, sizes.png and, if there are any, duplicates.png."""
     folder.mkdir(parents=True, exist_ok=True)
     displays = {

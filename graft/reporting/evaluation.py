@@ -1,13 +1,21 @@
 """Everything that `evaluate` leaves in its folder: tables, figures, model card; the same arguments give the same bytes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft.reporting import model_card, plots
 from graft.reporting.report import write_report
 from graft.scoring.results import Results
 from graft.system import files
+
+if TYPE_CHECKING:
+    import keras
+
+    from graft.dataset.images import ImageSet
 
 METRICS = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "head_accuracy")
 
@@ -25,7 +33,14 @@ class Evaluation:
 
 
 def write_evaluation(
-    folder, results: Results, *, models, images, about: model_card.About, resamples: int = 2000, seed: int = 0
+    folder: Path,
+    results: Results,
+    *,
+    models: tuple[keras.Model, keras.Model],
+    images: ImageSet,
+    about: model_card.About,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Evaluation:
     """Write everything about the test images, from `results`.
 

@@ -1,9 +1,12 @@
 """All figures of a stage: PNG and data files in a folder, and the same as SVG and images for the model card."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +17,12 @@ from graft.scoring.metrics import confusion_matrix
 from graft.scoring.predictions import COLUMNS, Predictions
 from graft.scoring.results import Results
 from graft.system import files
+
+if TYPE_CHECKING:
+    import keras
+
+    from graft.dataset.images import ImageSet
+    from graft.tracking.runs import StageRun
 
 SAMPLE, WORST, EXPLAINED = 24, 12, 6  # images in the grid, of the worst mistakes, through Grad-CAM (right ones; as many wrong)
 PAIRS, IMAGES_PER_PAIR = 6, 4
@@ -33,7 +42,7 @@ class Plots:
     pairs: list[tuple[str, str, int, float]]
 
 
-def draw_training(folder, predictions: Predictions, history: History, model) -> dict[str, str]:
+def draw_training(folder: str | Path, predictions: Predictions, history: History, model: keras.Model) -> dict[str, str]:
     """The figures of a training stage, as PNG into `folder`. Returns {name: SVG element}."""
     displays = {
         "curves": curves.CurvesDisplay(history),
@@ -44,14 +53,14 @@ def draw_training(folder, predictions: Predictions, history: History, model) -> 
     return _draw(Path(folder), displays)
 
 
-def log_training(run, predictions: Predictions, history: History, model) -> None:
+def log_training(run: StageRun, predictions: Predictions, history: History, model: keras.Model) -> None:
     """The figures of a training stage as artifacts of its `run`: no DVC output, so that a colour retrains no network."""
     with tempfile.TemporaryDirectory(prefix="graft-plots-") as folder:
         draw_training(folder, predictions, history, model)
         run.log_artifacts(folder, "plots")
 
 
-def log_images(run, images: Mapping[str, list[PredictedImage]]) -> None:
+def log_images(run: StageRun, images: Mapping[str, list[PredictedImage]]) -> None:
     """Images of the Plots one by one, under keys that are the same for every run: "test photos/01" to "test photos/16".
 
     MLflow's image grid has a row per key and a column per run; of several steps under one key it would show one at a time.
@@ -62,7 +71,9 @@ def log_images(run, images: Mapping[str, list[PredictedImage]]) -> None:
             run.log_image(image_grid.tile(image), f"{key}/{number:02}")
 
 
-def draw_evaluation(folder, results: Results, report: dict, *, models, images, seed: int) -> Plots:
+def draw_evaluation(
+    folder: Path, results: Results, report: dict, *, models: tuple[keras.Model, keras.Model], images: ImageSet, seed: int
+) -> Plots:
     """The figures of an evaluation, and the data behind them as CSV, into `folder`.
 
     report: of `results`. models: (head, fine-tuned), keras.Model. images: what was predicted; `images.read(indices)` gives
@@ -132,7 +143,7 @@ def _draw_images(folder, predictions, pairs, *, model, images, seed):
     return grids, confusions
 
 
-def top_confusions(matrix) -> list[tuple[int, int, int, float]]:
+def top_confusions(matrix: np.ndarray) -> list[tuple[int, int, int, float]]:
     """[(true, predicted, images, share of the true class)] of all pairs that were confused, the most frequent first."""
     off = np.where(np.eye(len(matrix), dtype=bool), 0, matrix).ravel()
     order = np.argsort(-off, kind="stable")[: np.count_nonzero(off)]

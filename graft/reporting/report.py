@@ -12,7 +12,14 @@ TRAINING_METRICS = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1"
 
 
 def write_training(
-    folder, predictions: Predictions, history: History, *, temperature: float, epochs: int, seed: int, resamples: int = 2000
+    folder: Path,
+    predictions: Predictions,
+    history: History,
+    *,
+    temperature: float,
+    epochs: int,
+    seed: int,
+    resamples: int = 2000,
 ) -> dict[str, float]:
     """Write what is known after a training stage, from `predictions` of the validation images.
 
