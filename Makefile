@@ -8,7 +8,7 @@ UV := .venv/uv/bin/uv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: run test test-slow ui lint lock bench clean distclean
+.PHONY: run test test-slow ui lint lock bench reproduce clean distclean
 
 run: $(READY)
 	$(BIN)/python -m graft.tracking.dvc_lock
@@ -29,6 +29,10 @@ lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+# Two fresh clones, other conditions: the same bytes? Minutes.
+reproduce: $(READY)
+	$(BIN)/python benchmarks/reproduce.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(BENCH)
