@@ -77,7 +77,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(project, capsys, key, words)
     [
         ("lr", "fine-tune, evaluate, export"),
         ("data.path", "all stages"),
-        ("head.lr", "train-head, fine-tune, evaluate, export"),
+        ("head.lr", "train-head, second-look, fine-tune, evaluate, export"),
         ("evaluate.calibrate", "evaluate, export"),
         ("export.formats", "export"),
         ("tracking.model", "nothing"),
