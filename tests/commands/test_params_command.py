@@ -52,6 +52,7 @@ def test_the_command_prints_all_one_or_a_block(project, capsys):
     assert [line.split(":")[0] for line in block.splitlines() if not line.startswith(" ")] == [
         "evaluate.calibrate",
         "evaluate.bootstrap",
+        "evaluate.folds",
         "evaluate.gates",
     ]
 
