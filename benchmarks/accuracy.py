@@ -39,10 +39,10 @@ from graft.scoring.calibration import calibrated_losses  # noqa: E402
 from graft.scoring.predictions import Predictions  # noqa: E402
 from graft.system import environment, paths  # noqa: E402
 from graft.system.files import read_json  # noqa: E402
-from stages import evaluate, fine_tune, split, train_head  # noqa: E402
+from stages import evaluate, fine_tune, second_look, split, train_head  # noqa: E402
 
-RECIPES = {"split": split.split, "train-head": train_head.train_head, "fine-tune": fine_tune.fine_tune,
-           "evaluate": evaluate.evaluate}  # fmt: skip
+RECIPES = {"split": split.split, "train-head": train_head.train_head, "second-look": second_look.second_look,
+           "fine-tune": fine_tune.fine_tune, "evaluate": evaluate.evaluate}  # fmt: skip
 GRID = [10.0 ** (e / 2) for e in range(-8, 5)]
 FIELDS = {"accuracy": "test", "head": "head alone", "regression": "regression", "val_accuracy": "val",
           "val_flips": "val, flips", "val_loss": "val loss", "head_val_loss": "head's",
@@ -85,7 +85,7 @@ def run(given, log, evaluated=True):
         contextlib.redirect_stdout(log),
     ):
         for stage, recipe in RECIPES.items():
-            if evaluated or stage != "evaluate":
+            if evaluated or stage not in ("second-look", "evaluate"):
                 with environment.training_scope(given.seed):
                     recipe(given, Unlogged(stage, given))
     return time.monotonic() - started

@@ -191,9 +191,22 @@ class FineTune(Block):
 class Evaluate(Block):
     calibrate: bool = Field(description="apply the temperature that was fitted on the validation images")
     bootstrap: Whole = Field(ge=100, le=100_000, description="resamples behind the 95% intervals")
+    folds: Whole = Field(
+        ge=0,
+        le=20,
+        description="parts by which each photo is judged by a head that did not learn from it, for suspects and the accuracy "
+        "over all photos; 0: off",
+    )
     gates: dict[Gate, Annotated[float, Ge(0), Le(1)]] = Field(
         description="what a champion must reach, such as {accuracy: 0.9, min_class_recall: 0.8}"
     )
+
+    @field_validator("folds")
+    @classmethod
+    def _check(cls, folds):
+        if folds == 1:
+            raise ValueError("evaluate.folds must be 0 (off) or at least 2, not 1")
+        return folds
 
 
 class Export(Block):

@@ -30,9 +30,10 @@ def evaluate(params, run):
         history=History.read(paths.FINE_TUNE / "curves.csv"),
     )
     problems = files.read_csv(paths.SPLIT / "problems.csv")
+    seen = (paths.SECOND_LOOK / "section.html").read_text(encoding="utf-8")
     found = evaluation.write_evaluation(
         paths.EVALUATE, results, models=(head, model), images=test, resamples=params.evaluate.bootstrap, seed=params.seed,
-        about=model_card.About(description, rows.counts(), problems, run.digests),
+        about=model_card.About(description, rows.counts(), problems, run.digests, seen),
     )  # fmt: skip
     figures = found.report["summary"]
     run.log_metrics(figures)

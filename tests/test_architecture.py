@@ -10,19 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("stages/**/*.py"), *ROOT.glob("graft/**/*.py")])
-RECIPES = ("split", "train_head", "fine_tune", "evaluate", "export")
+RECIPES = ("split", "train_head", "second_look", "fine_tune", "evaluate", "export")
 # Room -> the rooms that it may import, from the top floor down.
 MAY_IMPORT = {
-    "stages": "run system dataset features network scoring reporting serving description tracking.champion",
+    "stages": "run system dataset features network scoring second_look reporting serving description tracking.champion",
     "graft.commands": "params system dataset features serving tracking network scoring reporting runtimes description",
     "graft.run": "params system tracking forkserver",
     "graft.network": "features runtimes scoring system keras_graph description",
     "graft.serving": "pixels runtimes scoring tracking system description",
-    "graft.reporting": "figures scoring system description",
+    "graft.reporting": "figures second_look scoring system description",
     "graft.features": "pixels runtimes system",
     "graft.tracking": "dataset scoring system",
     "graft.figures": "scoring keras_graph",
     "graft.dataset": "pixels system",
+    "graft.second_look": "scoring system",
     "graft.scoring": "system",
     "graft.runtimes": "system",
     "graft.params": "system",
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "graft.system": "",
 }
 HEAVY = ("tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "scipy", "pandas")
-MAX_STATEMENTS = 9000
+MAX_STATEMENTS = 9800
 MAX_RECIPE_LINES = 60
 MAX_ARGUMENTS, MAX_LINES, MAX_NESTING = 8, 60, 4  # of a function
 NESTS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
@@ -122,7 +123,7 @@ def test_rooms_form_no_circle_and_nor_do_modules():
         graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
 
 
-def test_stages_are_five_recipes_of_a_page_each():
+def test_stages_are_six_recipes_of_a_page_each():
     assert sorted(name for name in TREES if name.startswith("stages.")) == sorted(f"stages.{name}" for name in RECIPES)
     lengths = {name: len(PATHS[f"stages.{name}"].read_text(encoding="utf-8").splitlines()) for name in RECIPES}
     assert {name: n for name, n in lengths.items() if n > MAX_RECIPE_LINES} == {}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALL = ("split", "train-head", "fine-tune", "evaluate", "export")
+ALL = ("split", "train-head", "second-look", "fine-tune", "evaluate", "export")
 NETWORK = ALL[1:]
-TRAINING = ("train-head", "fine-tune", "evaluate")
+TRAINING = ("train-head", "second-look", "fine-tune", "evaluate")
 # What is edited, and the stages that must run again for it. Later stages follow where outputs change; that is DVC's business.
 ROOMS = {
     "graft/system/files.py": ALL,
@@ -29,12 +29,13 @@ ROOMS = {
     "graft/features/cache.py": TRAINING,
     "graft/network/cut.py": NETWORK,
     "graft/scoring/metrics.py": NETWORK,
-    "graft/figures/style.py": ("split", "evaluate"),
-    "graft/figures/curves.py": ("split", "evaluate"),
+    "graft/second_look/suspects.py": ("second-look",),
+    "graft/figures/style.py": ("split", "second-look", "evaluate"),
+    "graft/figures/curves.py": ("split", "second-look", "evaluate"),
     "graft/reporting/report.py": TRAINING,
-    "graft/reporting/plots.py": ("evaluate",),
-    "graft/reporting/model_card.html.j2": ("evaluate",),
-    "graft/reporting/data.py": ("split", "evaluate"),
+    "graft/reporting/plots.py": ("second-look", "evaluate"),
+    "graft/reporting/model_card.html.j2": ("second-look", "evaluate"),
+    "graft/reporting/data.py": ("split", "second-look", "evaluate"),
     "graft/serving/writers.py": ("evaluate", "export"),
     "graft/tracking/runs.py": (),
     "graft/commands/main.py": (),

@@ -42,7 +42,7 @@ def test_the_projects_own_file_loads_with_the_types_that_it_declares():
     known = typing.get_args(parameters.Format)
     assert given.export.formats == tuple(name for name in known if name != "tflite_dynamic")  # which int8 falls back to
     assert given.flat()["fine_tune.layers"] == 46
-    assert len(given.flat()) == 54
+    assert len(given.flat()) == 55
 
 
 def test_every_format_has_a_file_name_and_the_other_way_round():

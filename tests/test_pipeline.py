@@ -37,11 +37,12 @@ def runs(client, **tags):
 
 
 def test_repro_runs_every_stage_and_leaves_every_file(clone):
-    assert clone.first == ["split", "train-head", "fine-tune", "evaluate", "export"]
+    assert clone.first == ["split", "train-head", "second-look", "fine-tune", "evaluate", "export"]
     reports = "predictions.csv metrics.json report.json report.txt confusion_matrix.csv"
     for stage, files in {
         "split": "manifest.csv classes.json problems.csv metrics.json plots",
         "train-head": f"model.weights.h5 model.json curves.csv {reports}",
+        "second-look": "features.npy oof.csv suspects.csv section.html metrics.json plots",
         "fine-tune": f"model.weights.h5 model.json curves.csv {reports}",
         "evaluate": "metrics.json predictions.csv report.json report.txt confusion_matrix.csv plots card.html",
         "export": "model.keras model.h5 saved_model model.tflite labels.txt checks.json",
@@ -82,7 +83,7 @@ def test_another_projects_shell_changes_no_byte(clone, monkeypatch):
     settings.write_text(json.dumps(KERAS_JSON))
     shutil.rmtree(clone.path(".cache"))
     clone.dvc("repro", "--force")
-    assert len(clone.executed()) == 5
+    assert len(clone.executed()) == 6
     assert clone.path("dvc.lock").read_text() == before
 
 
@@ -99,7 +100,7 @@ def test_mlflow_has_one_pipeline_run_with_nested_stage_runs(clone, client):
     assert "evaluate/balanced_accuracy_low" in pipeline.data.metrics  # of report.json, for which metrics.json has no room
     assert pipeline.data.tags["mlflow.source.git.commit"]
     stages = [r for r in runs(client, **{"mlflow.parentRunId": pipeline.info.run_id}) if "superseded_by" not in r.data.tags]
-    assert {r.info.run_name for r in stages} == {"split", "train-head", "fine-tune", "evaluate", "export"}
+    assert {r.info.run_name for r in stages} == {"split", "train-head", "second-look", "fine-tune", "evaluate", "export"}
     assert {r.info.status for r in stages} == {"FINISHED"}
     by_name = {r.info.run_name: r for r in stages}
     iterations = len(clone.path("data/train-head/curves.csv").read_text().splitlines()) - 1

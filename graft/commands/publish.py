@@ -57,7 +57,7 @@ def _publish(connection, given, stage):
 
 def _register(run):
     """The versions that the stage's recipe registers, from the files that it left."""
-    if run.stage == "split":
+    if run.stage in ("split", "second-look"):
         return
     head, tuned = (classifier.load(folder) for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE))
     if run.stage == "train-head":

@@ -143,6 +143,8 @@ class ImageSet:
 
 
 def image_sets(manifest: Manifest, root: str | Path, description: Description, *splits: str) -> tuple[ImageSet, ...]:
-    """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them."""
+    """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them; without any, one of
+    the whole manifest."""
     size, resize = description.image_size, description.resize
-    return tuple(ImageSet(manifest.split(name), root, size, resize=resize, white=manifest.white) for name in splits)
+    parts = [manifest.split(name) for name in splits] or [manifest]
+    return tuple(ImageSet(part, root, size, resize=resize, white=manifest.white) for part in parts)

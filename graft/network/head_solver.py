@@ -12,7 +12,7 @@ some 20 to 40 iterations whatever C is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ PATIENCE = 2  # strengths without a smaller loss after which the path ends
 FOLDS, FEW = 5, 250  # below so many validation images the strength is chosen by folds: 49 images say too little
 MARGIN = 0.5  # standard errors by which a stronger penalty may be worse than the best and still be taken
 ROWS = 60_000  # of views together, at most: more views of so many images change nothing
+CHOSEN_FROM = 20_000  # images by which the strength of out-of-fold heads is chosen, at most
 CURVE_ROWS = 20
 PATH_TOLERANCE, TOLERANCE, ITERATIONS = 3e-4, 1e-5, 300
 
@@ -111,6 +112,40 @@ def solve(
     return TrainingResult(history, predictions, temperature, len(history.rows))
 
 
+def out_of_fold(
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[str], *, classes: int, folds: int, balanced: bool
+) -> np.ndarray:
+    """What a solved head says of images that it did not learn from, nor from another of their group: float64 (n, classes).
+
+    features: float (n, d), pooled, of all images. labels: int64 (n,). groups: n strings. folds: at least 2, or 0: nothing is
+    judged. All folds share the strength that the first one chooses (from CHOSEN_FROM images at most): five choices would cost
+    five times as much, and the loss is flat about its least. Equal shares for what is not judged, as where there is one group.
+    """
+    probabilities = np.full((len(features), classes), 1 / classes)
+    if not folds:
+        return probabilities
+    x = features.astype(np.float32)
+    mean, scale = _standardisation(x)
+    x -= mean
+    x /= scale
+    axes, variance = _principal_axes(x)
+    by_class = _class_weights(labels, classes) if balanced else np.ones(classes)
+    rows = _Rows(x @ axes, labels, by_class[labels].astype(np.float32), classes)
+    fold = _deal(labels, np.asarray(groups), folds)
+    some = np.zeros(len(x), bool)
+    some[np.linspace(0, len(x) - 1, min(len(x), CHOSEN_FROM)).astype(int)] = True
+    judged = [f for f in range(folds) if (some & (fold == f)).any() and (some & (fold != f)).any()]
+    for f in judged[:1]:
+        strength = _choose([(rows.take(some & (fold != f)), rows.take(some & (fold == f)))], variance)
+    for f in judged:
+        fit = rows.take(fold != f)
+        kernel, bias, _ = _fit(fit, variance, strength, _nothing(fit, variance), tolerance=PATH_TOLERANCE)
+        logits = (rows.x[fold == f] @ kernel.astype(np.float32) + bias.astype(np.float32)).astype(np.float64)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities[fold == f] = p / p.sum(axis=1, keepdims=True)
+    return probabilities
+
+
 def _standardisation(x):
     """(mean, scale), float32 (d,); a constant feature has scale 1."""
     mean = x.mean(axis=0, dtype=np.float64)
@@ -147,15 +182,20 @@ def _parts(rows, seen, groups, n):
         return [(rows, seen)]
     joined = [np.concatenate([getattr(rows, key), getattr(seen, key)]) for key in ("x", "labels", "weights")]
     both = _Rows(*joined, rows.classes)
-    names, first, member = np.unique(groups, return_index=True, return_inverse=True)
-    order = np.random.default_rng(0).permutation(len(names))
-    order = order[np.argsort(both.labels[first][order], kind="stable")]  # each class is dealt out in turn
-    fold = np.empty(len(names), int)
-    fold[order] = np.arange(len(names)) % FOLDS
-    fold, plain = fold[member], np.ones(len(groups), bool)
+    fold, plain = _deal(both.labels, groups, FOLDS), np.ones(len(groups), bool)
     plain[n : len(rows.labels)] = False
     parts = ((both.take(fold != f), both.take((fold == f) & plain)) for f in range(FOLDS))
     return [(fit, judge) for fit, judge in parts if len(judge.labels) and len(fit.labels)]
+
+
+def _deal(labels, groups, folds):
+    """int (n,): the fold of each row; groups whole, each class dealt out in turn, the same for the same rows."""
+    names, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    order = order[np.argsort(labels[first][order], kind="stable")]
+    fold = np.empty(len(names), int)
+    fold[order] = np.arange(len(names)) % folds
+    return fold[member]
 
 
 def _choose(parts, variance):

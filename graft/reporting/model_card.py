@@ -24,12 +24,14 @@ class About:
 
     description: the classifier's Description. counts: split -> class -> images. problems: rows of problems.csv (path,
     problem, action). digests: label -> value, shown as given.
+    second_look: section of the page on the data, HTML, as that stage wrote it.
     """
 
     description: object
     counts: Mapping[str, Mapping[str, int]]
     problems: Sequence[Mapping[str, str]]
     digests: Mapping[str, str]
+    second_look: str = ""
 
 
 def render(about: About, results: Results, report: dict, against_head: Comparison, plots: Plots) -> str:
@@ -41,7 +43,7 @@ def render(about: About, results: Results, report: dict, against_head: Compariso
         problems.setdefault((row["problem"], row["action"]), []).append(row["path"])
     classes = report["classes"]
     missed = (row for row in classes if row["support"] and row["recall"] < 1)
-    return _environment().get_template("model_card.html.j2").render(
+    return environment().get_template("model_card.html.j2").render(
         about=about,
         metrics=report["summary"],
         classes=classes,
@@ -55,6 +57,7 @@ def render(about: About, results: Results, report: dict, against_head: Compariso
         weakest=sorted(missed, key=lambda row: row["recall"])[:3],
         palette=style.VARIABLES,
         marker=Markup(PROVENANCE),
+        second_look=Markup(about.second_look),
     )  # fmt: skip
 
 
@@ -63,10 +66,11 @@ def with_provenance(page: str, *, params: Mapping[str, str], provenance: Mapping
     to run (git commit, MLflow run), a value that starts with http as a link.
     """
     before, after = page.rsplit(PROVENANCE, 1)
-    return "".join((before, _environment().get_template("facts.html.j2").module.run(provenance, params), after))
+    return "".join((before, environment().get_template("facts.html.j2").module.run(provenance, params), after))
 
 
-def _environment():
+def environment():
+    """jinja2's, for the templates beside this file: `percent` and `data_uri` (a JPEG of pixels) are filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -12,10 +12,12 @@ DATA = Path("data")
 WEIGHTS = DATA / "weights"  # files that the user brought
 SPLIT = DATA / "split"
 TRAIN_HEAD = DATA / "train-head"
+SECOND_LOOK = DATA / "second-look"
 FINE_TUNE = DATA / "fine-tune"
 EVALUATE = DATA / "evaluate"
 EXPORT = DATA / "export"
-STAGES = {"split": SPLIT, "train-head": TRAIN_HEAD, "fine-tune": FINE_TUNE, "evaluate": EVALUATE, "export": EXPORT}
+STAGES = {"split": SPLIT, "train-head": TRAIN_HEAD, "second-look": SECOND_LOOK, "fine-tune": FINE_TUNE, "evaluate": EVALUATE,
+          "export": EXPORT}  # fmt: skip
 
 
 def root() -> Path:

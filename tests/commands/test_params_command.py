@@ -52,6 +52,7 @@ def test_the_command_prints_all_one_or_a_block(project, capsys):
     assert [line.split(":")[0] for line in block.splitlines() if not line.startswith(" ")] == [
         "evaluate.calibrate",
         "evaluate.bootstrap",
+        "evaluate.folds",
         "evaluate.gates",
     ]
 
@@ -77,7 +78,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(project, capsys, key, words)
     [
         ("lr", "fine-tune, evaluate, export"),
         ("data.path", "all stages"),
-        ("head.lr", "train-head, fine-tune, evaluate, export"),
+        ("head.lr", "train-head, second-look, fine-tune, evaluate, export"),
         ("evaluate.calibrate", "evaluate, export"),
         ("export.formats", "export"),
         ("tracking.model", "nothing"),

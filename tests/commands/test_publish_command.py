@@ -11,15 +11,16 @@ from graft.scoring.history import History
 from graft.system import files, paths
 from graft.tracking import dvc_lock, store
 
-MADE = ("split", "train-head", "fine-tune")
+MADE = ("split", "train-head", "second-look", "fine-tune")
 
 
 @pytest.fixture
 def outputs(clone, monkeypatch):
-    """What the first three stages left, as dvc.lock has it, and nothing in MLflow; [(stage, name of the model)] registered."""
+    """What the first four stages left, as dvc.lock has it, and nothing in MLflow; [(stage, name of the model)] registered."""
     stages = {
         "split": {"outs": ["data/split/manifest.csv"]},
         "train-head": {"deps": ["data/split/manifest.csv"], "outs": ["data/train-head/curves.csv"]},
+        "second-look": {"deps": ["data/train-head/curves.csv"], "outs": ["data/second-look/oof.csv"]},
         "fine-tune": {"deps": ["data/train-head/curves.csv"], "outs": ["data/fine-tune/curves.csv"]},
     }
     for stage in MADE:

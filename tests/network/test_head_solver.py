@@ -127,3 +127,45 @@ def test_curves_are_iterations_without_a_rate():
     assert found.history.rows[-1]["train_loss"] < found.history.rows[0]["train_loss"]
     last = found.history.rows[-1]
     assert last["val_accuracy"] == pytest.approx(found.predictions.correct.mean())
+
+
+def test_no_image_is_judged_by_a_head_that_saw_one_of_its_group():
+    """Labels by chance: only who has seen an image's twin can know its label."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(60, 200)), 2, axis=0).astype(np.float16)
+    labels = np.repeat(rng.integers(0, 2, 60), 2)
+    apart = head_solver.out_of_fold(x, labels, [f"g{i}" for i in range(120)], classes=2, folds=5, balanced=True)
+    together = head_solver.out_of_fold(x, labels, [f"g{i // 2}" for i in range(120)], classes=2, folds=5, balanced=True)
+    assert (apart.argmax(1) == labels).mean() > 0.75
+    assert (together.argmax(1) == labels).mean() < 0.65
+
+
+def test_out_of_fold_probabilities_are_those_of_clear_classes_and_the_same_twice():
+    seen = draw(90, spread=0.3)
+    labels = seen.images.labels
+    given = (seen.take(np.arange(90)), labels, [str(i) for i in range(90)])
+    p = head_solver.out_of_fold(*given, classes=3, folds=5, balanced=True)
+    assert p.shape == (90, 3)
+    assert p.sum(axis=1) == pytest.approx(np.ones(90))
+    assert (p.argmax(1) == labels).mean() > 0.95
+    assert np.array_equal(p, head_solver.out_of_fold(*given, classes=3, folds=5, balanced=True))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "folds"),
+    [([0] * 9 + [1], 2, 5), (list(range(100)) * 2, 100, 2), ([0, 1], 2, 5), ([0] * 6, 2, 3)],
+    ids=["a class of one", "100 classes", "two images", "one class"],
+)
+def test_few_images_of_a_class_are_judged_all_the_same(labels, classes, folds):
+    x = np.random.default_rng(1).normal(size=(len(labels), 20)).astype(np.float16)
+    groups = [str(i) for i in range(len(labels))]
+    p = head_solver.out_of_fold(x, np.array(labels), groups, classes=classes, folds=folds, balanced=True)
+    assert np.isfinite(p).all()
+    assert p.sum(axis=1) == pytest.approx(np.ones(len(labels)))
+
+
+@pytest.mark.parametrize(("groups", "folds"), [("aaaa", 5), ("abcd", 0)], ids=["one group", "no folds"])
+def test_what_cannot_be_judged_gets_equal_shares(groups, folds):
+    x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float16)
+    p = head_solver.out_of_fold(x, np.array([0, 1, 0, 1]), list(groups), classes=2, folds=folds, balanced=True)
+    assert (p == 0.5).all()

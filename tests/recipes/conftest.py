@@ -5,7 +5,7 @@ from pathlib import Path
 
 from graft import params as parameters
 from graft.system import environment
-from stages import evaluate, fine_tune, split, train_head
+from stages import evaluate, fine_tune, second_look, split, train_head
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,8 +52,8 @@ def changed(params, **blocks):
 
 def run(stage, params):
     """The recipe `stage` on `params`, as `run_stage` calls it. Returns its NullRun."""
-    recipe = {"split": split.split, "train-head": train_head.train_head, "fine-tune": fine_tune.fine_tune,
-              "evaluate": evaluate.evaluate}[stage]  # fmt: skip
+    recipe = {"split": split.split, "train-head": train_head.train_head, "second-look": second_look.second_look,
+              "fine-tune": fine_tune.fine_tune, "evaluate": evaluate.evaluate}[stage]  # fmt: skip
     made = NullRun(stage, params)
     with environment.training_scope(params.seed):
         recipe(params, made)

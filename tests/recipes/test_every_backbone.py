@@ -1,4 +1,4 @@
-"""Rows of the table of backbones through all five recipes, with random weights at the smallest size."""
+"""Rows of the table of backbones through all six recipes, with random weights at the smallest size."""
 
 import shutil
 from pathlib import Path
@@ -73,6 +73,7 @@ def test_a_backbone_goes_through_all_stages(root, monkeypatch, name, depths):
     )
     run("split", params)
     run("train-head", params)
+    run("second-look", params)
     for layers in depths:
         tried = changed(params, fine_tune={"layers": layers, "epochs": 1})
         for stage in ("fine-tune", "evaluate"):

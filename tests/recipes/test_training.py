@@ -63,7 +63,7 @@ def clone(given, tmp_path_factory):
         patch.setattr("graft.serving.pyfunc.register", lambda *_, **options: registered.append(options) or "1")
         patch.setattr("graft.tracking.champion.record_head", lambda *_: None)
         patch.setattr("graft.tracking.champion.challenge", lambda _, **options: challenges.append(options))
-        runs = {stage: run(stage, given) for stage in ("split", "train-head", "fine-tune", "evaluate")}
+        runs = {stage: run(stage, given) for stage in ("split", "train-head", "second-look", "fine-tune", "evaluate")}
         yield root, runs, registered, challenges
 
 

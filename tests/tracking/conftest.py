@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 STAGES = {
     "split": {"params": ["seed", "data"], "metrics": ["data/split/metrics.json"]},
     "train-head": {"params": ["seed", "head"], "metrics": ["data/train-head/metrics.json"]},
+    "second-look": {"params": ["seed", "evaluate"], "metrics": ["data/second-look/metrics.json"]},
     "fine-tune": {"params": ["lr", "seed", "fine_tune"], "metrics": ["data/fine-tune/metrics.json"]},
     "evaluate": {"params": ["seed", "evaluate"], "metrics": ["data/evaluate/metrics.json"]},
     "export": {"params": ["export"], "outs": ["data/export"]},

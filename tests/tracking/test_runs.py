@@ -179,7 +179,7 @@ def test_figures_of_a_skipped_chain_end_where_it_breaks(params, database, manife
     with runs.stage_run("fine-tune", params):
         pass
     (pipeline,) = pipelines(params)
-    assert pipeline.data.metrics == {"split/x": 1, "train-head/x": 1, "fine-tune/x": 1}
+    assert pipeline.data.metrics == {"split/x": 1, "train-head/x": 1, "second-look/x": 1, "fine-tune/x": 1}
 
 
 def test_stages_gather_under_one_pipeline_run_with_all_params(with_params, database, manifest, monkeypatch):
