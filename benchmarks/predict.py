@@ -3,8 +3,8 @@
     python benchmarks/predict.py --data FOLDER [--images 10000] [--repeats 2] [--backbone efficientnet_lite0]
 
 FOLDER: one sub-folder per class. Its photos are linked, again and again, into a folder of --images. The network is the
-default's with a head of random weights, which takes as long as a trained one. Every run is a process of its own, in turns; seconds are
-those of the clock and of the processors, the start with its imports included and apart.
+default's with a head of random weights, which takes as long as a trained one. Every run is a process of its own, in turns;
+seconds are those of the clock and of the processors, the start with its imports included and apart.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main() -> None:
 
 def tell(name: str, turn: int, n: int, wall: float, loop: float, cpu: float) -> None:
     print(
-        f"{name:18} run {turn}: {n} photos, {wall:6.1f} s by the clock ({n / wall:5.1f}/s), of which start {wall - loop:4.1f} s "
+        f"{name:18} run {turn}: {n} photos, {wall:.1f} s by the clock ({n / wall:5.1f}/s), of which start {wall - loop:4.1f} s "
         f"({n / loop:5.1f}/s without), {cpu:6.1f} s of processors ({n / cpu:5.1f}/s)",
         flush=True,
     )
