@@ -8,7 +8,7 @@ UV := .venv/uv/bin/uv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: run test test-slow ui lint lock bench reproduce clean distclean
+.PHONY: run test test-slow ui lint wheel lock bench reproduce clean distclean
 
 run: $(READY)
 	$(BIN)/python -m graft.tracking.dvc_lock
@@ -36,6 +36,13 @@ reproduce: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# For `pip install dist/*.whl` elsewhere, then `graft new`. The same commit gives the same bytes.
+wheel: $(READY)
+	rm -rf build dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+	  --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 # A marker with the lock's time: a second `make` installs nothing. Hashes are required of every package.
 $(READY): requirements.lock pyproject.toml

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from graft import params as parameters
 from graft.forkserver import client
 from graft.params import Params
+from graft.system import installed
 from graft.system.console import GraftError, entry
 from graft.system.environment import (
     full_precision,
@@ -41,6 +42,7 @@ def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
     Raises GraftError for a mistake of the user, a tracking server that cannot be reached among them, before any work.
     """
     set_tensorflow_environment()
+    installed.check_pin()
     _check_formats(params)
     if check is not None:
         check(params)

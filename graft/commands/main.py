@@ -12,6 +12,7 @@ from graft.commands import (
     freeze_split,
     import_,
     import_weights,
+    new,
     params_,
     predict,
     preset,
@@ -23,6 +24,7 @@ from graft.system.console import entry
 from graft.tracking import dvc_lock
 
 COMMANDS = {
+    "new": (new, new.new),
     "check": (check, check.check),
     "freeze-split": (freeze_split, freeze_split.freeze_split),
     "import": (import_, import_.import_),

@@ -1,117 +1,110 @@
 """Say what photos show, with the champion or any exported model."""
 
 import argparse
-import contextlib
-import json
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
 
-from graft.scoring.predictions import class_columns
-from graft.serving.predict import find, open_model
+from graft.network import backbones
+from graft.serving.predict import Prediction, Sources, open_model
 from graft.serving.predict import predict as predict_files
+from graft.serving.readers import Loaded
+from graft.serving.sorting import Sorter
+from graft.serving.table import Columns, check_suffix, open_table
 from graft.system import files, paths
 from graft.system.console import GraftError, Progress, log, warn
 
-COLUMNS = ("path", "predicted", "confidence", "problem")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", help="photos or folders")
+    parser.add_argument("source", nargs="+", help="photos, folders, patterns, or lists: @FILE, or - for standard input")
     parser.add_argument(
         "--model", default=str(paths.EXPORT), help="export folder, model.keras, or models:/NAME@ALIAS (default: %(default)s)"
     )
-    parser.add_argument("--output", help="file to write, .csv or .jsonl (default: a table on the terminal)")
+    parser.add_argument("--output", type=Path, help="table to write, .csv, .jsonl or .parquet (default: lines on the terminal)")
+    parser.add_argument("--top", type=int, metavar="K", help="the K likeliest classes of each photo")
+    parser.add_argument("--sort-into", type=Path, metavar="DIR", help="link each photo into a folder of its class there")
+    parser.add_argument("--unsure-below", type=float, metavar="P", help="photos of less confidence go into unsure/")
+    parser.add_argument("--copy", action="store_true", help="copy photos there, instead of hard links")
 
 
 def predict(args: argparse.Namespace) -> None:
-    """`graft predict SOURCE … [--model MODEL] [--output FILE]`: a line per file on the terminal, or a table in a file.
+    """`graft predict SOURCE … [--model MODEL] [--output FILE] [--top K] [--sort-into DIR]`.
 
-    Ends with exit status 2 where some files could not be read, with 1 where none could.
-    Raises GraftError for an output of another kind, and as `find` and `open_model` do.
+    A line per file on the terminal, or a table in a file; an interrupted table is gone on with. Ends with exit status 2 where
+    some files could not be read, with 1 where none could.
+    Raises GraftError for an output of another kind, and as `Sources`, `open_model`, `open_table` and `Sorter` do.
     """
-    output = None if args.output is None else Path(args.output)
-    if output is not None and output.suffix.lower() not in WRITERS:
-        raise GraftError(f"--output {output}: must end in {' or '.join(WRITERS)}")
-    images, skipped = find(args.source)
-    model = open_model(args.model)
-    rows, classes = predict_files(model, images), model.description.classes
+    _check(args)
+    sources = Sources(args.source)
+    total = None if sources.once else sum(1 for _ in sources)  # which also says that there is something to do
+    model = open_model(args.model, suits_litert=_suits_litert)
+    columns = Columns(model.description.classes, args.top)
+    sorter = None
+    if args.sort_into:
+        sorter = Sorter(args.sort_into, model.description.classes, args.unsure_below or 0.0, args.copy)
+        sorter.check(args.source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters is a problem
-        problems = _print(rows, classes) if output is None else _write(rows, classes, output, len(images))
-    done = len(images) - problems
+        if args.output is None:
+            rows, problems = _print(_sorted(predict_files(model, sources), sorter), columns)
+        else:
+            rows, problems = _write(model, sources, sorter, (args.output, columns, total))
+    done = rows - problems
     parts = [f"{done} image{'s' * (done != 1)} predicted by {model.name}"]
-    parts += [f"{problems} could not be read"] * bool(problems) + [f"{skipped} other files skipped"] * bool(skipped)
-    log(f"predict: {', '.join(parts)}" + (f"; written to {output}" if output else ""))
+    parts += [f"{problems} could not be read"] * bool(problems)
+    parts += [f"{sources.skipped} other files skipped"] * bool(sources.skipped)
+    places = [str(place) for place in (args.output, args.sort_into) if place]
+    log(f"predict: {', '.join(parts)}" + (f"; written to {' and '.join(places)}" if places else ""))
     if problems:
         sys.exit(2 if done else 1)
 
 
-def _print(rows, classes):
-    """A line per Prediction. Returns the number of those with a problem."""
-    width, problems = max(map(len, classes)), 0
+def _suits_litert(backbone):
+    return backbone in backbones.BACKBONES and backbones.row(backbone).runtime == "litert"
+
+
+def _check(args):
+    if args.output is not None:
+        check_suffix(args.output)
+    if args.top is not None and args.top < 1:
+        raise GraftError(f"--top {args.top}: at least 1")
+    if args.sort_into is None and (args.copy or args.unsure_below is not None):
+        raise GraftError("--copy and --unsure-below say how photos are sorted: add --sort-into DIR")
+
+
+def _sorted(rows: Iterable[Prediction], sorter: Sorter | None) -> Iterable[Prediction]:
+    """`rows`, each after its photo has been put into its place: a row that is written stands for a photo that lies there."""
     for row in rows:
-        problems += bool(row.problem)
-        seen, why = ("-", f"  ({row.problem})") if row.problem else (f"{row.confidence:.1%}", "")
-        log(f"{seen:>6}  {row.predicted or '-':{width}}  {row.path}{why}")
-    return problems
+        if sorter is not None:
+            sorter.place(row)
+        yield row
 
 
-def _write(rows, classes, output, total):
-    """All `total` Predictions as a table. Returns the number of those with a problem."""
-    problems = 0
-    with _atomic(output) as file, Progress("predict", total) as progress:
-        put = WRITERS[output.suffix.lower()](file, classes)
-        for row in rows:
-            put(row)
+def _print(rows, columns):
+    """A line per Prediction. Returns the numbers of rows and of those with a problem."""
+    width, done, problems = max(map(len, columns.classes)), 0, 0
+    for row in rows:
+        done, problems = done + 1, problems + bool(row.problem)
+        seen, more = ("-", row.problem) if row.problem else (f"{row.confidence:.1%}", "")
+        if columns.top and not row.problem:
+            more = ", ".join(f"{p:.1%} {name}" for name, p in columns.likeliest(row)[1:])
+        log(f"{seen:>6}  {row.predicted or '-':{width}}  {row.path}" + (f"  ({more})" if more else ""))
+    return done, problems
+
+
+def _write(model: Loaded, sources: Sources, sorter: Sorter | None, table: tuple[Path, Columns, int | None]):
+    """All Predictions as a table: (file, its columns, number of rows if known). Returns as `_print` does."""
+    output, columns, total = table
+    identity = model.identity or files.sha256(model.name)
+    with open_table(output, columns, identity) as written, Progress("predict", total) as progress:
+        first = True
+        for row in _sorted(predict_files(model, written.rest(sources)), sorter):
+            if first:
+                progress.advance(written.done.rows)
+                first = False
+            written.put(row)
             progress.advance()
             if row.problem:
-                problems += 1
                 warn(f"{row.path}: {row.problem}")
-    return problems
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[TextIO]:
-    """A text file that appears at `path` when the block ends well, and not at all otherwise."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("w", encoding="utf-8", newline="")
-    except OSError as error:
-        raise GraftError(f"--output {path}: cannot be written: {error.strerror}") from None
-    try:
-        with file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _csv(file, classes):
-    writer = files.csv_writer(file)
-    writer.writerow([*COLUMNS, *class_columns(classes)])
-
-    def put(row):
-        figures = [""] * (1 + len(classes)) if row.problem else [f"{p:.6f}" for p in (row.confidence, *row.probabilities)]
-        writer.writerow([row.path, row.predicted, figures[0], row.problem, *figures[1:]])
-
-    return put
-
-
-def _json_lines(file, classes):
-    def put(row):
-        tree = {"path": row.path, "problem": row.problem}
-        if not row.problem:
-            figures = {name: round(float(p), 6) for name, p in zip(classes, row.probabilities)}
-            told = {"predicted": row.predicted, "confidence": round(row.confidence, 6), "probabilities": figures}
-            tree = {"path": row.path, **told}
-        file.write(json.dumps(tree, ensure_ascii=False) + "\n")
-
-    return put
-
-
-WRITERS: dict[str, Callable] = {".csv": _csv, ".jsonl": _json_lines}
+    return written.done.rows, written.done.problems

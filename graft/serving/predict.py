@@ -1,10 +1,11 @@
-"""Batch prediction: photos, folders, patterns in; what each shows out. A damaged file is listed, not fatal."""
+"""Batch prediction: photos, folders, patterns, lists in; what each shows out. A damaged file is listed, not fatal."""
 
 import contextlib
 import glob
 import os
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from graft.system.environment import missing, quiet_tensorflow
 from graft.system.prefetch import prefetch, processors
 
 BATCH = 32
+WITHOUT_TENSORFLOW = (".onnx", ".tflite")  # files whose runtimes need none
 
 
 @dataclass(frozen=True)
@@ -64,31 +66,67 @@ def predict(
                 yield Prediction(path.as_posix(), described.classes[p.argmax()], float(p.max()), p)
 
 
-def find(sources: Iterable[str | Path]) -> tuple[list[Path], int]:
-    """(image files, number of files passed over) of paths, folders and patterns such as `photos/**/*.jpg`.
+class Sources:
+    """The image files of photos, folders, patterns such as `photos/**/*.jpg`, and lists: iterate, as often as you like.
 
     A named file is always taken, whatever it is called. In a folder, searched to any depth, `pixels.may_be_image` decides: a
-    damaged photo is listed, a text passed over, as are hidden files and folders. Each file comes once.
-    Raises GraftError for a source that does not exist and where there is no image at all.
+    damaged photo is listed, a text passed over, as are hidden files and folders. `@FILE` is a list, `-` one on standard input:
+    a path per line, each taken, even twice. Of the others each file comes once. Folders and lists are read as one goes.
+    Raises GraftError for a source that does not exist, and on iteration where there is no image at all.
+
+    skipped: number of files passed over, when an iteration has ended. once: standard input is among them, which can be read
+    only once.
     """
-    found, skipped, sources = {}, 0, list(map(str, sources))
-    for source in sources:
-        path = Path(source).expanduser()
+
+    def __init__(self, sources: Iterable[str | Path]) -> None:
+        self.names = list(map(str, sources))
+        self.once = "-" in self.names
+        self.skipped = 0
+        for name in self.names:
+            path = Path(name.removeprefix("@")).expanduser()
+            if name != "-" and not (path.is_file() if name.startswith("@") else path.exists() or _matches(name)):
+                raise GraftError(f"{name}: no such file, folder, list or pattern with a match")
+
+    def __iter__(self) -> Iterator[Path]:
+        self.skipped, found = 0, 0
+        seen: set[str] | None = set() if len(self.names) > 1 else None
+        for name in self.names:
+            listed = name == "-" or name.startswith("@")
+            for path in _lines(name) if listed else self._inside(name):
+                if seen is not None and not listed:
+                    if str(path) in seen:
+                        continue
+                    seen.add(str(path))
+                found += 1
+                yield path
+        if not found:
+            raise GraftError(f"{', '.join(self.names)}: no image there ({self.skipped} other files)")
+
+    def _inside(self, name):
+        path = Path(name).expanduser()
         if path.is_dir():
-            inside = list(_walk(path))
-            images = [file for file in inside if pixels.may_be_image(file)]
-            skipped += len(inside) - len(images)
-        elif path.exists():
-            images = [path]
+            for file in _walk(path):
+                if pixels.may_be_image(file):
+                    yield file
+                else:
+                    self.skipped += 1
         else:
-            matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(source) else []  # noqa: PTH207
-            if not matches:
-                raise GraftError(f"{source}: no such file, folder or pattern with a match")
-            images = [file for file in map(Path, matches) if file.is_file()]
-        found.update(dict.fromkeys(images))
-    if not found:
-        raise GraftError(f"{', '.join(sources)}: no image there ({skipped} other files)")
-    return list(found), skipped
+            yield from [path] if path.exists() else _matches(name)
+
+
+def _matches(pattern):
+    """The files that a pattern means, sorted."""
+    pattern = str(Path(pattern).expanduser())
+    found = sorted(set(glob.glob(pattern, recursive=True))) if glob.has_magic(pattern) else []  # noqa: PTH207
+    return [file for file in map(Path, found) if file.is_file()]
+
+
+def _lines(name):
+    """The paths of a list, without empty lines; "-" is standard input."""
+    with contextlib.ExitStack() as stack:
+        file = Path(name.removeprefix("@")).expanduser()
+        lines = sys.stdin.buffer if name == "-" else stack.enter_context(file.open("rb"))
+        yield from (Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in lines if line.strip())
 
 
 def _walk(folder):
@@ -99,19 +137,20 @@ def _walk(folder):
         yield from (path for path in paths if path.is_file() or not path.exists())
 
 
-def open_model(source: str | Path) -> readers.Loaded:
+def open_model(source: str | Path, *, suits_litert: Callable[[str], bool] = lambda backbone: True) -> readers.Loaded:
     """A model from an export folder, one of its files, an MLflow model folder, or a URI such as `models:/graft@champion`.
 
-    Of an export folder model.onnx is taken if it is there and ONNX Runtime is installed: it gives the same answers
-    (checks.json) and is ready in 0.3 s, while TensorFlow takes 10 s to import.
+    Of an export folder model.tflite is taken if the backbone suits LiteRT, else model.onnx, if it is there and ONNX Runtime is
+    installed: both give the same answers (checks.json) and are ready in 0.3 s, while TensorFlow takes 10 s to import.
+    suits_litert: whether LiteRT runs a backbone, by its name, faster than ONNX Runtime does.
     """
     text, path = str(source), Path(source).expanduser()
     if text.startswith(pyfunc.IN_STORE) or (path / "MLmodel").exists():
         model = pyfunc.load(text)
     else:
         if path.is_dir() and not (path / "saved_model.pb").exists():
-            path = _best_of(path)
-        if path.suffix != ".onnx":
+            path = _best_of(path, suits_litert)
+        if path.suffix not in WITHOUT_TENSORFLOW:
             quiet_tensorflow()
         model = readers.load_file(path)
     if model.description.resize not in pixels.RESIZE:
@@ -119,9 +158,12 @@ def open_model(source: str | Path) -> readers.Loaded:
     return model
 
 
-def _best_of(folder):
-    """The file of an export folder that is ready first, of those whose packages are installed."""
-    for format in ("onnx", *FILES):
-        if (folder / FILES[format]).exists() and not missing(readers.NEEDS.get(format, ())):
-            return folder / FILES[format]
-    raise GraftError(f"{folder}: no exported model in it; run `dvc repro export` first")
+def _best_of(folder, suits_litert):
+    """The file of an export folder that is fastest, of those whose packages are installed."""
+    usable = [f for f in ("onnx", "tflite", *FILES) if (folder / FILES[f]).exists() and not missing(readers.NEEDS.get(f, ()))]
+    if not usable:
+        raise GraftError(f"{folder}: no exported model in it; run `dvc repro export` first")
+    tflite = folder / FILES["tflite"]
+    if "tflite" in usable and suits_litert(readers.read_description(tflite).backbone):
+        return tflite
+    return folder / FILES[usable[0]]

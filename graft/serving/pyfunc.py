@@ -203,7 +203,7 @@ def load(uri: str) -> readers.Loaded:
     def run(batch):
         return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
 
-    return readers.Loaded(uri, description, run)
+    return readers.Loaded(uri, description, run, identity=model.metadata.model_uuid or uri)
 
 
 def load_mlflow(uri: str):

@@ -20,7 +20,7 @@ class Loaded:
     """A model that graft made, ready: call it with uint8 (n, S, S, 3) RGB pixels, it returns float32 (n, C) probabilities.
 
     name: where it came from, a path or MLflow's URI. format: one of FILES, "" for a model that is no exported file.
-    run: what computes up to `chunk` images at once.
+    run: what computes up to `chunk` images at once. identity: of a model that is no exported file, what tells it from others.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Loaded:
     run: Callable[[np.ndarray], np.ndarray]
     format: str = ""
     chunk: int = runtimes.BATCH
+    identity: str = ""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Raises ValueError for pixels of another type or shape."""

@@ -12,15 +12,19 @@ from graft.system.console import warn
 REDIRECTING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE")
 
 
+def environment() -> dict[str, str]:
+    """This process's, without what would have git speak of another repository, and in git's own words."""
+    return {key: value for key, value in os.environ.items() if key not in REDIRECTING} | {"LC_ALL": "C"}
+
+
 def output(*arguments: str) -> str | None:
     """What `git <arguments>` prints, or None where git is missing or refuses.
 
     A repository that git calls dubious, since it belongs to another user, is said once, with what to do.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in REDIRECTING} | {"LC_ALL": "C"}
     command = ["git", "-c", "core.quotePath=false", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment())
     except OSError:
         return None
     if done.returncode and "dubious ownership" in done.stderr:

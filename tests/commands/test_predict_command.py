@@ -2,8 +2,13 @@
 
 import argparse
 import csv
+import io
 import json
 import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +17,8 @@ from PIL import Image
 from graft.commands import predict as command
 from graft.description import Description
 from graft.scoring.predictions import Predictions
-from graft.serving import readers
-from graft.serving.predict import Prediction
+from graft.serving import readers, table
+from graft.system import files
 from graft.system.console import GraftError
 
 CLASSES = ("dark", "path", "class:x")
@@ -38,14 +43,15 @@ def run(monkeypatch):
         bright = batch[:, 0, 0, 0] / 255
         return np.stack([0.9 - bright, bright, np.full(len(batch), 0.1)], axis=1)
 
-    def open_model(name):
-        return readers.Loaded(name, Description("x", 1.0, 4, CLASSES, 0, 0.0, "squash"), probabilities)
+    def open_model(name, **_):
+        return readers.Loaded(name, Description("x", 1.0, 4, CLASSES, 0, 0.0, "squash"), probabilities, identity=name)
 
     monkeypatch.setattr(command, "open_model", open_model)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
 
     def called(*words, status=0):
+        words = words if "--model" in words else (*words, "--model", "m")
         try:
             command.predict(parser.parse_args([str(word) for word in words]))
             found = 0
@@ -105,16 +111,160 @@ def test_lines_on_the_terminal(run, photos, capsys):
 def test_output_appears_whole_or_not_at_all(run, photos, tmp_path, monkeypatch):
     output = tmp_path / "out.csv"
     output.write_text("what was there")
-
-    def fail(*_):
-        yield Prediction("x", problem="y")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "predict_files", fail)
+    interrupted(monkeypatch, after=1)
     with pytest.raises(KeyboardInterrupt):
         run(photos, "--output", output)
     assert output.read_text() == "what was there"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "photos ü"]
+
+
+def interrupted(monkeypatch, after):
+    """Ctrl-C in place of row `after`."""
+    real = command.predict_files
+
+    def predict(model, paths):
+        rows = real(model, paths)
+        for _ in range(after):
+            yield next(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "predict_files", predict)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_an_interrupted_table_is_gone_on_with(run, photos, tmp_path, monkeypatch, capsys, kind):
+    outputs = [tmp_path / f"{name}.{kind}" for name in ("whole", "parts")]
+    run(photos, "--output", outputs[0], status=2)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupted(patched, after=2)
+        run(photos, "--output", outputs[1])
+    capsys.readouterr()
+    run(photos, "--output", outputs[1], status=2)
+    said = capsys.readouterr()
+    assert "predict: goes on after 2 rows of an interrupted run" in said.out
+    assert "1 image predicted by m, 2 could not be read" in said.out and said.err.count("warning: ") == 1
+    assert outputs[1].read_bytes() == outputs[0].read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted(output.name for output in outputs)
+
+
+@pytest.mark.parametrize("change", ["model", "columns", "photos"])
+def test_a_half_finished_table_of_something_else_is_begun_anew(run, photos, tmp_path, monkeypatch, capsys, change):
+    output = tmp_path / "out.csv"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupted(patched, after=2)
+        run(photos, "--output", output)
+    if change == "photos":
+        (photos / "00.png").write_bytes((photos / "0.png").read_bytes())
+    more = {"model": ["--model", "other"], "columns": ["--top", 2], "photos": []}[change]
+    run(photos, "--output", output, *more, status=2)
+    assert "begun anew" in capsys.readouterr().out
+    names = ["0.png", *["00.png"] * (change == "photos"), "cut.png", "empty.jpg"]
+    assert [Path(row["path"]).name for row in files.read_csv(output)] == names
+
+
+def test_standard_input_with_other_photos_is_refused_and_the_table_kept(run, photos, tmp_path, monkeypatch):
+    output, names = tmp_path / "out.csv", ["0.png", "cut.png", "empty.jpg"]
+
+    def stdin(names):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("".join(f"{photos / n}\n" for n in names).encode())))
+
+    stdin(names)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupted(patched, after=2)
+        run("-", "--output", output)
+    stdin(names[1:])
+    with pytest.raises(GraftError, match="standard input begins with other photos than"):
+        run("-", "--output", output)
+    stdin(names)
+    run("-", "--output", output, status=2)
+    assert [Path(row["path"]).name for row in files.read_csv(output)] == names
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = [{root!r}]
+import numpy as np
+from pathlib import Path
+from graft.description import Description
+from graft.serving import predict, readers, table
+table.CHECKPOINT_SECONDS = 0.01
+model = readers.Loaded("m", Description("x", 1.0, 4, ("a", "b"), 0, 0.0, "squash"),
+    lambda batch: time.sleep(0.002) or np.full((len(batch), 2), 0.5, np.float32))
+with table.open_table(Path({output!r}), table.Columns(("a", "b")), "m") as written:
+    for row in predict.predict(model, written.rest(predict.Sources([{listed!r}])), batch_size=7):
+        written.put(row)
+"""
+
+
+def test_rows_are_neither_doubled_nor_lost_by_sigkill(photos, tmp_path):
+    """Killed again and again, at whatever moment, until it is done."""
+    listed, output = tmp_path / "list.txt", tmp_path / "out.csv"
+    paths = [f"{photos.as_posix()}/{'0.png' if k % 5 else f'gone {k},.png'}" for k in range(2000)]
+    listed.write_text("\n".join(paths))
+    code = KILLED.format(root=str(Path(__file__).parents[2]), output=str(output), listed=f"@{listed}")
+    kills = 0
+    while not output.exists():
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+        state, part = tmp_path / ".out.csv.part.json", tmp_path / ".out.csv.part"
+        before = state.read_text() if state.exists() else ""
+        while process.poll() is None and kills < 3 and (not state.exists() or state.read_text() == before):
+            time.sleep(0.005)
+        if process.poll() is None and kills < 3:
+            process.kill()
+            process.wait()
+            kills += 1
+            with part.open("ab") as file:  # what a run writes after its last note, cut off within a row
+                file.write(b"/photos/half a r")
+        assert process.wait() in (0, -9)
+    assert kills == 3
+    assert [row["path"] for row in files.read_csv(output)] == paths
+
+
+def test_two_runs_into_one_table_at_once_are_refused(run, photos, tmp_path):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        table.open_table(tmp_path / "out.csv", table.Columns(CLASSES), "m") as first,
+    ):
+        with pytest.raises(GraftError, match="another `graft predict` writes it now"):
+            run(photos, "--output", tmp_path / "out.csv")
+        assert first.done.rows == 0
+        raise KeyboardInterrupt
+    run(photos, "--output", tmp_path / "out.csv", status=2)
+
+
+def test_parquet_has_typed_columns_and_null_where_nothing_is(run, photos, tmp_path):
+    from pyarrow import parquet
+
+    odd = photos / 'a "quoted", \r\n name.png'
+    odd.write_bytes((photos / "0.png").read_bytes())
+    run(photos, "--output", tmp_path / "out.parquet", status=2)
+    found = parquet.read_table(tmp_path / "out.parquet")
+    assert [str(field.type) for field in found.schema] == ["string", "string", "double", "string", *["double"] * 3]
+    rows = {Path(row["path"]).name: row for row in found.to_pylist()}
+    assert (rows["0.png"]["confidence"], rows["0.png"]["problem"]) == (0.7, None)
+    assert (rows["cut.png"]["predicted"], rows["cut.png"]["dark"]) == (None, None)
+    assert rows[odd.name]["path"] == odd.as_posix()
+
+
+def test_parquet_without_its_package_is_one_line(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(GraftError, match="Parquet needs pyarrow: pip install pyarrow"):
+        run(photos, "--output", tmp_path / "out.parquet")
+
+
+def test_top_gives_the_likeliest_classes_in_their_order(run, photos, tmp_path, capsys):
+    run(photos / "0.png", "--top", 2)
+    assert capsys.readouterr().out.splitlines()[0].endswith("0.png  (20.0% path)")
+    run(photos, "--top", 2, "--output", tmp_path / "out.csv", status=2)
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        header, good, *_ = csv.reader(file)
+    assert header == ["path", "predicted", "confidence", "problem", "predicted_2", "confidence_2"]
+    assert good[1:] == ["dark", "0.700000", "", "path", "0.200000"]
+    run(photos / "0.png", "--top", 9, "--output", tmp_path / "out.jsonl")
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert list(row["probabilities"].items()) == [("dark", 0.7), ("path", 0.2), ("class:x", 0.1)]
+    with pytest.raises(GraftError, match="--top 0: at least 1"):
+        run(photos, "--top", 0)
 
 
 def test_an_output_that_cannot_be_written_is_one_line(run, photos):
@@ -123,7 +273,7 @@ def test_an_output_that_cannot_be_written_is_one_line(run, photos):
 
 
 def test_output_of_an_unknown_kind_is_refused_before_any_work(run):
-    with pytest.raises(GraftError, match=r"--output out.xlsx: must end in .csv or .jsonl"):
+    with pytest.raises(GraftError, match=r"--output out.xlsx: must end in .csv, .jsonl or .parquet"):
         run("no photo", "--output", "out.xlsx")
 
 
@@ -140,8 +290,10 @@ ODD = ("path", "problem", "confidence", "predicted", "label", "group", "class:x"
 
 def test_columns_are_those_of_evaluates_table(photos, tmp_path, monkeypatch):
     """Whatever a class is called, a column comes once, and under the same name in both."""
-    model = readers.Loaded("m", Description("x", 1.0, 4, ODD, 0, 0.0, "squash"), lambda batch: np.full((len(batch), 7), 1 / 7))
-    monkeypatch.setattr(command, "open_model", lambda name: model)
+    model = readers.Loaded(
+        "m", Description("x", 1.0, 4, ODD, 0, 0.0, "squash"), lambda batch: np.full((len(batch), 7), 1 / 7), identity="m"
+    )
+    monkeypatch.setattr(command, "open_model", lambda name, **_: model)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     command.predict(parser.parse_args([str(photos / "0.png"), "--output", str(tmp_path / "out.csv")]))

@@ -1,5 +1,6 @@
 import dataclasses
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -46,8 +47,14 @@ def right(tmp_path_factory):
     return folder
 
 
+def find(sources):
+    """(files, number of those passed over)."""
+    found = predict.Sources(sources)
+    return list(found), found.skipped
+
+
 def test_find_looks_at_content_and_passes_over_the_rest(photos):
-    files, skipped = predict.find([photos])
+    files, skipped = find([photos])
     assert [f.relative_to(photos).as_posix() for f in files] == ORDER
     assert skipped == 1
 
@@ -60,7 +67,7 @@ def test_find_goes_by_the_rule_of_split(photos):
     os.mkfifo(photos / "pipe.png")
     os.mkfifo(photos / "pipe")
     (photos / "gone.png").symlink_to("nowhere.png")
-    files, skipped = predict.find([photos])
+    files, skipped = find([photos])
     assert [f.relative_to(photos).as_posix() for f in files] == [*ORDER[:3], "gone.png", *ORDER[3:]] and skipped == 1
 
 
@@ -75,29 +82,49 @@ def test_the_limit_on_pixels_is_the_models(photos, images):
 
 def test_find_takes_files_patterns_and_nothing_twice(photos):
     named = [photos / "notes.txt", str(photos / "*.png"), str(photos / "**" / "*.JPG"), photos / "0.png"]
-    files, skipped = predict.find(named)
+    files, skipped = find(named)
     assert [f.name for f in files] == ["notes.txt", "0.png", "cut.png", "1.JPG"]
     assert skipped == 0
     odd = photos / "a[1].png"
     odd.write_bytes((photos / "0.png").read_bytes())
-    assert predict.find([odd])[0] == [odd]  # a name with brackets is a name before it is a pattern
+    assert find([odd])[0] == [odd]  # a name with brackets is a name before it is a pattern
 
 
-@pytest.mark.parametrize("source", ["nowhere", "nowhere/*.png"])
-def test_find_refuses_a_source_that_is_not_there(source, tmp_path):
-    with pytest.raises(GraftError, match="no such file, folder or pattern with a match"):
-        predict.find([tmp_path / source])
+@pytest.mark.parametrize("source", ["nowhere", "nowhere/*.png", "@nowhere.txt", "@."])
+def test_find_refuses_a_source_that_is_not_there(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GraftError, match="no such file, folder, list or pattern with a match"):
+        find([source])
+
+
+def test_a_list_is_taken_line_by_line_in_its_order(photos, tmp_path, monkeypatch):
+    lines = [photos / "notes.txt", photos / "0.png", "nowhere.png", photos / "0.png"]
+    text = "".join(f"{line}\r\n\n" for line in lines).encode()
+    (tmp_path / "list.txt").write_bytes(text)
+    assert find([f"@{tmp_path / 'list.txt'}"]) == (list(map(Path, lines)), 0)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    stdin = predict.Sources(["-", photos / "cut.png"])
+    assert stdin.once and list(stdin) == [*map(Path, lines), photos / "cut.png"]
+
+
+def test_sources_are_read_as_one_goes(photos):
+    """The second folder is not there any more when its turn comes, and nobody has asked for it before."""
+    (photos / "deep" / "later").mkdir()
+    files = iter(predict.Sources([photos / "deep" / "er", photos / "deep" / "later", photos / "0.png"]))
+    assert next(files).name == "1.JPG"
+    (photos / "deep" / "later" / "new.png").write_bytes((photos / "0.png").read_bytes())
+    assert [file.name for file in files] == ["new.png", "0.png"]
 
 
 def test_find_refuses_a_folder_without_images(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(GraftError, match=r"no image there \(1 other files\)"):
-        predict.find([tmp_path])
+        find([tmp_path])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_damaged_files_are_listed_at_their_place(batch_size, right, photos, expected):
-    files, _ = predict.find([photos])
+    files, _ = find([photos])
     rows = list(predict.predict(predict.open_model(right / "model.tflite"), files, batch_size=batch_size))
     assert [row.path for row in rows] == [(photos / name).as_posix() for name in ORDER]
     assert [row.problem.partition(":")[0] for row in rows] == ["", "truncated", "empty", "", ""]
@@ -115,8 +142,9 @@ def test_open_model_takes_every_kind(exported, trained, right, images, expected,
         opened = predict.open_model(source)
         assert (opened.description.classes, opened.description.image_size) == (CLASSES, SIZE)
         np.testing.assert_allclose(opened(images), expected, atol=2e-5)
-    assert predict.open_model(exported).name == str(exported / "model.onnx")
-    assert predict.open_model(right).name == str(right / "model.keras")
+    assert predict.open_model(exported).name == str(exported / "model.tflite")
+    assert predict.open_model(exported, suits_litert=lambda name: name != "mobilenet_v2").name == str(exported / "model.onnx")
+    assert predict.open_model(right).name == str(right / "model.tflite")
 
 
 def test_a_model_with_an_unknown_rule_of_resizing_is_refused(trained, tmp_path):
@@ -143,17 +171,18 @@ def test_photos_become_squares_as_in_training(trained, tmp_path, resize):
 def test_onnx_is_passed_over_where_its_runtime_is_missing(exported, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
-    assert predict.open_model(exported).name == str(exported / "model.keras")
+    assert predict.open_model(exported, suits_litert=lambda name: False).name == str(exported / "model.tflite")
 
 
-def test_an_onnx_model_needs_no_tensorflow(exported, photos):
+@pytest.mark.parametrize("name", ["", "model.onnx"])
+def test_an_onnx_or_tflite_model_needs_no_tensorflow(name, exported, photos):
     code = (
         "import sys; from graft.commands import main\n"
         "main.main(['predict', sys.argv[2], '--model', sys.argv[1]])\n"
         "print([name for name in ('tensorflow', 'mlflow', 'matplotlib', 'sklearn', 'pandas') if name in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, exported, photos / "0.png"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, exported / name, photos / "0.png"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout.splitlines()[-1] == "[]"
 
