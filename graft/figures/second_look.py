@@ -1,12 +1,18 @@
 """Every photo of a data set at once: where it lies among the others, and which look wrong."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft.figures import style
 from graft.figures.image_grid import PredictedImage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MARKERS = "osD^vP"  # the second sign by which classes differ, and the first beyond the ten colours
 NAMED = 30  # classes whose names are written into the map, at most
@@ -28,13 +34,24 @@ class MapDisplay(style.Display):
 
     size = (7.2, 6.0)
 
-    def __init__(self, points, labels, classes: Sequence[str], *, wrong, suspect, thumbs=None, method="", total=0):
+    def __init__(
+        self,
+        points: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        *,
+        wrong: np.ndarray,
+        suspect: np.ndarray,
+        thumbs: Mapping[int, np.ndarray] | None = None,
+        method: str = "",
+        total: int = 0,
+    ):
         self.points, self.labels, self.classes = np.asarray(points), np.asarray(labels), list(classes)
         self.wrong, self.suspect, self.thumbs = np.asarray(wrong), np.asarray(suspect), dict(thumbs or {})
         shown = f"{len(self.points):,} of {total:,} photos" if total > len(self.points) else f"{len(self.points):,} photos"
         self.title = f"{shown} as the backbone sees them ({method})"
 
-    def draw(self, ax):
+    def draw(self, ax: Axes) -> None:
         x, y = self.points.T
         for k in np.unique(self.labels):
             some = self.labels == k

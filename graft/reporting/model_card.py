@@ -1,16 +1,22 @@
 """`card.html`: all that a person wants to know about the model, on one page that needs nothing but itself."""
 
+from __future__ import annotations
+
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft.figures import style
 from graft.reporting.plots import Plots
 from graft.scoring.history import History
 from graft.scoring.results import Results
 from graft.scoring.statistics import Comparison
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PROVENANCE = "<!-- provenance -->"  # in the page, where `with_provenance` adds what changes from run to run
 SIDE = 144  # pixels of an image; shown at most that large
@@ -69,7 +75,7 @@ def with_provenance(page: str, *, params: Mapping[str, str], provenance: Mapping
     return "".join((before, environment().get_template("facts.html.j2").module.run(provenance, params), after))
 
 
-def environment():
+def environment() -> Environment:
     """jinja2's, for the templates beside this file: `percent` and `data_uri` (a JPEG of pixels) are filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

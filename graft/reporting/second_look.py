@@ -1,7 +1,11 @@
 """What `second-look` leaves: features, out-of-fold probabilities, suspects, a map, and the card's section on the data."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +17,10 @@ from graft.scoring.statistics import group_ids
 from graft.second_look import layout, suspects
 from graft.second_look.evidence import Evidence
 from graft.system import files
+
+if TYPE_CHECKING:
+    from graft.dataset.images import ImageSet
+    from graft.tracking.runs import StageRun
 
 SHOWN, SHOWN_TEST, SHOWN_TWINS = 24, 12, 12  # photos in the pictures
 LOGGED = 16  # suspects that MLflow shows one by one
@@ -36,7 +44,7 @@ class SecondLook:
                 f"{m['accuracy_high']:.4f}, n = {m['photos']}), {m['suspects']} suspect labels (suspects.csv)")  # fmt: skip
 
 
-def write(folder, evidence: Evidence, *, images, seed: int) -> SecondLook:
+def write(folder: Path, evidence: Evidence, *, images: ImageSet, seed: int) -> SecondLook:
     """Write everything about `evidence` into `folder`, the same bytes for the same arguments.
 
     images: an ImageSet of the same photos. seed: chooses what the map shows. Writes `features.npy` (float16, rows as in the
@@ -61,13 +69,13 @@ def write(folder, evidence: Evidence, *, images, seed: int) -> SecondLook:
     return SecondLook(metrics, section, shown)
 
 
-def log_images(run, found: SecondLook) -> None:
+def log_images(run: StageRun, found: SecondLook) -> None:
     """The first suspects one by one, under keys that are the same for every run: "suspect labels/01"."""
     for number, image in enumerate([i for some in found.images.values() for i in some][:LOGGED], start=1):
         run.log_image(image_grid.tile(image), f"suspect labels/{number:02}")
 
 
-def figures(evidence: Evidence, found) -> dict[str, float]:
+def figures(evidence: Evidence, found: Sequence[suspects.Suspect]) -> dict[str, float]:
     """What metrics.json holds: `photos`; the head's cross-validated `accuracy` over all of them with `_low` and `_high` (95%,
     groups as units) and `loss`, in nats; `suspects`, `suspects_test`, `twins`. Without folds, no accuracy and no loss."""
     p, metrics = evidence.predictions, {"photos": len(evidence)}
