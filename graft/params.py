@@ -104,7 +104,7 @@ class Data(Block):
         description="near-duplicates of a given test folder's images among those of train: warn lists them, "
         "drop_from_train takes them out, fail stops the stage"
     )
-    min_side: Whole = Field(ge=1, description="pixels; an image with a shorter side is set aside")
+    min_side: Whole = Field(ge=1, le=100_000, description="pixels; an image with a shorter side is set aside")
     max_megapixels: float = Field(
         gt=0, description="larger images are set aside, by what is decoded: transparency counts twice"
     )
@@ -152,14 +152,16 @@ class Augment(Block):
 
 class Head(Block):
     lr: float = Field(
-        gt=0, description="peak learning rate of a head with a dense layer; without one it is solved, not trained"
+        gt=0, le=100, description="peak learning rate of a head with a dense layer; without one it is solved, not trained"
     )
-    epochs: Whole = Field(ge=1, description="epochs of a head with a dense layer, at most")
+    epochs: Whole = Field(ge=1, le=1_000_000, description="epochs of a head with a dense layer, at most")
     patience: Whole = Field(
-        ge=1, description="epochs without a smaller validation loss before training of a head with a dense layer stops"
+        ge=1,
+        le=1_000_000,
+        description="epochs without a smaller validation loss before training of a head with a dense layer stops",
     )
     hidden_units: Whole = Field(
-        ge=0, description="units of a dense layer before the softmax; 0: none, and the head is solved to its optimum"
+        ge=0, le=65_536, description="units of a dense layer before the softmax; 0: none, and the head is solved to its optimum"
     )
     dropout: float = Field(ge=0, lt=1, description="dropout rate before the softmax, wherever epochs are trained")
     class_weights: Literal["balanced", "none"] = Field(
@@ -174,16 +176,18 @@ class Head(Block):
 
 class FineTune(Block):
     layers: Whole = Field(
-        ge=0, description="top layers of the backbone that are unfrozen; 0 skips it; BatchNorm always stays frozen"
+        ge=0,
+        le=1_000_000,
+        description="top layers of the backbone that are unfrozen; 0 skips it; BatchNorm always stays frozen",
     )
-    epochs: Whole = Field(ge=0, description="epochs of fine-tuning, at most; 0 skips it")
+    epochs: Whole = Field(ge=0, le=1_000_000, description="epochs of fine-tuning, at most; 0 skips it")
     warmup: float = Field(
         ge=0,
         lt=1,
         description="share of the steps over which the learning rate rises to lr (a full rate at once tears deep layers "
         "apart), before it falls along half a cosine",
     )
-    patience: Whole = Field(ge=1, description="epochs without a smaller validation loss before training stops")
+    patience: Whole = Field(ge=1, le=1_000_000, description="epochs without a smaller validation loss before training stops")
     weight_decay: float = Field(ge=0, lt=1, description="decoupled weight decay (AdamW), times the learning rate in each step")
     label_smoothing: float = Field(ge=0, lt=1, description="share of each label that is spread over all classes in training")
 
@@ -258,9 +262,20 @@ class Tracking(Block):
         "always or never"
     )
 
+    @field_validator("experiment", "model")
+    @classmethod
+    def _is_a_name(cls, value, info):
+        """What MLflow would refuse once a network is trained, or could not be told from an alias or a path."""
+        forbidden = "/:@" if info.field_name == "model" else ""
+        if len(value) > 200 or any(sign in forbidden or not sign.isprintable() for sign in value) or value in (".", ".."):
+            signs = " without / : and @," if forbidden else ""
+            wanted = f"a name of at most 200 characters,{signs} on one line"
+            raise ValueError(f"tracking.{info.field_name} must be {wanted}, not {value!r}")
+        return value
+
 
 class Params(Block):
-    lr: float = Field(gt=0, description="peak learning rate of fine-tuning; what people sweep")
+    lr: float = Field(gt=0, le=100, description="peak learning rate of fine-tuning; what people sweep")
     seed: Whole = Field(
         ge=0, le=2**31 - 1, description="of the split, the initial head, the augmentation, the order of training"
     )
@@ -270,7 +285,7 @@ class Params(Block):
     resize: Literal["squash", "crop", "pad"] = Field(
         description="how a photo becomes a square: squash (proportions changed), crop (the middle), pad (laid on grey)"
     )
-    batch_size: Whole = Field(ge=1, description="images per training step")
+    batch_size: Whole = Field(ge=1, le=65_536, description="images per training step")
     data: Data = Field(description="the data set, and how it is split")
     backbone: Backbone = Field(description="the pretrained network")
     augment: Augment = Field(description="what the augmented copies of a training image differ by")

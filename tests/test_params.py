@@ -1,3 +1,6 @@
+import copy
+import datetime
+import json
 import typing
 from pathlib import Path
 
@@ -66,8 +69,8 @@ def test_a_rate_is_a_number_however_it_is_written(tmp_path, text, value):
         ("learning_rate", 1, "unknown key learning_rate"),
         ("head.epoch", 3, "unknown key head.epoch; did you mean head.epochs?"),
         ("lr", "fast", "lr must be a number, not 'fast'"),
-        ("lr", 0, "lr must be above 0, not 0"),
-        ("lr", -1e-3, "lr must be above 0, not -0.001"),
+        ("lr", 0, "lr must be above 0 and at most 100, not 0"),
+        ("lr", -1e-3, "lr must be above 0 and at most 100, not -0.001"),
         ("lr", float("nan"), "lr must be a number, not nan"),
         ("lr", True, "lr must be a number, not True"),
         ("lr", None, "lr must be a number, not None"),
@@ -80,7 +83,7 @@ def test_a_rate_is_a_number_however_it_is_written(tmp_path, text, value):
         ("image_size", 8, "image_size must be at least 16 and at most 4096, not 8"),
         ("image_size", 32.5, "image_size must be a whole number or auto, not 32.5"),
         ("image_size", None, "image_size must be a whole number or auto, not None"),
-        ("batch_size", 0, "batch_size must be at least 1, not 0"),
+        ("batch_size", 0, "batch_size must be at least 1 and at most 65536, not 0"),
         ("data", "photos", "data must be a block of keys, not 'photos'"),
         ("data", None, "data must be a block of keys, not None"),
         ("data.path", "", "data.path must be a word, not ''"),
@@ -124,6 +127,12 @@ def test_a_rate_is_a_number_however_it_is_written(tmp_path, text, value):
         ("export.label_smoothing", 0.1, "unknown key export.label_smoothing; did you mean fine_tune.label_smoothing?"),
         ("features.engine", "auto", "unknown key features.engine; known here: runtime"),
         ("trunk", {"engine": "auto"}, "trunk.engine is called features.runtime now"),
+        (
+            "tracking.model",
+            "my/model",
+            "tracking.model must be a name of at most 200 characters, without / : and @, on one line",
+        ),
+        ("tracking.experiment", "a\nb", "tracking.experiment must be a name of at most 200 characters, on one line"),
         ("tracking.promote", "maybe", "tracking.promote must be one of better, significant, always, never"),
         ("fine_tune.layers", KeyError, "missing key fine_tune.layers"),
         ("cache", KeyError, "missing key cache"),
@@ -224,3 +233,27 @@ def test_every_field_is_described_and_none_has_a_default(kind):
     for name, field in kind.model_fields.items():
         assert field.description, name
         assert field.is_required(), name
+
+
+# What people, scripts and other tools put where a value belongs.
+VALUES = [None, True, False, -1, 0, 1, 2, 0.5, 1.5, -0.5, 1e300, 10**30, float("nan"), float("inf"), "", " ", "x", "auto",
+          "../up", "a\nb", "c,d", "'\"", "<b>&", "$(reboot)", "grün 🦙 \u202e", "x" * 255, "(", [], ["x"], [[]], {}, {"x": 1},
+          {1: None}, datetime.date(2026, 11, 28), b"bytes"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", parameters.fields())
+def test_any_value_of_any_key_is_taken_or_refused_in_one_line_that_names_the_key(key, monkeypatch):
+    whole = YAML(typ="safe").load(ROOT / "params.yaml")
+    for value in VALUES:
+        tree = copy.deepcopy(whole)
+        *blocks, last = key.split(".")
+        block = tree[blocks[0]] if blocks else tree
+        block[last] = value
+        monkeypatch.setattr(parameters, "_read", lambda path, tree=tree: tree)
+        try:
+            loaded = parameters.load("params.yaml").flat()
+        except GraftError as error:
+            assert str(error).startswith("params.yaml: ") and key in str(error), (value, str(error))
+            assert len(str(error)) < 1000 and (not isinstance(value, str) or "\n" not in str(error)), (value, str(error))
+        else:
+            json.dumps(loaded)  # as dvc.lock, MLflow and model.json keep it
