@@ -45,6 +45,7 @@ NOT_RUN = {
     "dvc exp run -S backbone.name=mobilenet_v2": f"{NETWORK}: the file of weights",
     "dvc exp run -S data.path=/home/me/photos -S": f"{MINUTES}: one more pipeline; such labels are read in tests/dataset",
     "graft import tfds:": NETWORK,
+    "graft tune": f"{MINUTES}: forty experiments; two run in test_tune.py",
     "graft champion --rollback": "needs a champion before this one",
 }
 CLASSES = small_clone.CLASSES

@@ -18,6 +18,7 @@ from graft.commands import (
     preset,
     publish,
     suggest,
+    tune,
     ui,
 )
 from graft.system.console import entry
@@ -31,6 +32,7 @@ COMMANDS = {
     "import-weights": (import_weights, import_weights.import_weights),
     "suggest": (suggest, suggest.suggest),
     "preset": (preset, preset.preset),
+    "tune": (tune, tune.tune),
     "params": (params_, params_.params_),
     "predict": (predict, predict.predict),
     "cache": (cache, cache.cache),
