@@ -7,7 +7,7 @@ from graft.dataset import images, manifest
 from graft.network import classifier
 from graft.run import run_stage
 from graft.scoring.predictions import Predictions
-from graft.serving import parity, pyfunc, readers, writers
+from graft.serving import parity, photo_parity, pyfunc, readers, writers
 from graft.system import files, paths
 from graft.system.console import log
 
@@ -35,13 +35,17 @@ def export(params, run):
         checks = [parity.check(readers.load(format, folder), reference) for format in formats]
         log(parity.table(checks))
         latencies = parity.latencies(checks)
-        run.log_metrics({**parity.figures(checks), "latency": latencies})
+        photos = photo_parity.check(readers.load("tflite" if "tflite" in formats else "keras", folder), reference, test)
+        log(photo_parity.table(photos))
+        resized = {photo_parity.KEY: photo_parity.figures(photos)}
+        run.log_metrics({**parity.figures(checks), **resized, "latency": latencies})
         run.log_text(json.dumps(latencies, indent=2), "latency.json")
         kept = parity.figures(parity.passed(checks, on_miss=params.export.on_miss, **gates))
         writers.keep(folder, kept)
-        files.write_json(folder / "checks.json", kept)
+        files.write_json(folder / "checks.json", kept | resized)
     accuracy = float(evaluated.correct.mean())
-    more = {"tags": {"formats": ", ".join(kept)}, "export": (folder, pyfunc.network_digest(model, description))}
+    tags = {"formats": ", ".join(kept), **photo_parity.warned(photos, params.export.min_agreement)}
+    more = {"tags": tags, "export": (folder, pyfunc.network_digest(model, description))}
     version = pyfunc.register(run, shipped, shipped_description, alias="exported", metrics={"accuracy": accuracy}, **more)
     log(f"export: {len(kept)} formats agree with the original, test accuracy {accuracy:.4f}, model version {version}")
 
