@@ -21,6 +21,7 @@ class Loaded:
 
     name: where it came from, a path or MLflow's URI. format: one of FILES, "" for a model that is no exported file.
     run: what computes up to `chunk` images at once. identity: of a model that is no exported file, what tells it from others.
+    network: the keras.Model behind it, None for formats that are none.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Loaded:
     format: str = ""
     chunk: int = runtimes.BATCH
     identity: str = ""
+    network: object = None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Raises ValueError for pixels of another type or shape."""
@@ -54,11 +56,12 @@ def load_file(path: Path, format: str | None = None) -> Loaded:
     description = read_description(path, format)
     try:
         with silence():
-            run = LOADERS.get(format, _load_tflite)(path)
+            network = _load_keras(path) if format in KERAS else None
+            run = keras_call(network) if format in KERAS else LOADERS.get(format, _load_tflite)(path)
     except Exception as error:  # whatever the four libraries raise on a damaged file
         raise GraftError(f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}") from error
     chunk = runtimes.CHUNK if format == "onnx" or format.startswith("tflite") else runtimes.BATCH
-    return Loaded(str(path), description, run, format, chunk)
+    return Loaded(str(path), description, run, format, chunk, network=network)
 
 
 def _format_of(path):
@@ -104,7 +107,7 @@ def keras_call(model) -> Callable[[np.ndarray], np.ndarray]:
 def _load_keras(path):
     import keras
 
-    return keras_call(keras.saving.load_model(path, compile=False))  # safe_mode, the default, refuses code in the file
+    return keras.saving.load_model(path, compile=False)  # safe_mode, the default, refuses code in the file
 
 
 def _load_saved_model(path):
@@ -124,4 +127,5 @@ def _load_onnx(path):
     return lambda images: session.run(["probabilities"], {"image": images})[0]
 
 
-LOADERS = {"keras": _load_keras, "h5": _load_keras, "saved_model": _load_saved_model, "onnx": _load_onnx}
+KERAS = ("keras", "h5")
+LOADERS = {"saved_model": _load_saved_model, "onnx": _load_onnx}

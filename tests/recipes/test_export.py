@@ -15,10 +15,11 @@ from graft.dataset.manifest import Manifest, ManifestRow
 from graft.description import FILES
 from graft.network import classifier
 from graft.run import execute
-from graft.serving import parity, predict, pyfunc, readers, writers
+from graft.scoring.predictions import Predictions
+from graft.serving import parity, predict, pyfunc, readers, resizers, writers
 from graft.system import paths
 from graft.system.console import GraftError
-from graft.system.files import read_json, sha256, write_json
+from graft.system.files import read_json, sha256
 from graft.tracking import registry, runs, store
 from stages.export import export
 from tests.recipes.conftest import NullRun
@@ -43,8 +44,11 @@ def template(tmp_path_factory):
         photo = root / "photos" / f"{i:02}.png"
         photo.write_bytes(encode(images[i]))
         rows.append(ManifestRow(photo.name, CLASSES[labels[i]], split, sha256(photo), 32, 32))
-    manifest.write(Manifest(tuple(rows), CLASSES), root / paths.SPLIT)
-    write_json(root / paths.EVALUATE / "metrics.json", {"accuracy": 0.95})
+    listed = Manifest(tuple(rows), CLASSES)
+    manifest.write(listed, root / paths.SPLIT)
+    said = model(images, training=False).numpy().astype(np.float64) ** 0.5  # the temperature is 2
+    for stage, split, chosen in ((paths.EVALUATE, "test", said[:20]), (paths.FINE_TUNE, "val", said[30:])):
+        Predictions.of(listed.split(split), chosen).write(root / stage / "predictions.csv")
     return root
 
 
@@ -87,6 +91,7 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
         export(params, run)
     folder = clone / paths.EXPORT
     checks = read_json(folder / "checks.json")
+    photos = checks.pop("from_photos")
     assert {p.name for p in folder.iterdir()} == {*(FILES[name] for name in checks), "labels.txt", "checks.json"}
     assert list(checks) == list(params.export.formats)
     assert all(
@@ -94,6 +99,8 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     )
     assert [c["n"] for c in checks.values()] == [20] * 7
     assert (checks["keras"]["agreement"], checks["keras"]["accuracy"], checks["onnx"]["accuracy"]) == (1.0, 0.95, 0.95)
+    assert list(photos) == list(resizers.RESIZERS)  # none of which changes a photo that has the size already, but JPEG
+    assert [c["agreement"] for c in photos.values()][:-1] == [1.0] * 5
     described = json.loads(zipfile.ZipFile(folder / "model.keras").read("graft.json"))
     assert (described["classes"], described["temperature"], described["calibrated"]) == (list(CLASSES), 2.0, True)
 
@@ -104,6 +111,8 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     version = registry.by_alias(run.client, "graft", "exported")
     assert (version.tags["stage"], version.tags["accuracy"]) == ("export", "0.95")
     assert version.tags["formats"] == ", ".join(checks)
+    below = photos["jpeg_75"]["agreement"] < params.export.min_agreement
+    assert ("warning" in version.tags) == below
     assert version.tags["digest"] == pyfunc.shipped_digest(*writers.self_contained(*make_classifier()), folder)
     shipped = {path.name for path in (store.local_path(version.source) / pyfunc.FORMATS).iterdir()}
     assert shipped == {p.name for p in folder.iterdir()} - {"model.keras"}
@@ -165,7 +174,7 @@ def test_a_format_that_misses_is_left_out_and_the_others_stay(clone, unregistere
         assert unregistered == []
     else:
         export(params, run)
-        assert list(read_json(clone / paths.EXPORT / "checks.json")) == ["keras", "h5"]
+        assert list(read_json(clone / paths.EXPORT / "checks.json")) == ["keras", "h5", "from_photos"]
         assert {p.name for p in (clone / paths.EXPORT).iterdir()} == {"model.keras", "model.h5", "labels.txt", "checks.json"}
         said = capsys.readouterr().err
         assert "warning: export: tflite left out: a probability differs from the original's by 0." in said
@@ -183,29 +192,72 @@ def test_int8_is_chosen_on_validation_images(clone, unregistered, monkeypatch):
     assert "tflite_int8" not in read_json(clone / paths.EXPORT / "checks.json")
 
 
-def test_another_accuracy_than_evaluate_found_fails_the_stage(clone, unregistered):
-    for accuracy in (0.95, 0.9):  # one image of 20 may fall on the other side of a boundary
-        write_json(paths.EVALUATE / "metrics.json", {"accuracy": accuracy})
-        export(settings(formats=("keras",)), NullRun())
-    write_json(paths.EVALUATE / "metrics.json", {"accuracy": 0.85})
-    with pytest.raises(GraftError, match=r"^export: keras: accuracy 0\.9500 on 20 test images, but evaluate found 0\.8500"):
-        export(settings(formats=("keras",)), NullRun())
-    assert len(unregistered) == 2
+def change_predictions(chosen, power):
+    """Of the images `chosen`, evaluate's probabilities p become p^power, normalised: below 0 the order turns round."""
+    path = paths.EVALUATE / "predictions.csv"
+    said = Predictions.read(path)
+    changed = said.probabilities.copy()
+    changed[chosen] **= power
+    said.replace_probabilities(changed).write(path)
 
 
-@pytest.mark.parametrize("sample", [200, 7])
-def test_the_accuracy_is_that_of_all_test_images(sample, clone, unregistered, monkeypatch):
-    """The one that is wrong is among those that the formats are compared on, or not."""
-    monkeypatch.setattr(parity, "SAMPLE", sample)
+def test_a_model_that_answers_otherwise_than_evaluate_found_fails_the_stage(clone, unregistered):
+    change_predictions(slice(None), 1.001)  # rounded otherwise
     export(settings(formats=("keras",)), NullRun())
-    assert read_json(clone / paths.EXPORT / "checks.json")["keras"]["n"] == min(sample, 20)
+    change_predictions([3, 7], -1.0)
+    with pytest.raises(GraftError, match=r"^export: the model answers otherwise on 2 of 20 test images than evaluate found"):
+        export(settings(formats=("keras",)), NullRun())
     assert len(unregistered) == 1
 
 
+def test_predictions_of_other_images_are_refused(clone, unregistered):
+    shutil.copy(paths.FINE_TUNE / "predictions.csv", paths.EVALUATE)
+    with pytest.raises(GraftError, match=r"^export: predictions.csv is of other images than the split; run `dvc repro`$"):
+        export(settings(formats=("keras",)), NullRun())
+
+
+def test_equal_networks_are_asked_once(clone, unregistered, monkeypatch):
+    """What the Keras files hold is the network that was written; one that differs in a bit is asked itself."""
+    asked = []
+    real = readers.Loaded.__call__
+
+    def ask(loaded, images):
+        if len(images) > 1:
+            asked.append(loaded.format)
+        return real(loaded, images)
+
+    monkeypatch.setattr(readers.Loaded, "__call__", ask)
+    formats = ("keras", "h5", "saved_model")
+    export(settings(formats=formats), NullRun())
+    assert asked[:2] == ["", "saved_model"]
+    asked.clear()
+    h5 = writers.WRITERS["h5"]
+
+    def write(model, *rest):
+        nudged = make_classifier()[0]
+        nudged.set_weights([np.nextafter(weight, np.float32(1)) for weight in model.get_weights()])
+        h5(nudged, *rest)
+
+    monkeypatch.setitem(writers.WRITERS, "h5", write)
+    export(settings(formats=formats), NullRun())
+    assert asked[:3] == ["", "h5", "saved_model"]
+
+
+def test_the_accuracy_is_that_of_all_test_images(clone, monkeypatch):
+    """As evaluate found it, whichever of them the formats are compared on."""
+    kept = []
+    monkeypatch.setattr(pyfunc, "register", lambda *_, metrics, **__: kept.append(metrics) or "1")
+    monkeypatch.setattr(parity, "SAMPLE", 7)
+    export(settings(formats=("keras",)), NullRun())
+    checks = read_json(clone / paths.EXPORT / "checks.json")["keras"]
+    assert (checks["n"], checks["accuracy"], kept) == (7, 1.0, [{"accuracy": 0.95}])
+
+
 def test_three_test_images_are_enough(clone, unregistered):
-    listed = manifest.read()
+    listed, said = manifest.read(), Predictions.read(paths.EVALUATE / "predictions.csv")
     rows = tuple(row for row in listed.rows if row.split != "test" or row.path < "03")
-    manifest.write(Manifest(rows, listed.classes), paths.SPLIT)
-    write_json(paths.EVALUATE / "metrics.json", {"accuracy": 1.0})
+    few = Manifest(rows, listed.classes)
+    manifest.write(few, paths.SPLIT)
+    Predictions.of(few.split("test"), said.probabilities[:3]).write(paths.EVALUATE / "predictions.csv")
     export(settings(formats=("keras", "tflite_fp16"), **GENEROUS), NullRun())
     assert read_json(clone / paths.EXPORT / "checks.json")["tflite_fp16"]["n"] == 3

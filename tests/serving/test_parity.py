@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 from graft.description import FILES
-from graft.serving import parity, readers
+from graft.scoring.predictions import Predictions
+from graft.serving import parity, readers, writers
 from graft.system.console import GraftError
+
+from .conftest import CLASSES
 
 GOOD = parity.Check("tflite", 1000, 100, 1.0, 0, 1e-6, 0.9, 0.9, 0.01, 0.02)
 GATES = {"min_agreement": 0.98, "max_accuracy_drop": 0.015}
@@ -67,36 +70,59 @@ def test_the_keras_model_is_never_left_out():
         parity.passed([dataclasses.replace(GOOD, format="keras", max_difference=1.0)], on_miss="drop", **GATES)
 
 
-@pytest.mark.parametrize(("accuracy", "expected", "n"), [(0.95, 0.95, 20), (0.95, 0.9, 20), (0.951, 0.947, 1000)])
-def test_require_accuracy_lets_an_image_near_a_boundary_fall_on_its_other_side(accuracy, expected, n):
-    parity.require_accuracy(accuracy, expected, n=n)
+@dataclasses.dataclass
+class Shown:
+    """An ImageSet in memory."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple = CLASSES
+
+    @property
+    def paths(self):
+        return tuple(map(str, range(len(self.images))))
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, positions):
+        yield self.images[positions]
 
 
-@pytest.mark.parametrize(("accuracy", "expected", "n"), [(0.95, 0.85, 20), (0.95, 1.05, 20), (0.951, 0.945, 1000)])
-def test_require_accuracy_refuses_more(accuracy, expected, n):
-    with pytest.raises(GraftError, match=rf"^export: keras: accuracy {accuracy:.4f} on {n} test images, but evaluate found "):
-        parity.require_accuracy(accuracy, expected, n=n)
+@pytest.mark.parametrize(("wrong", "margin", "refused"), [(0, 0.5, False), (3, 0.05, False), (1, 0.15, True), (3, 0.5, True)])
+def test_evaluate_must_have_found_the_same_but_for_near_ties(wrong, margin, refused):
+    """wrong: images of 20 of which evaluate found another class, which the original holds for less likely by `margin`."""
+    own = np.tile([0.5 + margin / 2, 0.5 - margin / 2, 0.0], (20, 1))
+    found = own.copy()
+    found[:wrong] = found[:wrong, [1, 0, 2]]
+    shown = Shown(np.zeros((20, 4, 4, 3), np.uint8), np.zeros(20, int))
+    evaluated = Predictions(shown.paths, shown.labels, found, CLASSES)
+    against = parity.Reference(shown.images, shown.labels, own)
+    if not refused:
+        parity.require_evaluated(against, shown, evaluated)
+        return
+    with pytest.raises(GraftError, match=rf"^export: the model answers otherwise on {wrong} of 20 test images than evaluate "):
+        parity.require_evaluated(against, shown, evaluated)
 
 
 def test_check_measures_a_file(exported, images, expected):
     labels = expected.argmax(1)
     labels[:6] = (labels[:6] + 1) % 3  # six of the 24 are wrong by the labels
-    loaded = readers.load("tflite", exported)
-    found = parity.check(loaded, images, labels, expected)
+    against = parity.Reference(images, labels, expected)
+    found = parity.check(readers.load("tflite", exported), against)
     assert found.bytes == (exported / "model.tflite").stat().st_size
     assert (found.n, found.agreement, found.clear_disagreements, found.accuracy) == (24, 1.0, 0, 0.75)
     assert found.reference_accuracy == 0.75
     assert 0 < found.max_difference < 1e-4
     assert 0 < found.latency_p50 <= found.latency_p95
-    assert parity.accuracy(loaded, [images[:5], images[5:]], labels) == 0.75
-    folder = parity.check(readers.load("saved_model", exported), images, labels, expected)
+    folder = parity.check(readers.load("saved_model", exported), against)
     assert folder.bytes == sum(p.stat().st_size for p in (exported / "saved_model").rglob("*") if p.is_file())
 
 
 def test_disagreement_is_counted_and_ties_apart(exported, images, expected):
     """A reference whose classes 0 and 1 change places disagrees where they matter."""
     other = expected[:, [1, 0, 2]]
-    found = parity.check(readers.load("tflite", exported), images, expected.argmax(1), other)
+    found = parity.check(readers.load("tflite", exported), parity.Reference(images, expected.argmax(1), other))
     moved = expected.argmax(1) != other.argmax(1)
     margin = other.max(1) - other[np.arange(24), expected.argmax(1)]
     assert moved.sum() > (margin > 0.1).sum() > 2
@@ -105,12 +131,18 @@ def test_disagreement_is_counted_and_ties_apart(exported, images, expected):
     assert found.reference_accuracy == pytest.approx(1 - moved.mean())
 
 
-def test_original_applies_the_temperature_that_is_not_applied_yet(trained, images, expected):
+def test_the_reference_applies_the_temperature_that_is_not_applied_yet(trained, images, expected):
     model, description = trained
+    network, _ = writers.self_contained(model, description)
+    shown = Shown(images, np.arange(24) % 3)
+    against = parity.reference(model, description, network, shown)
     # A graph may fuse what is computed step by step otherwise: the last bits differ, and the temperature spreads them.
-    np.testing.assert_allclose(parity.original(model, description, images), expected, atol=1e-5)
+    np.testing.assert_allclose(against.probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(against.shipped, expected, atol=1e-5)
+    np.testing.assert_array_equal(against.labels, shown.labels)
     for plain in (description.replace(temperature=1.0), description.replace(calibrated=True)):
-        np.testing.assert_allclose(parity.original(model, plain, images), model(images, training=False), atol=1e-5)
+        found = parity.reference(model, plain, model, shown).probabilities
+        np.testing.assert_allclose(found, model(images, training=False), atol=1e-5)
 
 
 def test_figures_hold_no_times():

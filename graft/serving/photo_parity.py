@@ -1,0 +1,88 @@
+"""Whether the answer stays the same where another library makes the photo small: agreement from the photo, not from pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from graft.serving import parity, readers, resizers
+from graft.system.console import warn
+from graft.system.prefetch import prefetch, processors
+
+MEGAPIXELS = 200  # of photos that are decoded whole, at most: 16 of a phone's with 12, in about 20 CPU seconds
+PHOTOS = 16  # at a time
+KEY = "from_photos"  # in checks.json, beside the formats
+
+
+@dataclass(frozen=True)
+class PhotoCheck:
+    """n photos made small by one of RESIZERS. agreement: share with the top class that the original gives them as it was
+    trained to see them. accuracy: share classified right."""
+
+    resizer: str
+    n: int
+    agreement: float
+    accuracy: float
+
+
+def check(loaded: readers.Loaded, against: parity.Reference, image_set) -> list[PhotoCheck]:
+    """What `loaded` says of photos of an ImageSet by each of RESIZERS. against: its `parity.reference`.
+
+    At most parity.SAMPLE photos and MEGAPIXELS of them together, evenly spread. A photo of which a resizer makes the pixels
+    that training had is not asked again.
+    """
+    manifest, order = image_set.manifest, parity.spread(len(image_set), parity.SAMPLE)
+    megapixels = sum(manifest.rows[i].width * manifest.rows[i].height for i in order) / 1e6
+    chosen = parity.spread(len(order), max(1, int(len(order) * min(1, MEGAPIXELS / megapixels))))
+    expected, labels = against.probabilities[chosen].argmax(axis=1), against.labels[chosen]
+    found = {name: expected.copy() for name in resizers.RESIZERS}
+    made = prefetch(_made_small(image_set), order[chosen], workers=processors(), depth=PHOTOS)
+    for first in range(0, len(chosen), PHOTOS):
+        asked = [
+            (name, row, pixels)
+            for row, photo in enumerate(islice(made, PHOTOS), first)
+            for name, pixels in photo
+            if not np.array_equal(pixels, against.images[chosen[row]])
+        ]
+        if asked:
+            answers = loaded(np.stack([pixels for *_, pixels in asked])).argmax(axis=1)
+            for (name, row, _), answer in zip(asked, answers):
+                found[name][row] = answer
+    return [
+        PhotoCheck(name, len(chosen), float((given == expected).mean()), float((given == labels).mean()))
+        for name, given in found.items()
+    ]
+
+
+def _made_small(image_set):
+    def load(position) -> list:
+        content = (Path(image_set.root) / image_set.paths[position]).read_bytes()
+        return list(resizers.each(content, image_set.size, image_set.resize, white=image_set.white))
+
+    return load
+
+
+def figures(checks: Sequence[PhotoCheck]) -> dict[str, dict[str, float]]:
+    """{resizer: figures}, as checks.json holds them."""
+    return {c.resizer: {"n": c.n, "agreement": round(c.agreement, 6), "accuracy": round(c.accuracy, 6)} for c in checks}
+
+
+def table(checks: Sequence[PhotoCheck]) -> str:
+    """The checks as text, one line per resizer."""
+    lines = [f"{'resized by':14}  {'photos':>6}  {'agreement':>9}  {'accuracy':>8}"]
+    return "\n".join([*lines, *(f"{c.resizer:14}  {c.n:6}  {c.agreement:9.4f}  {c.accuracy:8.4f}" for c in checks)])
+
+
+def warned(checks: Sequence[PhotoCheck], min_agreement: float) -> dict[str, str]:
+    """Warn of each resizer by which too few photos keep their class. Returns that as tags of a version, none if all is well."""
+    below = [c for c in checks if c.agreement < min_agreement - parity.ROUNDING]
+    for c in below:
+        warn(
+            f"export: photos resized by {c.resizer} keep their class on {c.agreement:.4f} of {c.n}, below {min_agreement:.4g} "
+            "(export.min_agreement): resize as the model was trained"
+        )
+    return {"warning": "other classes for photos resized by " + ", ".join(c.resizer for c in below)} if below else {}
