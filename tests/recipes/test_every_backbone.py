@@ -18,19 +18,8 @@ ROOT = Path(__file__).parents[2]
 ALL = 999  # layers
 # Training all layers takes most of a row's minutes; that all cuts hold is tested without training in tests/network.
 ALL_TOO = ("xception", "efficientnet_lite1")
-# Two that differ in kind, beside the default of test_training.py: bare operations, and scaling of its own; a normalisation
-# that wants mending.
-FAST = {"mobilenet_v3_small": (ALL,), "efficientnet_b0": (50,)}
 NONE_TOO = ("mobilenet_v2", "densenet121", "efficientnet_b0")  # one of each kind
-CASES = [
-    *FAST.items(),
-    *(
-        pytest.param(
-            name, (50, *[ALL] * (name in ALL_TOO), *[0] * (name in NONE_TOO)), marks=pytest.mark.slow, id=f"{name}-deep"
-        )
-        for name in backbones.BACKBONES
-    ),
-]
+CASES = {name: (50, *[ALL] * (name in ALL_TOO), *[0] * (name in NONE_TOO)) for name in backbones.BACKBONES}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +39,8 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("name", "depths"), CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "depths"), CASES.items(), ids=CASES)
 def test_a_backbone_goes_through_all_stages(root, monkeypatch, name, depths):
     import keras
 
