@@ -8,7 +8,7 @@ UV := .venv/uv/bin/uv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: run test test-slow ui lint wheel lock bench reproduce clean distclean
+.PHONY: run test test-slow ui lint wheel lock upgrade-check licences bench reproduce clean distclean
 
 run: $(READY)
 	$(BIN)/python -m graft.tracking.dvc_lock
@@ -29,6 +29,18 @@ lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+# In a clone of its own: resolve anew, say what is newer, run lint and all tests with that. An hour.
+UPGRADE := .cache/upgrade
+upgrade-check:
+	rm -rf $(UPGRADE)
+	git clone --quiet . $(UPGRADE)
+	cd $(UPGRADE) && $(MAKE) lock
+	git -C $(UPGRADE) diff --unified=0 requirements.lock | grep -E '^[-+][a-z0-9]' || echo "nothing is newer"
+	cd $(UPGRADE) && $(MAKE) lint && $(MAKE) test && $(MAKE) test-slow
+
+licences: $(READY)
+	$(BIN)/python docs/licences.py
 
 # Two fresh clones, other conditions: the same bytes? Minutes.
 reproduce: $(READY)
