@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from graft.system import files
@@ -58,20 +59,21 @@ def _meets(line: str) -> bool:
         return wanted.specifier.contains(metadata.version(NAME), prereleases=True)
     origin = _origin()
     vcs = origin.get("vcs_info")
-    digest = vcs["commit_id"] if vcs else _digest(origin)
-    return bool(digest) and digest in wanted.url
+    digest = str(vcs["commit_id"]) if vcs else _digest(origin)
+    return digest is not None and digest in wanted.url
 
 
-def _origin() -> dict:
+def _origin() -> dict[str, Any]:
     """What the installer noted of where graft came from (PEP 610); {} for a package index."""
-    return json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
+    found: dict[str, Any] = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
+    return found
 
 
-def _digest(origin: dict) -> str | None:
+def _digest(origin: dict[str, Any]) -> str | None:
     """SHA-256 in hex of the wheel that it was installed from; pip notes it, others leave the file to be asked."""
     noted = origin.get("archive_info")
     if noted is None:
         return None
-    digest = (noted.get("hashes") or {}).get("sha256") or (noted.get("hash") or "").removeprefix("sha256=")
+    digest: str | None = (noted.get("hashes") or {}).get("sha256") or (noted.get("hash") or "").removeprefix("sha256=")
     wheel = Path(unquote(urlsplit(origin["url"]).path))
     return digest or (files.sha256(wheel) if origin["url"].startswith("file:") and wheel.is_file() else None)
