@@ -84,6 +84,7 @@ def _set_params(file, data, onnx):
 
     yaml = YAML()
     yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     tree = yaml.load(file)
     tree["data"]["path"] = data
     if not onnx:

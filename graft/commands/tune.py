@@ -80,7 +80,7 @@ def _search(study: Study, run: StudyRun, trials: int, metric: str, seed: int) ->
                 failed += 1
                 if trial.number == 0 or failed == FAILURES:
                     raise
-                warn(f"trial {trial.number} ({_shown(trial.values)}): {error}")
+                warn(f"trial {trial.number} ({_shown(trial.values)}) failed: {error}")
                 continue
             failed = 0
             study.finish(trial, value)

@@ -59,14 +59,14 @@ def _meets(line: str) -> bool:
         return wanted.specifier.contains(metadata.version(NAME), prereleases=True)
     origin = _origin()
     vcs = origin.get("vcs_info")
-    digest: str | None = vcs["commit_id"] if vcs else _digest(origin)
+    digest = str(vcs["commit_id"]) if vcs else _digest(origin)
     return digest is not None and digest in wanted.url
 
 
 def _origin() -> dict[str, Any]:
     """What the installer noted of where graft came from (PEP 610); {} for a package index."""
-    noted: dict[str, Any] = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
-    return noted
+    found: dict[str, Any] = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
+    return found
 
 
 def _digest(origin: dict[str, Any]) -> str | None:
@@ -74,6 +74,6 @@ def _digest(origin: dict[str, Any]) -> str | None:
     noted = origin.get("archive_info")
     if noted is None:
         return None
-    digest = (noted.get("hashes") or {}).get("sha256") or (noted.get("hash") or "").removeprefix("sha256=")
+    digest: str | None = (noted.get("hashes") or {}).get("sha256") or (noted.get("hash") or "").removeprefix("sha256=")
     wheel = Path(unquote(urlsplit(origin["url"]).path))
     return digest or (files.sha256(wheel) if origin["url"].startswith("file:") and wheel.is_file() else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from graft.system import paths
 from graft.system.console import GraftError
+from graft.system.environment import missing
 from graft.tracking import store
 
 if TYPE_CHECKING:
     import optuna
 
 Value = float | int | str | bool | None
+PATIENCE = 10.0  # seconds that the one who made a study may take to put its first trial into it
 RANDOM_SHARE, MOST_RANDOM = 3, 10  # a third of the trials, at most ten, are drawn at random before the estimator is trusted
 
 
@@ -72,10 +75,27 @@ class Study:
         except ImportError:
             raise GraftError("graft tune needs optuna: pip install 'graft-vision[tune]'") from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        if missing(["psycopg2"]):  # the driver that SQLAlchemy takes by default; ours is its successor
+            storage = storage.replace("postgresql://", "postgresql+psycopg://", 1)
         self.name, self.space, self.start, self.storage = name, dict(space), dict(start), storage
         self.folder = paths.cache() / "tune" / name
         with self._failures(), store.lock("tune"):
-            self._study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
+            self._study = self._begun()
+
+    def _begun(self):
+        """The study; who makes it, and nobody else, puts trial 0 into it."""
+        import optuna
+
+        try:
+            made = optuna.create_study(study_name=self.name, storage=self.storage, direction="minimize")
+        except optuna.exceptions.DuplicatedStudyError:
+            made = optuna.load_study(study_name=self.name, storage=self.storage)
+            until = time.monotonic() + PATIENCE
+            while not made.get_trials(deepcopy=False) and time.monotonic() < until:
+                time.sleep(0.1)
+        if not made.get_trials(deepcopy=False):
+            made.enqueue_trial(self.start)
+        return made
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -112,14 +132,11 @@ class Study:
         states = self._study.get_trials(deepcopy=False)
         if sum(t.state.name != "WAITING" for t in states) >= trials:
             return None
-        first = all(t.state.name == "WAITING" for t in states)
-        if not states:
-            self._study.enqueue_trial(self.start)
         asked = self._study.ask()
         drawn = int.from_bytes(hashlib.sha256(f"{seed} {asked.number}".encode()).digest()[:4])
         startup = min(MOST_RANDOM, max(1, trials // RANDOM_SHARE))
         self._study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=startup, constant_liar=True)
-        space = {k: each.widened(self.start[k]) if first else each for k, each in self.space.items()}
+        space = {k: each.widened(self.start[k]) if asked.number == 0 else each for k, each in self.space.items()}
         trial = Trial(asked.number, {key: each.suggest(asked, key) for key, each in space.items()})
         self._hold(trial.number, held)
         return trial

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from graft.commands import tune as command
 from graft.scoring.predictions import Predictions
 from graft.system.console import GraftError
 from graft.tracking import experiments, study
+from tests.tracking import servers
 
 ROOT = Path(__file__).parents[2]
 optuna = pytest.importorskip("optuna")
@@ -214,7 +216,7 @@ def test_what_cannot_be_searched_is_one_line(text, message, dvc):
 
 
 def test_a_database_that_cannot_be_used_is_one_line(dvc, clone):
-    for address in (f"sqlite:///{clone}/nowhere/tune.db", "postgresql+psycopg://me:secret@127.0.0.1:1/db"):
+    for address in (f"sqlite:///{clone}/nowhere/tune.db", "postgresql://me:secret@127.0.0.1:1/db"):
         with pytest.raises(GraftError, match="--storage") as error:
             tune("--trials", 2, "--storage", address, *SPACE)
         assert "secret" not in str(error.value)
@@ -246,3 +248,32 @@ def test_the_gain_is_said_with_its_interval(low, high, said):
 
     line = command.gain(Comparison(100, 0.8, 0.85, 0.05, low, high, 3, 8, 0.2, "McNemar"))
     assert said in line and f"{low:+.4f} to {high:+.4f}" in line and "n = 100" in line
+
+
+WORKER = """
+import sys, time
+from graft.tracking.study import Range, Study
+made = Study('team', {'lr': Range(1e-5, 1e-2, True)}, {'lr': 3e-4}, sys.argv[1])
+while True:
+    with made.next(12, 42) as trial:
+        if trial is None: break
+        print(trial.number, trial.values['lr'], flush=True)
+        time.sleep(0.05)
+        made.finish(trial, trial.values['lr'])
+"""
+
+
+@pytest.mark.slow
+def test_clones_share_a_study_in_postgresql(tmp_path):
+    """Each trial is one clone's alone, and today's params come once."""
+    with servers.postgresql("a secret") as address:
+        workers = []
+        for name in ("one", "two", "three"):
+            (tmp_path / name).mkdir()
+            environment = {**os.environ, "DVC_ROOT": str(tmp_path / name), "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-c", WORKER, address]
+            workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        drawn = [line.split() for worker in workers for line in worker.communicate(timeout=100)[0].splitlines()]
+    numbers, values = zip(*drawn)
+    assert sorted(map(int, numbers))[:12] == list(range(12)) and len(numbers) == len(set(numbers)) <= 14
+    assert len(set(values)) == len(values) and dict(drawn)["0"] == "0.0003"
