@@ -29,6 +29,10 @@ NOT_RUN = {
     "make test": f"{MINUTES}: all tests, this one among them",
     "make lint": "looks at the code, not at data",
     "make ui": SERVES,
+    "graft serve": f"{SERVES}: tests/commands/test_serve_command.py runs it, and asks it as docs/server.md does",
+    "mlflow models serve": f"{SERVES}: tests/serving/test_pyfunc.py runs it",
+    "curl": "asks a server: tests/commands/test_serve_command.py",
+    "printf '{": "for curl",
     "source": "sets up the shell",
     "pip install": NETWORK,
     "graft new": "needs an installed wheel, in whose environment test_new_project.py runs it",
@@ -91,7 +95,7 @@ def check(command, folder):
     elif words[0] == "make":
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     else:
-        assert words[0] in ("source", "pip", "pre-commit", "cd"), command
+        assert words[0] in ("source", "pip", "pre-commit", "cd", "curl", "printf", "mlflow", "docker"), command
 
 
 def check_dvc(words, folder):

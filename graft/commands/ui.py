@@ -26,7 +26,7 @@ def ui(args: argparse.Namespace) -> None:
     if uri.startswith(("http:", "https:", "databricks")):
         log(f"the stages write to the MLflow server at {store.shown(uri)}: its UI is there")
         return
-    _claim(args.port)
+    claim(args.port, "ui")
     connection = store.connect(params.load())  # makes the store if there is none
     # Opened without this address the UI starts on its pages for language models, and shows a hundred columns or none.
     where = f"http://{HOST}:{args.port}/#/experiments/{connection.experiment_id}/runs?viewStateShareKey={store.VIEW}"
@@ -40,12 +40,12 @@ def ui(args: argparse.Namespace) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)
 
 
-def _claim(port):
-    """Raise GraftError unless a server may listen on `port`: MLflow finds that out after 16 s of imports."""
+def claim(port: int, command: str) -> None:
+    """Raise GraftError unless a server may listen on `port`: MLflow finds that out after 16 s of imports. command: graft's."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: free again right after its end
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise GraftError(f"--port {port}: {reason}; name a free one, such as graft ui --port 5001") from None
+            raise GraftError(f"--port {port}: {reason}; name a free one, such as graft {command} --port 5001") from None

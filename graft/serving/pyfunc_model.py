@@ -40,7 +40,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
     or `dataframe_records` of one column.
     Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its probability; `probabilities`, a
     dict {class: probability} in the order of the classes.
-    Raises MlflowException (a server answers 400) that names the position of an image that cannot be used.
+    Of several images, one that cannot be used has None for label and confidence, no probabilities, and a further column
+    `problem` says why, "" for the others.
+    Raises MlflowException (a server answers 400) that names its position where no image can be used.
     """
 
     _skip_type_hint_validation = True  # else MLflow warns at every load: no type hint of its says "bytes, base64 or pixels"
@@ -63,21 +65,32 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
 
     def predict(self, context, model_input, params=None):
         images = _as_list(model_input)
-        rows = []
+        rows, problems = [], {}
+
+        def read(position, image):
+            try:
+                return self._pixels(position, image)
+            except MlflowException as error:  # of one photo: the others of the batch have their answers
+                problems[position] = error
+                return np.zeros((self.size, self.size, 3), np.uint8)
+
         with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
             for start in range(0, len(images), CHUNK):
                 chunk = images[start : start + CHUNK]
-                batch = np.stack(list(pool.map(self._pixels, range(start, start + len(chunk)), chunk)))
+                batch = np.stack(list(pool.map(read, range(start, start + len(chunk)), chunk)))
                 rows.append(self.network(batch).numpy())
+        if images and len(problems) == len(images):
+            raise problems[0]
         probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
         best = probabilities.argmax(axis=1)
-        return pd.DataFrame(
+        found = pd.DataFrame(
             {
                 "label": pd.Series([self.classes[k] for k in best], dtype=object),
                 "confidence": probabilities[np.arange(len(best)), best].astype(float),
                 "probabilities": [dict(zip(self.classes, map(float, row))) for row in probabilities],
             }
         )
+        return _with_problems(found, {position: error.message for position, error in problems.items()})
 
     def _pixels(self, position, image):
         """One image as uint8 (S, S, 3)."""
@@ -91,6 +104,16 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             return self.decoder.fit(Image.fromarray(_checked(image)), self.size, self.resize)
         except (ValueError, TypeError, OSError, self.decoder.ImageProblem) as error:
             raise _invalid(f"image {position}: {error}") from None
+
+
+def _with_problems(found, problems):
+    """`found` with a column `problem` where there is one: its row has neither label nor confidence, and no probabilities."""
+    if not problems:
+        return found
+    found = found.astype(object)  # None, where NaN would be no JSON
+    for position in problems:
+        found.at[position, "label"], found.at[position, "confidence"], found.at[position, "probabilities"] = None, None, {}
+    return found.assign(problem=[problems.get(position, "") for position in range(len(found))])
 
 
 def _invalid(message):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graft.system import paths
 from graft.system.console import GraftError
@@ -21,6 +21,8 @@ from graft.tracking import store
 
 if TYPE_CHECKING:
     import optuna
+
+    from graft.params import Params
 
 Value = float | int | str | bool | None
 PATIENCE = 10.0  # seconds that the one who made a study may take to put its first trial into it
@@ -40,8 +42,9 @@ class Range:
         return (trial.suggest_int if self.whole else trial.suggest_float)(key, self.low, self.high, log=self.log)
 
     def widened(self, value: Value) -> Range:
-        """A range that holds `value` too."""
-        return Range(min(self.low, value), max(self.high, value), self.log, self.whole)
+        """A range that holds `value`, a number, too."""
+        number: Any = value
+        return Range(min(self.low, number), max(self.high, number), self.log, self.whole)
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Study:
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04}.lock"
 
-    def _hold(self, number, held) -> bool:
+    def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
         """Whether the trial could be claimed, until `held` ends. A process that is killed lets go of it."""
         from filelock import FileLock, Timeout
 
@@ -217,7 +220,7 @@ def study_name(space: Mapping[str, Range | Choice], *more: object) -> str:
 class StudyRun:
     """The study's run in MLflow: a step of its curves is a trial, and the trials' experiments are its children."""
 
-    def __init__(self, params, name: str, space: Mapping[str, Range | Choice]) -> None:
+    def __init__(self, params: Params, name: str, space: Mapping[str, Range | Choice]) -> None:
         """Raises GraftError where the store cannot be reached."""
         self.connection = store.connect(params)
         with store.lock():

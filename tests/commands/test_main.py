@@ -14,6 +14,7 @@ COMMANDS = (
     "params",
     "preset",
     "predict",
+    "serve",
     "cache",
     "champion",
     "compare",

@@ -150,7 +150,8 @@ def test_other_sizes_are_resized_as_in_training(model):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: [encode(p[0]), encode(p[1])[:100]], "image 1: truncated: "),
+        (lambda p: [encode(p[0])[:100]], "image 0: truncated: "),
+        (lambda p: [encode(p[0])[:100], b""], "image 0: truncated: "),
         (lambda p: [b""], "image 0: empty: "),
         (lambda p: [b"no picture"], "image 0: undecodable: "),
         (
@@ -172,6 +173,21 @@ def test_unusable_input_is_named(make, message, model, images):
     with pytest.raises(MlflowException, match=message) as refused:
         model.predict(make(images))
     assert refused.value.get_http_status_code() == 400
+
+
+def test_a_broken_image_in_a_batch_is_an_error_of_its_row_alone(model, images, expected):
+    from mlflow.pyfunc import scoring_server
+
+    batch = [encode(images[0]), encode(images[1])[:100], encode(images[2])]
+    found = model.predict(batch)
+    assert found.columns.tolist() == ["label", "confidence", "probabilities", "problem"]
+    np.testing.assert_allclose(figures(found.iloc[[0, 2]]), expected[[0, 2]], atol=1e-5)
+    assert found["problem"].tolist() == ["", found["problem"][1], ""] and "image 1: truncated: " in found["problem"][1]
+    assert (found["label"][1], found["probabilities"][1]) == (None, {}) and found["confidence"][1] is None
+    request = json.dumps({"inputs": [base64.b64encode(content).decode() for content in batch]})
+    answer = scoring_server.invocations(request, "application/json", model, None)
+    row = json.loads(answer.response, parse_constant=pytest.fail)["predictions"][1]  # NaN is no JSON
+    assert (answer.status, row["label"], row["confidence"]) == (200, None, None)
 
 
 def test_what_the_model_says_of_itself(folder, model, trained):
