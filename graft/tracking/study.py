@@ -39,7 +39,9 @@ class Range:
     whole: bool = False
 
     def suggest(self, trial: optuna.Trial, key: str) -> Value:
-        return (trial.suggest_int if self.whole else trial.suggest_float)(key, self.low, self.high, log=self.log)
+        if self.whole:
+            return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
 
     def widened(self, value: Value) -> Range:
         """A range that holds `value`, a number, too."""
