@@ -130,7 +130,7 @@ def gain(c: Comparison) -> str:
     sure = "it gained" if c.low > 0 else "it lost" if c.high < 0 else "whether it gained anything is not settled"
     return (
         f"tune: validation accuracy against today's params {c.difference:+.4f} (95% interval {c.low:+.4f} to {c.high:+.4f}, "
-        f"n = {c.n}): {sure}; at best, since the same photos chose the trial"
+        f"n = {c.n}): {sure}; the figure leans upwards, since the same photos chose the trial"
     )
 
 
