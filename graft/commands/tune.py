@@ -1,6 +1,7 @@
 """Search for better parameters: trials are experiments up to fine-tune, judged on validation photos."""
 
 import argparse
+import contextlib
 import io
 import json
 import re
@@ -94,7 +95,7 @@ def _value(study: Study, trial: Trial, metric: str) -> tuple[float, dict[str, fl
     """(what is made small, the figures) of a trial, run if no earlier one was the same."""
     same = study.seen(trial)
     name = _experiment(study, trial if same is None else same)
-    commit = experiments.commit(name) or experiments.run(name, _overrides(trial.values), study.log(trial.number), UP_TO)
+    commit = experiments.commit(name) or experiments.run(name, _overrides(trial.values), trial.log, UP_TO)
     lock = experiments.read(commit, dvc_lock.DVC_LOCK)
     if not study.same_images(_manifest_digest(lock)):
         raise GraftError("its validation photos are not those of the trials before: the data have changed; --name OTHER")
@@ -111,7 +112,12 @@ def _conclude(study: Study, run: StudyRun, base: Params) -> None:
         return
     name = f"{study.name}-best"
     log(f"tune: trial {best.number} is the best: {_shown(best.values)}; it runs through evaluate and export, as {name}")
-    commit = experiments.commit(name) or experiments.run(name, _overrides(best.values), study.log(best.number))
+    with contextlib.ExitStack() as held:
+        file = study.hold("best.log", held)
+        if file is None:
+            log("tune: another worker does that")
+            return
+        commit = experiments.commit(name) or experiments.run(name, _overrides(best.values), file)
     run.record(best.number, name, {})
     first = experiments.commit(_experiment(study, Trial(0, {})))
     options = {"resamples": base.evaluate.bootstrap, "seed": base.seed}
@@ -124,7 +130,7 @@ def gain(c: Comparison) -> str:
     sure = "it gained" if c.low > 0 else "it lost" if c.high < 0 else "whether it gained anything is not settled"
     return (
         f"tune: validation accuracy against today's params {c.difference:+.4f} (95% interval {c.low:+.4f} to {c.high:+.4f}, "
-        f"n = {c.n}): {sure}; at best, since the same photos chose the trial"
+        f"n = {c.n}): {sure}; the figure leans upwards, since the same photos chose the trial"
     )
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from graft.system import git, paths
 from graft.system.console import GraftError
@@ -14,8 +15,8 @@ from graft.system.console import GraftError
 TOLD = 300  # characters of a failed experiment's last line
 
 
-def run(name: str, overrides: Mapping[str, str], log: Path, *targets: str) -> str:
-    """`dvc exp run --temp --name NAME -S key=value … [TARGET …]`, what it prints into `log`. Returns its commit.
+def run(name: str, overrides: Mapping[str, str], log: BinaryIO, *targets: str) -> str:
+    """`dvc exp run --temp --name NAME -S key=value … [TARGET …]`, what it prints into `log`, a file. Returns its commit.
 
     The working folder is left as it is. On Ctrl-C it waits until DVC has ended too. Raises GraftError where it fails.
     """
@@ -23,17 +24,15 @@ def run(name: str, overrides: Mapping[str, str], log: Path, *targets: str) -> st
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *words, *targets]
     # `python` in dvc.yaml is this one, whether its environment is activated or not.
     environment = git.environment() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, cwd=paths.root(), env=environment, stdout=file, stderr=file)
-        try:
-            process.wait()
-        except KeyboardInterrupt:  # which DVC has got as well
-            process.wait()
-            raise
+    process = subprocess.Popen(command, cwd=paths.root(), env=environment, stdout=log, stderr=log)
+    try:
+        process.wait()
+    except KeyboardInterrupt:  # which DVC has got as well
+        process.wait()
+        raise
     found = commit(name)
     if process.returncode or found is None:
-        raise GraftError(f"experiment {name} failed: {_last_line(log)}; all of it: {log}")
+        raise GraftError(f"experiment {name} failed: {_last_line(Path(log.name))}; all of it: {log.name}")
     return found
 
 

@@ -11,8 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from graft.system import paths
 from graft.system.console import GraftError
@@ -64,10 +63,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the search. number 0 is where it starts from."""
+    """One point of the search. number 0 is where it starts from. log: for what it prints; who holds it holds the trial."""
 
     number: int
     values: Mapping[str, Value]
+    log: BinaryIO | None = None
 
 
 class Study:
@@ -126,8 +126,10 @@ class Study:
 
     def _unfinished(self, held):
         for frozen in self._study.get_trials(deepcopy=False, states=self._states("RUNNING")):
-            if self._file(frozen.number).exists() and self._hold(frozen.number, held):
-                return Trial(frozen.number, frozen.params)
+            name = _log_name(frozen.number)
+            file = self.hold(name, held) if (self.folder / name).exists() else None
+            if file is not None:
+                return Trial(frozen.number, frozen.params, file)
         return None
 
     def _asked(self, held, trials, seed):
@@ -142,28 +144,23 @@ class Study:
         startup = min(MOST_RANDOM, max(1, trials // RANDOM_SHARE))
         self._study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=startup, constant_liar=True)
         space = {k: each.widened(self.start[k]) if asked.number == 0 else each for k, each in self.space.items()}
-        trial = Trial(asked.number, {key: each.suggest(asked, key) for key, each in space.items()})
-        self._hold(trial.number, held)
-        return trial
+        values = {key: each.suggest(asked, key) for key, each in space.items()}
+        return Trial(asked.number, values, self.hold(_log_name(asked.number), held))
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f"{number:04}.lock"
+    def hold(self, name: str, held: contextlib.ExitStack) -> BinaryIO | None:
+        """The file `name` of the study, held until `held` ends and no process writes to it any more; None if it is held.
 
-    def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
-        """Whether the trial could be claimed, until `held` ends. A process that is killed lets go of it."""
-        from filelock import FileLock, Timeout
+        So what a killed worker has started, and what runs on, keeps it held.
+        """
+        import fcntl
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._file(number), blocking=False)
+        file = held.enter_context((self.folder / name).open("ab"))
         try:
-            held.enter_context(lock)
-        except Timeout:
-            return False
-        return True
-
-    def log(self, number: int) -> Path:
-        """Where what trial `number` prints goes."""
-        return self._file(number).with_suffix(".log")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        return file
 
     def seen(self, trial: Trial) -> Trial | None:
         """The first finished trial with the same values."""
@@ -211,6 +208,10 @@ class Study:
         import optuna
 
         return [optuna.trial.TrialState[name] for name in names]
+
+
+def _log_name(number):
+    return f"{number:04}.log"
 
 
 def study_name(space: Mapping[str, Range | Choice], *more: object) -> str:

@@ -5,8 +5,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -171,22 +173,30 @@ def test_other_photos_are_no_trial_of_the_same_study(dvc, capsys):
 
 
 def test_a_trial_of_another_worker_is_left_alone(dvc, clone, capsys):
-    """While it runs; and its lock is let go of by its end, however it comes."""
+    """While it runs, and while what it has started runs on after it was killed."""
     code = (
-        "import sys, time; from graft.tracking.study import Range, Study\n"
+        "import subprocess, sys, time; from graft.tracking.study import Range, Study\n"
         "s = Study('both', {'lr': Range(1e-5, 1e-2, True)}, {'lr': 3e-4}, f'sqlite:///{sys.argv[1]}/mlruns/tune.db')\n"
-        "with s.next(3, 42) as t: print(t.number, flush=True); time.sleep(60)"
+        "with s.next(3, 42) as t:\n"
+        "    print(t.number, subprocess.Popen(['sleep', '60'], stdout=t.log).pid, flush=True); time.sleep(60)"
     )
     (clone / "mlruns").mkdir()
     process = subprocess.Popen([sys.executable, "-c", code, clone], stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout.readline() == "0\n"
+        number, child = map(int, process.stdout.readline().split())
+        assert number == 0
         tune("--trials", 3, "--name", "both", *SPACE[:2])
         assert [name for name, *_ in dvc.ran] == ["both-1", "both-2"]
         assert "tune: trials 0 are under way elsewhere" in capsys.readouterr().out
-    finally:
         process.kill()
         process.wait()
+        tune("--trials", 3, "--name", "both", *SPACE[:2])
+        assert len(dvc.ran) == 2
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text():
+        time.sleep(0.01)
     tune("--trials", 3, "--name", "both", *SPACE[:2])
     assert [name for name, *_ in dvc.ran][2] == "both-0"
 
