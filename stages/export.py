@@ -44,7 +44,8 @@ def export(params, run):
         writers.keep(folder, kept)
         files.write_json(folder / "checks.json", kept | resized)
     accuracy = float(evaluated.correct.mean())
-    tags = {"formats": ", ".join(kept), **photo_parity.warned(photos, params.export.min_agreement)}
+    photo_parity.warn_below(photos, params.export.min_agreement)
+    tags = photo_parity.version_tags(kept | resized, params.export.min_agreement)
     more = {"tags": tags, "export": (folder, pyfunc.network_digest(model, description))}
     version = pyfunc.register(run, shipped, shipped_description, alias="exported", metrics={"accuracy": accuracy}, **more)
     log(f"export: {len(kept)} formats agree with the original, test accuracy {accuracy:.4f}, model version {version}")

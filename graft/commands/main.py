@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from graft.commands import (
+    benchmark,
     cache,
     champion,
     check,
@@ -37,6 +38,7 @@ COMMANDS = {
     "params": (params_, params_.params_),
     "predict": (predict, predict.predict),
     "serve": (serve, serve.serve),
+    "benchmark": (benchmark, benchmark.benchmark),
     "cache": (cache, cache.cache),
     "champion": (champion, champion.champion),
     "compare": (compare, compare.compare),

@@ -7,7 +7,7 @@ from graft import params
 from graft.dataset import images
 from graft.network import classifier
 from graft.scoring.history import History
-from graft.serving import pyfunc, writers
+from graft.serving import photo_parity, pyfunc, writers
 from graft.system import files, paths
 from graft.system.console import GraftError, log, warn
 from graft.system.environment import quiet_tensorflow
@@ -73,5 +73,6 @@ def _register(run):
             description = description.replace(temperature=1.0)
         checks = files.read_json(paths.EXPORT / "checks.json")
         more = {"metrics": {"accuracy": files.read_json(paths.EVALUATE / "metrics.json")["accuracy"]}}
-        more |= {"tags": {"formats": ", ".join(checks)}, "export": (paths.EXPORT, pyfunc.network_digest(model, description))}
+        tags = photo_parity.version_tags(checks, run.params.export.min_agreement)
+        more |= {"tags": tags, "export": (paths.EXPORT, pyfunc.network_digest(model, description))}
         pyfunc.register(run, *writers.self_contained(model, description), alias="exported", **more)

@@ -170,7 +170,7 @@ def verdict(format: str, folder: Path, image_set, said: Predictions, gates: dict
     For formats that are held to what they decide. gates: of `miss`.
     """
     images, positions = some(image_set, SAMPLE)
-    against = Reference(images, image_set.labels[positions], _same_images(said, image_set).probabilities[positions])
+    against = Reference(images, image_set.labels[positions], same_images(said, image_set).probabilities[positions])
     return miss(check(readers.load(format, folder), against), **gates)
 
 
@@ -199,7 +199,7 @@ def require_evaluated(against: Reference, image_set, evaluated: Predictions) -> 
     otherwise, in half precision on a GPU: an image near a boundary, within TIE of it, may fall on its other side.
     """
     positions = spread(len(image_set), SAMPLE)
-    found = _same_images(evaluated, image_set).predicted[positions]
+    found = same_images(evaluated, image_set).predicted[positions]
     own, rows = against.probabilities, np.arange(len(positions))
     if others := int((own.max(axis=1) - own[rows, found] > TIE).sum()):
         raise GraftError(
@@ -208,7 +208,8 @@ def require_evaluated(against: Reference, image_set, evaluated: Predictions) -> 
         )
 
 
-def _same_images(said, image_set):
+def same_images(said: Predictions, image_set) -> Predictions:
+    """`said`, which must be of the very images of an ImageSet. Raises GraftError where it is not."""
     if said.paths != tuple(image_set.paths) or said.classes != tuple(image_set.classes):
         raise GraftError("export: predictions.csv is of other images than the split; run `dvc repro`")
     return said

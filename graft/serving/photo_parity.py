@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,15 +30,15 @@ class PhotoCheck:
     accuracy: float
 
 
-def check(loaded: readers.Loaded, against: parity.Reference, image_set) -> list[PhotoCheck]:
+def check(loaded: readers.Loaded, against: parity.Reference, image_set, *, most: int = parity.SAMPLE) -> list[PhotoCheck]:
     """What `loaded` says of photos of an ImageSet by each of RESIZERS. against: its `parity.reference`.
 
-    At most parity.SAMPLE photos and MEGAPIXELS of them together, evenly spread. A photo of which a resizer makes the pixels
+    At most `most` photos of those, and MEGAPIXELS of them together, evenly spread. A photo of which a resizer makes the pixels
     that training had is not asked again.
     """
     manifest, order = image_set.manifest, parity.spread(len(image_set), parity.SAMPLE)
     megapixels = sum(manifest.rows[i].width * manifest.rows[i].height for i in order) / 1e6
-    chosen = parity.spread(len(order), max(1, int(len(order) * min(1, MEGAPIXELS / megapixels))))
+    chosen = parity.spread(len(order), max(1, min(most, int(len(order) * min(1, MEGAPIXELS / megapixels)))))
     expected, labels = against.probabilities[chosen].argmax(axis=1), against.labels[chosen]
     found = {name: expected.copy() for name in resizers.RESIZERS}
     made = prefetch(_made_small(image_set), order[chosen], workers=processors(), depth=PHOTOS)
@@ -77,12 +78,24 @@ def table(checks: Sequence[PhotoCheck]) -> str:
     return "\n".join([*lines, *(f"{c.resizer:14}  {c.n:6}  {c.agreement:9.4f}  {c.accuracy:8.4f}" for c in checks)])
 
 
-def warned(checks: Sequence[PhotoCheck], min_agreement: float) -> dict[str, str]:
-    """Warn of each resizer by which too few photos keep their class. Returns that as tags of a version, none if all is well."""
-    below = [c for c in checks if c.agreement < min_agreement - parity.ROUNDING]
-    for c in below:
+def warn_below(checks: Sequence[PhotoCheck], min_agreement: float) -> None:
+    """Warn, in one line, of the resizers by which too few photos keep their class."""
+    if below := [c for c in checks if _is_below(c.agreement, c.n, min_agreement)]:
+        worst = min(below, key=lambda c: c.agreement)
         warn(
-            f"export: photos resized by {c.resizer} keep their class on {c.agreement:.4f} of {c.n}, below {min_agreement:.4g} "
-            "(export.min_agreement): resize as the model was trained"
+            f"export: photos resized by {', '.join(c.resizer for c in below)} keep their class on {worst.agreement:.4f} of "
+            f"{worst.n}, below {min_agreement:.4g} (export.min_agreement); resize as the model was trained"
         )
-    return {"warning": "other classes for photos resized by " + ", ".join(c.resizer for c in below)} if below else {}
+
+
+def version_tags(checks: Mapping[str, Any], min_agreement: float) -> dict[str, str]:
+    """What a registered version says of itself, by the content of checks.json: its formats, and a warning if there is one."""
+    tags = {"formats": ", ".join(name for name in checks if name != KEY)}
+    found = checks.get(KEY, {}).items()
+    below = [name for name, figures in found if _is_below(figures["agreement"], figures["n"], min_agreement)]
+    return tags | ({"warning": "other classes for photos resized by " + ", ".join(below)} if below else {})
+
+
+def _is_below(agreement, n, min_agreement):
+    """One photo is no sign: the original itself may have no clear opinion of it."""
+    return agreement < min_agreement - parity.ROUNDING and (1 - agreement) * n > 1.5

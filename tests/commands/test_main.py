@@ -15,6 +15,7 @@ COMMANDS = (
     "preset",
     "predict",
     "serve",
+    "benchmark",
     "cache",
     "champion",
     "compare",

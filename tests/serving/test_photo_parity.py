@@ -74,11 +74,13 @@ def test_large_photos_are_fewer(photos, model, monkeypatch):
 
 def test_what_falls_below_is_warned_of_and_tagged(capsys):
     checks = [CHECK, dataclasses.replace(CHECK, resizer="nearest", agreement=0.96)]
-    assert photo_parity.warned(checks, 0.98) == {"warning": "other classes for photos resized by nearest"}
-    said = "export: photos resized by nearest keep their class on 0.9600 of 50, below 0.98 (export.min_agreement)"
-    assert said in capsys.readouterr().err
-    assert photo_parity.warned(checks[:1], 0.98) == {}
-    assert capsys.readouterr().err == ""
+    photo_parity.warn_below(checks, 0.98)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "export: photos resized by nearest keep their class on 0.9600 of 50, below 0.98 (export.min_agreement);" in said
+    told = {"keras": {}, "onnx": {}, "from_photos": photo_parity.figures(checks)}
+    formats = {"formats": "keras, onnx"}
+    assert photo_parity.version_tags(told, 0.98) == formats | {"warning": "other classes for photos resized by nearest"}
+    assert photo_parity.version_tags(told, 0.96) == photo_parity.version_tags({"keras": {}, "onnx": {}}, 0.98) == formats
 
 
 def test_figures_and_table():
