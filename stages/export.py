@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -42,6 +43,7 @@ def export(params, run):
         run.log_text(json.dumps(latencies, indent=2), "latency.json")
         kept = parity.figures(parity.passed(checks, on_miss=params.export.on_miss, **gates))
         writers.keep(folder, kept)
+        shutil.copy(paths.KNOWN, folder)
         files.write_json(folder / "checks.json", kept)
         others = np.setdiff1d(np.arange(len(test)), sample)
         batches = itertools.chain([pixels], test.read(others))

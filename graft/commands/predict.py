@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=str(paths.EXPORT), help="export folder, model.keras, or models:/NAME@ALIAS (default: %(default)s)"
     )
+    parser.add_argument(
+        "--unknown-below",
+        type=float,
+        metavar="P",
+        help="call photos unknown that look stranger than all but this share of the classes' own, such as 0.01",
+    )
     parser.add_argument("--output", help="file to write, .csv or .jsonl (default: a table on the terminal)")
 
 
@@ -37,8 +43,8 @@ def predict(args: argparse.Namespace) -> None:
     if output is not None and output.suffix.lower() not in WRITERS:
         raise GraftError(f"--output {output}: must end in {' or '.join(WRITERS)}")
     images, skipped = find(args.source)
-    model = open_model(args.model)
-    rows, classes = predict_files(model, images), model.description.classes
+    model = open_model(args.model, knowing=args.unknown_below is not None)
+    rows, classes = predict_files(model, images, unknown_below=args.unknown_below), model.description.classes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters is a problem
         problems = _print(rows, classes) if output is None else _write(rows, classes, output, len(images))

@@ -1,5 +1,6 @@
 """What `second-look` leaves: features, out-of-fold probabilities, suspects, a map, and the card's section on the data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from graft.figures.second_look import MapDisplay, SuspectImage, spread
 from graft.reporting.model_card import environment
 from graft.scoring.metrics import log_loss, proportions
 from graft.scoring.statistics import group_ids
-from graft.second_look import layout, suspects
+from graft.second_look import layout, suspects, unknown
 from graft.second_look.evidence import Evidence
 from graft.system import files
 
@@ -36,11 +37,12 @@ class SecondLook:
                 f"{m['accuracy_high']:.4f}, n = {m['photos']}), {m['suspects']} suspect labels (suspects.csv)")  # fmt: skip
 
 
-def write(folder, evidence: Evidence, *, images, seed: int) -> SecondLook:
+def write(folder, evidence: Evidence, near: Sequence[unknown.Verdict] = (), *, images, seed: int) -> SecondLook:
     """Write everything about `evidence` into `folder`, the same bytes for the same arguments.
 
-    images: an ImageSet of the same photos. seed: chooses what the map shows. Writes `features.npy` (float16, rows as in the
-    manifest), `oof.csv`, `suspects.csv`, `metrics.json`, `section.html` and, in `plots/`, `map.png`, `suspects.png`.
+    near: of classes that were left out in turn. images: an ImageSet of the same photos. seed: chooses what the map shows.
+    Writes `features.npy` (float16, rows as in the manifest), `oof.csv`, `suspects.csv`, `unknown.csv`, `metrics.json`,
+    `section.html` and, in `plots/`, `map.png`, `suspects.png`.
     """
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,8 @@ def write(folder, evidence: Evidence, *, images, seed: int) -> SecondLook:
     style.png(grid.plot().figure_, folder / "plots/suspects.png")
     drawn = display.plot().figure_
     style.png(drawn, folder / "plots/map.png")
-    section = _section(evidence, found, metrics, shown, style.svg(drawn))
+    files.write_csv(folder / "unknown.csv", unknown.COLUMNS, unknown.table(near))
+    section = _section(evidence, found, metrics, shown, drawn=style.svg(drawn), near=near)
     files.write_text(folder / "section.html", section)
     return SecondLook(metrics, section, shown)
 
@@ -115,9 +118,9 @@ def _headed_once(rows):
     return [("" if heading in seen or seen.add(heading) else heading, images) for heading, images in rows]
 
 
-def _section(evidence, found, metrics, shown, drawn):
+def _section(evidence, found, metrics, shown, *, drawn, near):
     from markupsafe import Markup
 
     template = environment().get_template("second_look.html.j2")
-    return template.render(metrics=metrics, folds=evidence.folds, shown=shown, drawn=Markup(drawn),
+    return template.render(metrics=metrics, folds=evidence.folds, shown=shown, drawn=Markup(drawn), near=near,
                            total=sum(s.kind == suspects.CONTRADICTED for s in found))  # fmt: skip

@@ -39,7 +39,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
     A server takes them as `inputs` or `instances` (a list, or {"image": [...]} and [{"image": …}, …]) and as `dataframe_split`
     or `dataframe_records` of one column.
     Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its probability; `probabilities`, a
-    dict {class: probability} in the order of the classes.
+    dict {class: probability} in the order of the classes; and where the model carries what it takes, `known`, a p-value: the
+    share of photos of these classes that look at least as strange to it. Near 0, the image shows none of them.
     Raises MlflowException (a server answers 400) that names the position of an image that cannot be used.
     """
 
@@ -57,25 +58,41 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.reading = {"max_megapixels": description.get("max_megapixels", 120.0), "white": description.get("white", 0)}
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
-        self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
+        self.known = None
+        outputs = [model.output]
+        if "known" in context.artifacts:
+            code = _module(context.artifacts["known_code"], "graft_known")
+            self.known, last = code.Known.read(context.artifacts["known"]), model.layers[-1]
+            names = {layer.name for layer in model.layers}
+            outputs += [model.get_layer("pooled" if "pooled" in names else "pooling").output, last.input]
+            # Known is measured before any temperature, which the kernel holds already.
+            scale = description["temperature"] if description["calibrated"] else 1.0
+            self.kernel, self.bias = (weight * scale for weight in last.get_weights())
+        whole = keras.Model(model.input, outputs)
+        self.network = tf.function(lambda images: whole(images, training=False), input_signature=[spec])
         self.one_large = threading.Lock()
-        self.decoder = _module(context.artifacts["pixels"])
+        self.decoder = _module(context.artifacts["pixels"], "graft_pixels")
 
     def predict(self, context, model_input, params=None):
         images = _as_list(model_input)
-        rows = []
+        rows, known = [], []
         with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
             for start in range(0, len(images), CHUNK):
                 chunk = images[start : start + CHUNK]
                 batch = np.stack(list(pool.map(self._pixels, range(start, start + len(chunk)), chunk)))
-                rows.append(self.network(batch).numpy())
+                found = [tensor.numpy() for tensor in self.network(batch)]
+                rows.append(found[0])
+                if self.known is not None:
+                    known.append(self.known.p_values(found[1], found[2] @ self.kernel + self.bias))
         probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
         best = probabilities.argmax(axis=1)
+        more = {} if self.known is None else {"known": np.concatenate(known) if known else np.empty(0)}
         return pd.DataFrame(
             {
                 "label": pd.Series([self.classes[k] for k in best], dtype=object),
                 "confidence": probabilities[np.arange(len(best)), best].astype(float),
                 "probabilities": [dict(zip(self.classes, map(float, row))) for row in probabilities],
+                **more,
             }
         )
 
@@ -108,9 +125,9 @@ def _reset(keras):
     keras.config.set_epsilon(1e-7)
 
 
-def _module(path):
-    """The project's image decoder, from its file. Not through sys.path: two versions may be loaded in one process."""
-    spec = importlib.util.spec_from_file_location("graft_pixels", path)
+def _module(path, name):
+    """A file of the project that travels along. Not through sys.path: two versions may be loaded in one process."""
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
