@@ -29,6 +29,7 @@ def second_look(params, run):
     evidence = Evidence(
         Predictions.of(photos, judged), features, tuple(row.split for row in rows.rows),
         files.read_csv(paths.SPLIT / "problems.csv"), folds=params.evaluate.folds,
+        sizes=tuple((row.width, row.height) for row in rows.rows),
     )  # fmt: skip
     near = unknown.near(acquaintance.without_a_class(
         features, rows.labels, evidence.splits, classes=len(rows.classes), seed=params.seed
