@@ -16,6 +16,7 @@ from graft.commands import (
     predict,
     preset,
     publish,
+    relabel,
     suggest,
     ui,
 )
@@ -31,6 +32,7 @@ COMMANDS = {
     "preset": (preset, preset.preset),
     "params": (params_, params_.params_),
     "predict": (predict, predict.predict),
+    "relabel": (relabel, relabel.relabel),
     "cache": (cache, cache.cache),
     "champion": (champion, champion.champion),
     "compare": (compare, compare.compare),

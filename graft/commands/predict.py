@@ -43,8 +43,9 @@ def predict(args: argparse.Namespace) -> None:
     if output is not None and output.suffix.lower() not in WRITERS:
         raise GraftError(f"--output {output}: must end in {' or '.join(WRITERS)}")
     images, skipped = find(args.source)
-    model = open_model(args.model, knowing=args.unknown_below is not None)
-    rows, classes = predict_files(model, images, unknown_below=args.unknown_below), model.description.classes
+    limit = {} if args.unknown_below is None else {"unknown_below": args.unknown_below}
+    model = open_model(args.model, knowing=True) if limit else open_model(args.model)
+    rows, classes = predict_files(model, images, **limit), model.description.classes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters is a problem
         problems = _print(rows, classes) if output is None else _write(rows, classes, output, len(images))

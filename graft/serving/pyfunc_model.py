@@ -59,17 +59,16 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
         self.known = None
-        outputs = [model.output]
         if "known" in context.artifacts:
             code = _module(context.artifacts["known_code"], "graft_known")
             self.known, last = code.Known.read(context.artifacts["known"]), model.layers[-1]
             names = {layer.name for layer in model.layers}
-            outputs += [model.get_layer("pooled" if "pooled" in names else "pooling").output, last.input]
+            pooled = model.get_layer("pooled" if "pooled" in names else "pooling").output
+            model = keras.Model(model.input, [model.output, pooled, last.input])
             # Known is measured before any temperature, which the kernel holds already.
             scale = description["temperature"] if description["calibrated"] else 1.0
             self.kernel, self.bias = (weight * scale for weight in last.get_weights())
-        whole = keras.Model(model.input, outputs)
-        self.network = tf.function(lambda images: whole(images, training=False), input_signature=[spec])
+        self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
         self.one_large = threading.Lock()
         self.decoder = _module(context.artifacts["pixels"], "graft_pixels")
 
@@ -80,10 +79,12 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             for start in range(0, len(images), CHUNK):
                 chunk = images[start : start + CHUNK]
                 batch = np.stack(list(pool.map(self._pixels, range(start, start + len(chunk)), chunk)))
-                found = [tensor.numpy() for tensor in self.network(batch)]
-                rows.append(found[0])
-                if self.known is not None:
-                    known.append(self.known.p_values(found[1], found[2] @ self.kernel + self.bias))
+                if self.known is None:
+                    rows.append(self.network(batch).numpy())
+                    continue
+                probabilities, pooled, last = (tensor.numpy() for tensor in self.network(batch))
+                rows.append(probabilities)
+                known.append(self.known.p_values(pooled, last @ self.kernel + self.bias))
         probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
         best = probabilities.argmax(axis=1)
         more = {} if self.known is None else {"known": np.concatenate(known) if known else np.empty(0)}
