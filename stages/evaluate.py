@@ -1,13 +1,15 @@
 """What the tuned model is worth: measured once on the test images, beside the head-only one; the champion is challenged."""
 
 from graft.dataset import images, manifest
-from graft.network import backbones, classifier, prediction
+from graft.known import Known
+from graft.network import acquaintance, backbones, classifier, prediction
 from graft.reporting import evaluation, model_card, plots
 from graft.run import run_stage
 from graft.scoring.calibration import Calibration
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
 from graft.scoring.results import Results
+from graft.second_look import unknown
 from graft.serving import pyfunc
 from graft.system import files, paths
 from graft.system.console import log
@@ -19,7 +21,11 @@ def evaluate(params, run):
     model, description = classifier.load(paths.FINE_TUNE)
     (test,) = images.image_sets(rows, params.data.path, description, "test")
     runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
-    tuned, untuned = prediction.predict_pair(model, head, description.trainable_layers, test, runtime=runtime)
+    tuned, untuned, inside = prediction.predict_pair(model, head, description.trainable_layers, test, runtime=runtime)
+    known = Known.read(paths.KNOWN)
+    strange = unknown.far(images.sample(test, unknown.FAR, seed=params.seed), seed=params.seed)
+    p_values = known.p_values(inside.features, inside.logits)
+    refused = acquaintance.p_values(known, model, strange, runtime=runtime)
     calibration, head_calibration = (
         Calibration(d.temperature, params.evaluate.calibrate) for d in (description, head_description)
     )
@@ -28,6 +34,8 @@ def evaluate(params, run):
         head=head_calibration.shipped(Predictions.of(test, untuned)),
         calibration=calibration,
         history=History.read(paths.FINE_TUNE / "curves.csv"),
+        known=p_values,
+        unknown=tuple(unknown.judge(kind, p_values, values) for kind, values in refused.items()),
     )
     problems = files.read_csv(paths.SPLIT / "problems.csv")
     seen = (paths.SECOND_LOOK / "section.html").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """The tuned model for use elsewhere: one self-contained classifier in several formats, each checked on test images."""
 
 import json
+import shutil
 from functools import partial
 
 from graft.dataset import images, manifest
@@ -42,6 +43,7 @@ def export(params, run):
         run.log_text(json.dumps(latencies, indent=2), "latency.json")
         kept = parity.figures(parity.passed(checks, on_miss=params.export.on_miss, **gates))
         writers.keep(folder, kept)
+        shutil.copy(paths.KNOWN, folder)
         files.write_json(folder / "checks.json", kept | resized)
     accuracy = float(evaluated.correct.mean())
     photo_parity.warn_below(photos, params.export.min_agreement)

@@ -2,7 +2,7 @@
 
 from graft.dataset import images, manifest
 from graft.features.extractor import FeatureExtractor
-from graft.network import backbones, classifier, top_training
+from graft.network import acquaintance, backbones, classifier, top_training
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import find_cut
 from graft.network.top_training import Phase, TrainConfig
@@ -32,6 +32,7 @@ def fine_tune(params, run):
 
     description = description.replace(trainable_layers=layers, temperature=trained.temperature)
     classifier.save(model, description, paths.FINE_TUNE)
+    acquaintance.acquaint(model, cut, seen, val_seen).write(paths.KNOWN)
     summary = report.write_training(
         paths.FINE_TUNE, trained.predictions, trained.history, temperature=trained.temperature, epochs=trained.epochs,
         seed=params.seed,

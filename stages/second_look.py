@@ -4,11 +4,12 @@ import numpy as np
 
 from graft.dataset import images, manifest
 from graft.features.extractor import FeatureExtractor
-from graft.network import backbones, classifier, head_solver
+from graft.network import acquaintance, backbones, classifier, head_solver
 from graft.network.cut import find_cut
 from graft.reporting import second_look as report
 from graft.run import run_stage
 from graft.scoring.predictions import Predictions
+from graft.second_look import unknown
 from graft.second_look.evidence import Evidence
 from graft.system import files, paths
 from graft.system.console import log
@@ -28,8 +29,12 @@ def second_look(params, run):
     evidence = Evidence(
         Predictions.of(photos, judged), features, tuple(row.split for row in rows.rows),
         files.read_csv(paths.SPLIT / "problems.csv"), folds=params.evaluate.folds,
+        sizes=tuple((row.width, row.height) for row in rows.rows),
     )  # fmt: skip
-    found = report.write(paths.SECOND_LOOK, evidence, images=photos, seed=params.seed)
+    near = unknown.near(acquaintance.without_a_class(
+        features, rows.labels, evidence.splits, classes=len(rows.classes), seed=params.seed
+    ), rows.classes)  # fmt: skip
+    found = report.write(paths.SECOND_LOOK, evidence, near, images=photos, seed=params.seed)
     run.log_metrics(found.metrics)
     report.log_images(run, found)
     log(found.line)

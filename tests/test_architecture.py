@@ -13,17 +13,17 @@ FILES = sorted([*ROOT.glob("stages/**/*.py"), *ROOT.glob("graft/**/*.py")])
 RECIPES = ("split", "train_head", "second_look", "fine_tune", "evaluate", "export")
 # Room -> the rooms that it may import, from the top floor down.
 MAY_IMPORT = {
-    "stages": "run system dataset features network scoring second_look reporting serving description tracking.champion",
+    "stages": "run system dataset features known network scoring second_look reporting serving description tracking.champion",
     "graft.commands": "params system dataset features serving tracking network scoring reporting runtimes description",
     "graft.run": "params system tracking forkserver",
-    "graft.network": "features runtimes scoring system keras_graph description",
-    "graft.serving": "pixels runtimes scoring tracking system description",
+    "graft.network": "features runtimes scoring system keras_graph description known",
+    "graft.serving": "pixels known runtimes scoring tracking system description",
     "graft.reporting": "figures second_look scoring system description",
     "graft.features": "pixels runtimes system",
     "graft.tracking": "dataset scoring system",
     "graft.figures": "scoring keras_graph",
     "graft.dataset": "pixels system",
-    "graft.second_look": "scoring system",
+    "graft.second_look": "scoring system known",
     "graft.scoring": "system",
     "graft.runtimes": "system",
     "graft.params": "system",
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "graft.description": "system",
     "graft.keras_graph": "",
     "graft.pixels": "",
+    "graft.known": "",
     "graft.system": "",
 }
 HEAVY = ("tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "scipy", "pandas")

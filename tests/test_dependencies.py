@@ -18,6 +18,7 @@ ROOMS = {
     "graft/system/environment.py": NETWORK,
     "graft/system/console.py": (),
     "graft/pixels.py": ALL,
+    "graft/known.py": NETWORK,
     "graft/params.py": ALL,
     "graft/runtimes.py": NETWORK,
     "graft/keras_graph.py": NETWORK,

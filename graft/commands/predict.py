@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="table to write, .csv, .jsonl or .parquet (default: lines on the terminal)")
     parser.add_argument("--top", type=int, metavar="K", help="the K likeliest classes of each photo")
+    parser.add_argument(
+        "--unknown-below",
+        type=float,
+        metavar="P",
+        help="call photos unknown that look stranger than all but this share of the classes' own, such as 0.01",
+    )
     parser.add_argument("--sort-into", type=Path, metavar="DIR", help="link each photo into a folder of its class there")
     parser.add_argument("--unsure-below", type=float, metavar="P", help="photos of less confidence go into unsure/")
     parser.add_argument("--copy", action="store_true", help="copy photos there, instead of hard links")
@@ -38,7 +44,8 @@ def predict(args: argparse.Namespace) -> None:
     _check(args)
     sources = Sources(args.source)
     total = None if sources.once else sum(1 for _ in sources)  # which also says that there is something to do
-    model = open_model(args.model, suits_litert=_suits_litert)
+    limit = args.unknown_below
+    model = open_model(args.model, suits_litert=_suits_litert, knowing=limit is not None)
     columns = Columns(model.description.classes, args.top)
     sorter = None
     if args.sort_into:
@@ -47,9 +54,9 @@ def predict(args: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters is a problem
         if args.output is None:
-            rows, problems = _print(_sorted(predict_files(model, sources), sorter), columns)
+            rows, problems = _print(_sorted(predict_files(model, sources, unknown_below=limit), sorter), columns)
         else:
-            rows, problems = _write(model, sources, sorter, (args.output, columns, total))
+            rows, problems = _write(model, sources, sorter, (args.output, columns, total), limit)
     done = rows - problems
     parts = [f"{done} image{'s' * (done != 1)} predicted by {model.name}"]
     parts += [f"{problems} could not be read"] * bool(problems)
@@ -93,13 +100,16 @@ def _print(rows, columns):
     return done, problems
 
 
-def _write(model: Loaded, sources: Sources, sorter: Sorter | None, table: tuple[Path, Columns, int | None]):
+def _write(
+    model: Loaded, sources: Sources, sorter: Sorter | None, table: tuple[Path, Columns, int | None], limit: float | None
+):
     """All Predictions as a table: (file, its columns, number of rows if known). Returns as `_print` does."""
     output, columns, total = table
     identity = model.identity or files.sha256(model.name)
+    identity += "" if limit is None else f", unknown below {limit}"
     with open_table(output, columns, identity) as written, Progress("predict", total) as progress:
         first = True
-        for row in _sorted(predict_files(model, written.rest(sources)), sorter):
+        for row in _sorted(predict_files(model, written.rest(sources), unknown_below=limit), sorter):
             if first:
                 progress.advance(written.done.rows)
                 first = False

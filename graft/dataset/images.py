@@ -142,6 +142,12 @@ class ImageSet:
                             white=self.white)  # fmt: skip
 
 
+def sample(images: ImageSet, most: int, *, seed: int) -> np.ndarray:
+    """uint8 (m, S, S, 3): up to `most` of the images, drawn by `seed`."""
+    chosen = np.random.default_rng(seed).choice(len(images), min(most, len(images)), replace=False)
+    return np.concatenate(list(images.read(np.sort(chosen))))
+
+
 def image_sets(manifest: Manifest, root: str | Path, description: Description, *splits: str) -> tuple[ImageSet, ...]:
     """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them; without any, one of
     the whole manifest."""

@@ -36,6 +36,7 @@ FOLDS, FEW = 5, 250  # below so many validation images the strength is chosen by
 MARGIN = 0.5  # standard errors by which a stronger penalty may be worse than the best and still be taken
 ROWS = 60_000  # of views together, at most: more views of so many images change nothing
 CHOSEN_FROM = 20_000  # images by which the strength of out-of-fold heads is chosen, at most
+MIDDLING = 0.01  # C that photos call for most often
 CURVE_ROWS = 20
 PATH_TOLERANCE, TOLERANCE, ITERATIONS = 3e-4, 1e-5, 300
 
@@ -144,6 +145,18 @@ def out_of_fold(
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities[fold == f] = p / p.sum(axis=1, keepdims=True)
     return probabilities
+
+
+def linear(features: np.ndarray, labels: np.ndarray, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(kernel float32 (d, classes), bias (classes,)) of a head for these features, at a middling strength that is not chosen:
+    for where the size of the logits counts, and not the last point of accuracy."""
+    mean, scale = _standardisation(features.astype(np.float32))
+    x = (features.astype(np.float32) - mean) / scale
+    axes, variance = _principal_axes(x)
+    rows = _Rows(x @ axes, labels, np.ones(len(x), np.float32), classes)
+    kernel, bias, _ = _fit(rows, variance, MIDDLING, _nothing(rows, variance), tolerance=1e-3)
+    kernel = (axes.astype(np.float64) @ kernel) / scale[:, None]
+    return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
 
 
 def _standardisation(x):

@@ -122,22 +122,24 @@ def train(
     return TrainingResult(history, predictions, temperature, len(monitor.rows))
 
 
-def predict(top: keras.Model, features: Features) -> np.ndarray:
-    """Probabilities float (n, C) of `top` on view 0. In batches of one size, padded: bits do not depend on company."""
-    return _predictor(top, features)()
+def predict(top: keras.Model, features: Features, indices: np.ndarray | None = None) -> np.ndarray:
+    """What `top` gives, float (n, C), for view 0 of all images or those at `indices`, int (n,). In batches of one size, padded:
+    bits do not depend on company."""
+    return _predictor(top, features, indices)()
 
 
-def _predictor(top, features):
-    """`predict` of these two, to be called again and again as `top` changes."""
+def _predictor(top, features, chosen=None):
+    """`predict` of these, to be called again and again as `top` changes."""
     import tensorflow as tf
 
     call = tf.function(lambda x: top(x, training=False), input_signature=[_signature(features)], autograph=False)
 
     def run():
-        n, parts = len(features), []
+        every = np.arange(len(features)) if chosen is None else chosen
+        n, parts = len(every), []
         for start in range(0, n, PREDICT_BATCH):
             indices = np.minimum(np.arange(start, start + PREDICT_BATCH), n - 1)
-            parts.append(call(_ready(features.take(indices))).numpy()[: n - start])
+            parts.append(call(_ready(features.take(every[indices]))).numpy()[: n - start])
         return np.concatenate(parts)
 
     return run

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from graft.reporting import model_card, plots
 from graft.reporting.report import write_report
 from graft.scoring.results import Results
+from graft.second_look import unknown
 from graft.system import files
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def write_evaluation(
     images; `images.read(indices)` gives batches uint8 (b, S, S, 3). about: what the card says of model and data.
     resamples, seed: of the bootstrap behind the intervals; the seed also chooses the images that are shown.
 
-    Writes `metrics.json` (METRICS), `predictions.csv`, `report.json`, `report.txt`, `confusion_matrix.csv`, `card.html`
+    Writes `metrics.json` (METRICS), `predictions.csv`, `unknown.csv` (where `results` has it),
+    `report.json`, `report.txt`, `confusion_matrix.csv`, `card.html`
     and, in `plots/`, `confusion_matrix`, `confusion_matrix_normalised`, `curves`, `grad_cam`, `head_against_fine_tuned`,
     `model_graph`, `model_graph_head`, `per_class`, `precision_recall`, `prediction_grid`, `reliability`, `roc`,
     `top_confusions`, `worst_mistakes` (PNG); `per_class`, `precision_recall`, `reliability`, `roc`, `top_confusions`,
@@ -60,7 +62,9 @@ def write_evaluation(
     figures = {key: report["summary"][key] for key in METRICS}
     files.write_json(folder / "metrics.json", figures)
     write_report(folder, report)
-    results.predictions.write(folder / "predictions.csv", head=results.head)
+    results.predictions.write(folder / "predictions.csv", head=results.head, known=results.known)
+    if results.unknown:
+        files.write_csv(folder / "unknown.csv", unknown.COLUMNS, unknown.table(results.unknown))
     drawn = plots.draw_evaluation(folder / "plots", results, report, models=models, images=images, seed=seed)
     page = model_card.render(about, results, report, against_head, drawn)
     files.write_text(folder / "card.html", page)

@@ -55,6 +55,7 @@ def render(about: About, results: Results, report: dict, against_head: Compariso
         classes=classes,
         paired=against_head,
         calibrated=results.calibration.applied,
+        unknown=results.unknown,
         training=_training(results.history),
         data={"images": sum(sum(split.values()) for split in about.counts.values()), "classes": len(classes)},
         plots=plots,

@@ -14,7 +14,7 @@ from graft.figures.second_look import MapDisplay, SuspectImage, spread
 from graft.reporting.model_card import environment
 from graft.scoring.metrics import log_loss, proportions
 from graft.scoring.statistics import group_ids
-from graft.second_look import layout, suspects
+from graft.second_look import layout, segments, suspects, unknown
 from graft.second_look.evidence import Evidence
 from graft.system import files
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graft.tracking.runs import StageRun
 
 SHOWN, SHOWN_TEST, SHOWN_TWINS = 24, 12, 12  # photos in the pictures
+WEAK, EXAMPLES = 6, 8  # segments in the card, and wrong photos of each
 LOGGED = 16  # suspects that MLflow shows one by one
 
 
@@ -44,11 +45,12 @@ class SecondLook:
                 f"{m['accuracy_high']:.4f}, n = {m['photos']}), {m['suspects']} suspect labels (suspects.csv)")  # fmt: skip
 
 
-def write(folder: Path, evidence: Evidence, *, images: ImageSet, seed: int) -> SecondLook:
+def write(folder: Path, evidence: Evidence, near: Sequence[unknown.Verdict] = (), *, images: ImageSet, seed: int) -> SecondLook:
     """Write everything about `evidence` into `folder`, the same bytes for the same arguments.
 
-    images: an ImageSet of the same photos. seed: chooses what the map shows. Writes `features.npy` (float16, rows as in the
-    manifest), `oof.csv`, `suspects.csv`, `metrics.json`, `section.html` and, in `plots/`, `map.png`, `suspects.png`.
+    near: of classes that were left out in turn. images: an ImageSet of the same photos. seed: chooses what the map shows.
+    Writes `features.npy` (float16, rows as in the manifest), `oof.csv`, `suspects.csv`, `unknown.csv`, `segments.csv`,
+    `metrics.json`, `section.html` and, in `plots/`, `map.png`, `suspects.png`.
     """
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -57,14 +59,20 @@ def write(folder: Path, evidence: Evidence, *, images: ImageSet, seed: int) -> S
     found = suspects.find(evidence)
     files.write_csv(folder / "suspects.csv", suspects.COLUMNS, (suspect.row for suspect in found))
     metrics = figures(evidence, found)
+    parts = segments.of_evidence(evidence, images, seed=seed)
+    files.write_csv(folder / "segments.csv", segments.COLUMNS, segments.table(parts))
+    metrics["weak_segments"] = sum(part.weak for part in parts)
     files.write_json(folder / "metrics.json", metrics)
     shown, display = _pictures(evidence, found, images, seed)
+    weak = _weak(evidence, [part for part in parts if part.weak][:WEAK], images)
     in_rows = [(heading, some[k : k + 6]) for heading, some in shown.items() for k in range(0, len(some), 6)]
     grid = image_grid.ImageGridDisplay("Suspect labels", _headed_once(in_rows))
     style.png(grid.plot().figure_, folder / "plots/suspects.png")
     drawn = display.plot().figure_
     style.png(drawn, folder / "plots/map.png")
-    section = _section(evidence, found, metrics, shown, style.svg(drawn))
+    files.write_csv(folder / "unknown.csv", unknown.COLUMNS, unknown.table(near))
+    more = {"drawn": style.svg(drawn), "near": near, "weak": weak, "tested": len(parts)}
+    section = _section(evidence, found, metrics, shown, more)
     files.write_text(folder / "section.html", section)
     return SecondLook(metrics, section, shown)
 
@@ -123,9 +131,23 @@ def _headed_once(rows):
     return [("" if heading in seen or seen.add(heading) else heading, images) for heading, images in rows]
 
 
-def _section(evidence, found, metrics, shown, drawn):
+def _weak(evidence, parts, images):
+    """[(Segment, [PredictedImage of some of its wrong ones])]."""
+    p = evidence.predictions
+    chosen = [[i for i in part.indices if not p.correct[i]][:EXAMPLES] for part in parts]
+    wanted = np.unique([i for some in chosen for i in some]).astype(int)
+    pixels = dict(zip(wanted.tolist(), np.concatenate(list(images.read(wanted))))) if len(wanted) else {}
+
+    def shown(i):
+        path, *said = p.row(i)
+        return image_grid.PredictedImage((pixels[int(i)],), *said, path)
+
+    return [(part, [shown(i) for i in some]) for part, some in zip(parts, chosen)]
+
+
+def _section(evidence, found, metrics, shown, more):
     from markupsafe import Markup
 
     template = environment().get_template("second_look.html.j2")
-    return template.render(metrics=metrics, folds=evidence.folds, shown=shown, drawn=Markup(drawn),
+    return template.render(metrics=metrics, folds=evidence.folds, shown=shown, **more | {"drawn": Markup(more["drawn"])},
                            total=sum(s.kind == suspects.CONTRADICTED for s in found))  # fmt: skip

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from graft.system import files
 from graft.system.console import GraftError
 
-COLUMNS = ("path", "label", "predicted", "confidence", "group", "head_predicted")
+COLUMNS = ("path", "label", "predicted", "confidence", "group", "head_predicted", "known")
 PREFIX = "class:"  # of a class's column where the class is called like one of the others
 ROUNDING = 1e-12  # a row whose sum is that close to 1 stays as it is, so that what is read back is what was written
 
@@ -120,8 +120,9 @@ class Predictions:
     def replace_probabilities(self, probabilities: npt.ArrayLike) -> "Predictions":
         return dataclasses.replace(self, probabilities=np.asarray(probabilities))
 
-    def write(self, path: str | Path, *, head: "Predictions | None" = None) -> None:
-        """path, label, predicted, confidence, one column per class (all digits), group; with `head`, what that one says."""
+    def write(self, path: str | Path, *, head: "Predictions | None" = None, known: np.ndarray | None = None) -> None:
+        """path, label, predicted, confidence, one column per class (all digits), group; with `head`, what that one says; with
+        `known`, float (n,), the p-values of `graft.known`."""
         header = [*COLUMNS[:4], *class_columns(self.classes), "group"]
         columns = [
             self.paths,
@@ -134,6 +135,9 @@ class Predictions:
         if head is not None:
             header.append("head_predicted")
             columns.append(self.names(head.predicted))
+        if known is not None:
+            header.append("known")
+            columns.append(np.asarray(known, np.float64).tolist())
         files.write_csv(path, header, zip(*columns))
 
     @classmethod

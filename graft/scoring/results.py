@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from graft.scoring import metrics
 from graft.scoring.calibration import Calibration, chance_calibration_error, expected_calibration_error
 from graft.scoring.history import History
@@ -12,13 +14,16 @@ from graft.scoring.statistics import Comparison, compare_predictions
 @dataclass(frozen=True)
 class Results:
     """predictions: of the fine-tuned model as shipped. head: of the model before fine-tuning, of the same images.
-    calibration: of `predictions`. history: of the training of both.
+    calibration: of `predictions`. history: of the training of both. known: float (n,), p-values of the images as of
+    `graft.known`. unknown: what came of pictures of none of the classes, `second_look.unknown.Verdict`s.
     """
 
     predictions: Predictions
     head: Predictions
     calibration: Calibration = field(default_factory=Calibration)
     history: History = field(default_factory=History)
+    known: np.ndarray | None = None
+    unknown: tuple = ()
 
     def report(self, *, resamples: int = 2000, seed: int = 0) -> tuple[dict, Comparison]:
         """(metrics.classification_report of `predictions`, head against fine-tuned), with more in the report's summary:
@@ -46,4 +51,6 @@ class Results:
             "head_difference_high": paired.high,
             "head_p_value": paired.p_value,
         }
+        if self.unknown:
+            report["summary"]["far_auroc"] = float(np.mean([verdict.auroc for verdict in self.unknown]))
         return report, paired

@@ -14,7 +14,7 @@ class Evidence:
 
     predictions: out-of-fold probabilities of each. features: float16 (n, d), pooled, of the frozen backbone. splits: n names.
     problems: rows of problems.csv (path, problem, action). folds: behind `predictions`; 0: none were made, and
-    `predictions` say nothing.
+    `predictions` say nothing. sizes: (width, height) of each file, pixels, or none.
     """
 
     predictions: Predictions
@@ -22,6 +22,7 @@ class Evidence:
     splits: tuple[str, ...]
     problems: Sequence[Mapping[str, str]] = ()
     folds: int = 5
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.predictions)

@@ -21,21 +21,29 @@ from graft.system.prefetch import prefetch, processors
 
 BATCH = 32
 WITHOUT_TENSORFLOW = (".onnx", ".tflite")  # files whose runtimes need none
+UNKNOWN = "(unknown)"  # no class: a folder of photos cannot be called so everywhere
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one file shows. `probabilities`: float (C,) in the order of the model's classes, None where there is a `problem`."""
+    """What one file shows. `probabilities`: float (C,) in the order of the model's classes, None where there is a
+    `problem`. known: p-value as of `graft.known`, where it was asked for; below the limit, `predicted` is UNKNOWN."""
 
     path: str
     predicted: str = ""
     confidence: float = float("nan")
     probabilities: np.ndarray | None = None
+    known: float = float("nan")
     problem: str = ""
 
 
 def predict(
-    model: readers.Loaded, files: Iterable[Path], *, batch_size: int = BATCH, workers: int | None = None
+    model: readers.Loaded,
+    files: Iterable[Path],
+    *,
+    batch_size: int = BATCH,
+    workers: int | None = None,
+    unknown_below: float | None = None,
 ) -> Iterator[Prediction]:
     """Iterate over the Prediction of each of `files`, in order; files are decoded in threads while the model runs.
 
@@ -57,13 +65,17 @@ def predict(
     decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
     while batch := list(islice(decoded, batch_size)):
         images = [image for _, image, _ in batch if image is not None]
-        probabilities = iter(model(np.stack(images)) if images else ())
+        judge = model if unknown_below is None else model.judged
+        found = judge(np.stack(images)) if images else ((), ())
+        probabilities, known = (iter(some) for some in ((found, ()) if unknown_below is None else found))
         for path, image, problem in batch:
             if image is None:
                 yield Prediction(path.as_posix(), problem=problem)
             else:
                 p = np.asarray(next(probabilities), dtype=np.float64)
-                yield Prediction(path.as_posix(), described.classes[p.argmax()], float(p.max()), p)
+                p_value = float(next(known, np.nan))
+                name = UNKNOWN if unknown_below is not None and p_value < unknown_below else described.classes[p.argmax()]
+                yield Prediction(path.as_posix(), name, float(p.max()), p, p_value)
 
 
 class Sources:
@@ -137,17 +149,23 @@ def _walk(folder):
         yield from (path for path in paths if path.is_file() or not path.exists())
 
 
-def open_model(source: str | Path, *, suits_litert: Callable[[str], bool] = lambda backbone: True) -> readers.Loaded:
+def open_model(
+    source: str | Path, *, suits_litert: Callable[[str], bool] = lambda backbone: True, knowing: bool = False
+) -> readers.Loaded:
     """A model from an export folder, one of its files, an MLflow model folder, or a URI such as `models:/graft@champion`.
 
     Of an export folder model.tflite is taken if the backbone suits LiteRT, else model.onnx, if it is there and ONNX Runtime is
     installed: both give the same answers (checks.json) and are ready in 0.3 s, while TensorFlow takes 10 s to import.
-    suits_litert: whether LiteRT runs a backbone, by its name, faster than ONNX Runtime does.
+    suits_litert: whether LiteRT runs a backbone, by its name, faster than ONNX Runtime does. knowing: `judged` will be asked
+    for, which of an export folder model.keras alone can answer.
     """
     text, path = str(source), Path(source).expanduser()
     if text.startswith(pyfunc.IN_STORE) or (path / "MLmodel").exists():
         model = pyfunc.load(text)
     else:
+        if knowing:
+            quiet_tensorflow()
+            return readers.load_knowing(path if path.is_dir() else path.parent)
         if path.is_dir() and not (path / "saved_model.pb").exists():
             path = _best_of(path, suits_litert)
         if path.suffix not in WITHOUT_TENSORFLOW:

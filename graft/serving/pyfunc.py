@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graft import pixels
+from graft import known, pixels
 from graft.description import FILES, Description
 from graft.scoring.metrics import summary
 from graft.scoring.predictions import Predictions
@@ -69,12 +69,13 @@ def register(
     if not run.params.evaluate.calibrate:
         description = description.replace(temperature=1.0)
     folder, network = export or (None, network_digest(model, description))
-    found = shipped_digest(model, description, folder)
+    knows = paths.KNOWN if alias != "head" and paths.KNOWN.exists() else None  # of the tuned network, which all others are
+    found = shipped_digest(model, description, folder, knows)
     with registry.lock(), tempfile.TemporaryDirectory(prefix="graft-") as place:
         version = registry.find(run, found, stage)
         if version is None:
             made = Path(place) / "model"
-            save(made, model, description)
+            save(made, model, description, knows)
             if folder is not None:
                 shutil.copytree(folder, made / FORMATS, ignore=shutil.ignore_patterns(FILES["keras"]))
             version = registry.create(run, made, digest=found, stage=stage)
@@ -123,9 +124,11 @@ def network_digest(model, description: Description) -> str:
     return digest(model, description.replace(temperature=1.0, calibrated=False))
 
 
-def shipped_digest(model, description: Description, formats: Path | None = None) -> str:
-    """SHA-256 in hex of all that a version holds: `digest`, the code that serves and decodes, pins, exported formats."""
-    parts = [digest(model, description), files.sha256_of(CODE, pixels.__file__), *_pins()]
+def shipped_digest(model, description: Description, formats: Path | None = None, knows: Path | None = None) -> str:
+    """SHA-256 in hex of all that a version holds: `digest`, the code that serves and decodes, pins, exported formats, and what
+    it knows."""
+    code = (CODE, pixels.__file__) if knows is None else (CODE, pixels.__file__, known.__file__, knows)
+    parts = [digest(model, description), files.sha256_of(*code), *_pins()]
     return hashlib.sha256(json.dumps([*parts, formats and files.sha256(formats)]).encode()).hexdigest()
 
 
@@ -133,11 +136,11 @@ def _pins():
     return [f"{name}=={packages.version(name)}" for name in REQUIRED]
 
 
-def save(folder: Path, model, description: Description) -> None:
+def save(folder: Path, model, description: Description, knows: Path | None = None) -> None:
     """Write a keras.Model, its temperature applied, as an MLflow model into `folder`, which must not exist.
 
     The folder holds the model, the code that calls it, the image decoder that training used, a signature, an input example and
-    the versions of the six packages that it needs.
+    the versions of the six packages that it needs. knows: file of a `graft.known.Known`, with which it gives `known` too.
     """
     quiet_mlflow()
     import mlflow
@@ -146,13 +149,13 @@ def save(folder: Path, model, description: Description) -> None:
 
     # No schema of what goes in: MLflow has no type for "bytes, base64 or pixels", and pushes what has one through a DataFrame,
     # which 3-D pixels do not survive. Without one a server takes inputs, instances, dataframe_split and dataframe_records.
-    signature = ModelSignature(
-        outputs=Schema([
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "confidence"),
-            ColSpec(Map(DataType.double), "probabilities"),
-        ]),
-    )  # fmt: skip
+    columns = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "confidence"),
+        ColSpec(Map(DataType.double), "probabilities"),
+    ]
+    more = {} if knows is None else {"known": str(knows), "known_code": known.__file__}
+    signature = ModelSignature(outputs=Schema(columns + [ColSpec(DataType.double, "known")] * bool(more)))
     model, description = writers.self_contained(model, description)
     with silence(), tempfile.TemporaryDirectory(prefix="graft-") as place:
         file = Path(place) / FILES["keras"]
@@ -160,7 +163,7 @@ def save(folder: Path, model, description: Description) -> None:
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(CODE),
-            artifacts={"model": str(file), "pixels": pixels.__file__},
+            artifacts={"model": str(file), "pixels": pixels.__file__, **more},
             signature=signature,
             input_example=[_example()],
             pip_requirements=_pins(),
@@ -203,7 +206,13 @@ def load(uri: str) -> readers.Loaded:
     def run(batch):
         return np.array([list(row.values()) for row in model.predict(list(batch))["probabilities"]])
 
-    return readers.Loaded(uri, description, run, identity=model.metadata.model_uuid or uri)
+    def judged(batch):
+        found = model.predict(list(batch))
+        if "known" not in found:
+            raise GraftError(f"{uri}: a model of before, which does not say what it knows; train it anew")
+        return np.array([list(row.values()) for row in found["probabilities"]]), found["known"].to_numpy()
+
+    return readers.Loaded(uri, description, run, identity=model.metadata.model_uuid or uri, judged=judged)
 
 
 def load_mlflow(uri: str):

@@ -39,8 +39,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
     A server takes them as `inputs` or `instances` (a list, or {"image": [...]} and [{"image": …}, …]) and as `dataframe_split`
     or `dataframe_records` of one column.
     Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its probability; `probabilities`, a
-    dict {class: probability} in the order of the classes.
-    Of several images, one that cannot be used has None for label and confidence, no probabilities, and a further column
+    dict {class: probability} in the order of the classes; and where the model carries what it takes, `known`, a p-value: the
+    share of photos of these classes that look at least as strange to it. Near 0, the image shows none of them.
+    Of several images, one that cannot be used has None for label, confidence and known, no probabilities, and a further column
     `problem` says why, "" for the others.
     Raises MlflowException (a server answers 400) that names its position where no image can be used.
     """
@@ -59,13 +60,23 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.reading = {"max_megapixels": description.get("max_megapixels", 120.0), "white": description.get("white", 0)}
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
+        self.known = None
+        if "known" in context.artifacts:
+            code = _module(context.artifacts["known_code"], "graft_known")
+            self.known, last = code.Known.read(context.artifacts["known"]), model.layers[-1]
+            names = {layer.name for layer in model.layers}
+            pooled = model.get_layer("pooled" if "pooled" in names else "pooling").output
+            model = keras.Model(model.input, [model.output, pooled, last.input])
+            # Known is measured before any temperature, which the kernel holds already.
+            scale = description["temperature"] if description["calibrated"] else 1.0
+            self.kernel, self.bias = (weight * scale for weight in last.get_weights())
         self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
         self.one_large = threading.Lock()
-        self.decoder = _module(context.artifacts["pixels"])
+        self.decoder = _module(context.artifacts["pixels"], "graft_pixels")
 
     def predict(self, context, model_input, params=None):
         images = _as_list(model_input)
-        rows, problems = [], {}
+        rows, known, problems = [], [], {}
 
         def read(position, image):
             try:
@@ -78,16 +89,23 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             for start in range(0, len(images), CHUNK):
                 chunk = images[start : start + CHUNK]
                 batch = np.stack(list(pool.map(read, range(start, start + len(chunk)), chunk)))
-                rows.append(self.network(batch).numpy())
+                if self.known is None:
+                    rows.append(self.network(batch).numpy())
+                    continue
+                probabilities, pooled, last = (tensor.numpy() for tensor in self.network(batch))
+                rows.append(probabilities)
+                known.append(self.known.p_values(pooled, last @ self.kernel + self.bias))
         if images and len(problems) == len(images):
             raise problems[0]
         probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
         best = probabilities.argmax(axis=1)
+        more = {} if self.known is None else {"known": np.concatenate(known) if known else np.empty(0)}
         found = pd.DataFrame(
             {
                 "label": pd.Series([self.classes[k] for k in best], dtype=object),
                 "confidence": probabilities[np.arange(len(best)), best].astype(float),
                 "probabilities": [dict(zip(self.classes, map(float, row))) for row in probabilities],
+                **more,
             }
         )
         return _with_problems(found, {position: error.message for position, error in problems.items()})
@@ -113,6 +131,8 @@ def _with_problems(found, problems):
     found = found.astype(object)  # None, where NaN would be no JSON
     for position in problems:
         found.at[position, "label"], found.at[position, "confidence"], found.at[position, "probabilities"] = None, None, {}
+        if "known" in found:
+            found.at[position, "known"] = None
     return found.assign(problem=[problems.get(position, "") for position in range(len(found))])
 
 
@@ -131,9 +151,9 @@ def _reset(keras):
     keras.config.set_epsilon(1e-7)
 
 
-def _module(path):
-    """The project's image decoder, from its file. Not through sys.path: two versions may be loaded in one process."""
-    spec = importlib.util.spec_from_file_location("graft_pixels", path)
+def _module(path, name):
+    """A file of the project that travels along. Not through sys.path: two versions may be loaded in one process."""
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,5 +1,6 @@
 """Exported files loaded again, each behind one callable: uint8 pixels in, float32 probabilities out."""
 
+import dataclasses
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graft import runtimes
+from graft import known, runtimes
 from graft.description import EMBEDDED, FILES, Description
 from graft.system.console import GraftError
 from graft.system.environment import missing, silence
@@ -21,7 +22,8 @@ class Loaded:
 
     name: where it came from, a path or MLflow's URI. format: one of FILES, "" for a model that is no exported file.
     run: what computes up to `chunk` images at once. identity: of a model that is no exported file, what tells it from others.
-    network: the keras.Model behind it, None for formats that are none.
+    network: the keras.Model behind it, None for formats that are none. judged: as `run`, with the p-values of `graft.known`
+    beside it, float (n,); None where they were not asked for.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Loaded:
     chunk: int = runtimes.BATCH
     identity: str = ""
     network: object = None
+    judged: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Raises ValueError for pixels of another type or shape."""
@@ -62,6 +65,29 @@ def load_file(path: Path, format: str | None = None) -> Loaded:
         raise GraftError(f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}") from error
     chunk = runtimes.CHUNK if format == "onnx" or format.startswith("tflite") else runtimes.BATCH
     return Loaded(str(path), description, run, format, chunk, network=network)
+
+
+def load_knowing(folder: Path) -> Loaded:
+    """model.keras of an export folder, and the p-values of the known.npz beside it. Raises GraftError where one is missing."""
+    import keras
+
+    if not (folder / known.FILE).exists():
+        raise GraftError(
+            f"{folder}: no {known.FILE} in it, without which nothing can be called unknown; run `dvc repro export`"
+        )
+    path = folder / FILES["keras"]
+    loaded, model = load_file(path), keras.saving.load_model(path, compile=False)
+    knows, description, last = known.Known.read(folder / known.FILE), loaded.description, model.layers[-1]
+    pooled = "pooled" if any(layer.name == "pooled" for layer in model.layers) else "pooling"
+    call = keras_call(keras.Model(model.input, [model.output, model.get_layer(pooled).output, last.input]))
+    scale = description.temperature if description.calibrated else 1.0  # `graft.known` measures before any temperature
+    kernel, bias = (weight * scale for weight in last.get_weights())
+
+    def judged(images):
+        probabilities, features, inner = call(images)
+        return probabilities, knows.p_values(features, inner @ kernel + bias)
+
+    return dataclasses.replace(loaded, judged=judged)
 
 
 def _format_of(path):
@@ -101,7 +127,11 @@ def keras_call(model) -> Callable[[np.ndarray], np.ndarray]:
     # As a graph: called eagerly, the model keeps every layer's output until it is done, 1.3 GB for 32 images at 160 px.
     spec = tf.TensorSpec((None, *model.input_shape[1:]), "uint8", name="image")
     call = tf.function(lambda image: model(image, training=False), input_signature=[spec], autograph=False)
-    return lambda images: call(images).numpy()
+    return lambda images: _arrays(call(images))
+
+
+def _arrays(found):
+    return [tensor.numpy() for tensor in found] if isinstance(found, list) else found.numpy()
 
 
 def _load_keras(path):

@@ -14,6 +14,7 @@ SPLIT = DATA / "split"
 TRAIN_HEAD = DATA / "train-head"
 SECOND_LOOK = DATA / "second-look"
 FINE_TUNE = DATA / "fine-tune"
+KNOWN = FINE_TUNE / "known.npz"  # what the tuned model knows, see graft/known.py
 EVALUATE = DATA / "evaluate"
 EXPORT = DATA / "export"
 STAGES = {"split": SPLIT, "train-head": TRAIN_HEAD, "second-look": SECOND_LOOK, "fine-tune": FINE_TUNE, "evaluate": EVALUATE,

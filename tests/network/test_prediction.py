@@ -1,9 +1,10 @@
 import keras
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from graft.network import backbones, classifier
-from graft.network.prediction import predict, predict_pair
+from graft.network.prediction import look_inside, predict, predict_pair
 
 
 def twin_of(model):
@@ -18,12 +19,15 @@ def test_two_classifiers_in_one_pass_are_each_what_they_are_alone(model, pixels)
     other.layers[-1].bias.assign([1.0, -1.0, 0.5])
     images = pixels(9)
     for layers in (0, 50, 200):
-        both = predict_pair(model, other, layers, images, runtime="litert")
+        *both, inside = predict_pair(model, other, layers, images, runtime="litert")
         for probabilities, which in zip(both, (model, other)):
             expected = np.asarray(which(images.array, training=False))
             assert probabilities.dtype == np.float64
             assert np.abs(probabilities - expected).max() < 1e-5
             assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-12)
+        alone = look_inside(model, images.read(range(9)), runtime="litert")
+        assert np.allclose(alone.features, inside.features, atol=1e-4)
+        assert np.allclose(softmax(inside.logits, axis=1), both[0], atol=1e-5)
     assert np.allclose(predict(model, images.read(range(9)), runtime="tensorflow"), both[0], atol=1e-5)
 
 
@@ -31,7 +35,8 @@ def test_two_classifiers_in_one_pass_are_each_what_they_are_alone(model, pixels)
 def test_two_equal_classifiers_are_no_special_case_to_the_caller(model, pixels, runtime):
     """Fine-tuning that helps nowhere leaves the head's weights."""
     images = pixels(5)
-    one, two = predict_pair(model, twin_of(model), 50, images, runtime=runtime)
+    one, two, inside = predict_pair(model, twin_of(model), 50, images, runtime=runtime)
+    assert np.allclose(softmax(inside.logits, axis=1), one, atol=1e-5)
     assert np.array_equal(one, two)
     assert np.allclose(one, np.asarray(model(images.array, training=False)), atol=1e-5)
 

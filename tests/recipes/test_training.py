@@ -73,7 +73,8 @@ def test_a_training_stage_writes_logs_and_registers_one_model(clone, stage):
     folder = root / paths.STAGES[stage]
     iterations = len(read_csv(root / paths.TRAIN_HEAD / "curves.csv"))  # of the head, which is solved
     epochs, first = (iterations, 0) if stage == "train-head" else (2, iterations)
-    assert {p.name for p in folder.iterdir()} == FILES  # no picture: a colour must not retrain a network
+    known = {"known.npz"} if stage == "fine-tune" else set()
+    assert {p.name for p in folder.iterdir()} == FILES | known  # no picture: a colour must not retrain a network
     assert [row["epoch"] for row in runs[stage].rows] == list(range(first, first + epochs))
     curves = read_csv(folder / "curves.csv")
     assert len(curves) == first + epochs  # fine-tune's curves go on where the head's end
@@ -122,6 +123,25 @@ def test_evaluate_measures_both_models_on_the_test_images_alone(clone):
     assert "http://" not in card.replace("http://www.w3.org", "")
     assert "MLflow run" in runs["evaluate"].texts["card.html"]
     assert "MLflow run" not in card
+
+
+def test_evaluate_says_how_strange_each_test_image_is_and_shows_pictures_of_nothing(clone):
+    root, *_ = clone
+    rows = read_csv(root / paths.EVALUATE / "predictions.csv")
+    assert all(0 < float(row["known"]) <= 1 for row in rows)
+    kinds = [row["kind"] for row in read_csv(root / paths.EVALUATE / "unknown.csv")]
+    assert kinds == ["noise", "flat colours", "shuffled blocks"]
+    assert 'id="unknown"' in (root / paths.EVALUATE / "card.html").read_text(encoding="utf-8")
+
+
+def test_second_look_judges_every_photo_once(clone):
+    root, runs, *_ = clone
+    rows = manifest.read(root / paths.SPLIT)
+    judged = Predictions.read(root / paths.SECOND_LOOK / "oof.csv")
+    assert judged.paths == rows.paths
+    assert np.load(root / paths.SECOND_LOOK / "features.npy").shape[0] == len(rows)
+    assert runs["second-look"].metrics["photos"] == len(rows)
+    assert 'id="second-look"' in (root / paths.EVALUATE / "card.html").read_text(encoding="utf-8")
 
 
 def test_photos_are_logged_under_the_keys_that_the_view_in_mlflow_shows(clone):

@@ -34,7 +34,17 @@ def written(evidence, images, tmp_path_factory):
 
 
 def test_everything_is_written_and_twice_the_same(written, evidence, images, tmp_path):
-    names = {"features.npy", "oof.csv", "suspects.csv", "metrics.json", "section.html", "plots/map.png", "plots/suspects.png"}
+    names = {
+        "features.npy",
+        "oof.csv",
+        "suspects.csv",
+        "segments.csv",
+        "unknown.csv",
+        "metrics.json",
+        "section.html",
+        "plots/map.png",
+        "plots/suspects.png",
+    }
     assert set(files(written[0])) == names
     second_look.write(tmp_path, evidence, images=images, seed=1)
     assert files(tmp_path) == files(written[0])
@@ -69,7 +79,7 @@ def test_suspects_go_to_mlflow_under_keys_that_do_not_change(written):
 def test_without_folds_there_is_a_map_and_no_accuracy(evidence, images, tmp_path):
     off = Evidence(evidence.predictions, evidence.features, evidence.splits, (), 0)
     found = second_look.write(tmp_path, off, images=images, seed=1)
-    assert found.metrics == {"photos": 60, "suspects": 0, "suspects_test": 0, "twins": 0}
+    assert found.metrics == {"photos": 60, "suspects": 0, "suspects_test": 0, "twins": 0, "weak_segments": 0}
     assert "evaluate.folds is 0" in found.section
     assert "evaluate.folds is 0" in found.line
     assert (tmp_path / "plots/map.png").exists()

@@ -1,0 +1,63 @@
+"""`known` as it travels: the exported folder, the registered model and the network itself say the same."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graft.known import FILE, fit
+from graft.network.prediction import look_inside
+from graft.serving import predict, pyfunc
+from graft.system.console import GraftError
+
+
+@pytest.fixture(scope="module")
+def knowing(trained, images, exported, tmp_path_factory):
+    """(export folder and MLflow folder with a known.npz, the p-values of `images` as the network gives them)."""
+    model, _ = trained
+    inside = look_inside(model, [images], runtime="tensorflow")
+    labels = np.arange(len(images)) % 3
+    knows = fit(inside.features, labels, inside.features, inside.logits, classes=3)
+    place = tmp_path_factory.mktemp("knowing")
+    (place / "export").mkdir()
+    shutil.copy(exported / "model.keras", place / "export")
+    knows.write(place / "export" / FILE)
+    pyfunc.save(place / "registered", *trained, place / "export" / FILE)
+    return place, knows.p_values(inside.features, inside.logits)
+
+
+@pytest.mark.parametrize("kind", ["export", "registered"])
+def test_each_says_what_the_network_says(knowing, images, expected, kind):
+    place, p_values = knowing
+    model = predict.open_model(place / kind, knowing=True)
+    probabilities, found = model.judged(images)
+    np.testing.assert_allclose(probabilities, expected, atol=2e-5)
+    np.testing.assert_allclose(found, p_values, atol=0.041)  # a rank of 24: these images are those that calibrated it
+
+
+def test_photos_below_the_limit_are_called_unknown(knowing, images, tmp_path):
+    place, _ = knowing
+    for k, image in enumerate(images[:3]):
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    (tmp_path / "4.png").write_bytes(b"no picture")
+    paths = sorted(tmp_path.iterdir())
+    model = predict.open_model(place / "export", knowing=True)
+    every, none = (list(predict.predict(model, paths, unknown_below=limit)) for limit in (1.1, 0.0))
+    assert [row.predicted for row in every[:3]] == [predict.UNKNOWN] * 3
+    assert all(row.predicted in model.description.classes for row in none[:3])
+    assert [row.known for row in every[:3]] == [row.known for row in none[:3]]
+    assert every[3].problem and every[3].predicted == ""
+
+
+def test_an_export_of_before_cannot_say_so(exported, tmp_path):
+    shutil.copy(exported / "model.keras", tmp_path)
+    with pytest.raises(GraftError, match=r"no known\.npz in it"):
+        predict.open_model(tmp_path, knowing=True)
+    assert predict.open_model(tmp_path).judged is None
+
+
+def test_a_registered_model_of_before_cannot_either(trained, images, tmp_path):
+    pyfunc.save(tmp_path / "old", *trained)
+    with pytest.raises(GraftError, match="does not say what it knows"):
+        predict.open_model(tmp_path / "old", knowing=True).judged(images)
