@@ -66,7 +66,7 @@ def look_inside(model: keras.Model, batches: Iterable[np.ndarray], *, runtime: s
     return Inside.of(model, *_run(keras.Model(model.input, values), [values], batches, runtime))
 
 
-def inner(model: keras.Model):
+def inner(model: keras.Model) -> keras.KerasTensor:
     """Keras tensor (n, d + k): the pooled features, and what the last layer sees. As one, as Keras makes no model of which an
     output is the input, as pooled features are above the deepest cut."""
     import keras

@@ -1,13 +1,19 @@
 """Where the head is weaker than elsewhere: photos parted by what can be read off them, each part against the rest."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft.second_look.evidence import Evidence
 from graft.second_look.layout import principal
+
+if TYPE_CHECKING:
+    from graft.dataset.images import ImageSet
 
 LEAST = 20  # photos of a segment, and wrong predictions in all: below, no test could find anything
 TAIL = 0.2  # share of the photos at either end of a measure that makes a segment
@@ -90,7 +96,7 @@ def _holm(segments):
     return [replace(segment, corrected=float(value)) for segment, value in zip(segments, corrected)]
 
 
-def of_evidence(evidence: Evidence, images, *, seed: int) -> list[Segment]:
+def of_evidence(evidence: Evidence, images: ImageSet, *, seed: int) -> list[Segment]:
     """`find` by all that can be read off the photos: those that `seed` draws are opened, at most SEEN."""
     n, p = len(evidence), evidence.predictions
     if not evidence.folds or (~p.correct).sum() < LEAST:

@@ -74,6 +74,6 @@ def _shuffled(image, rng):
     return np.pad(mixed, ((0, rest), (0, rest), (0, 0)), mode="edge")
 
 
-def table(verdicts) -> list[tuple]:
+def table(verdicts: Sequence[Verdict]) -> list[tuple]:
     """Rows of unknown.csv, under COLUMNS."""
     return [astuple(verdict) for verdict in verdicts]

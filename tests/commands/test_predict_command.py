@@ -121,8 +121,8 @@ def interrupted(monkeypatch, after):
     """Ctrl-C in place of row `after`."""
     real = command.predict_files
 
-    def predict(model, paths):
-        rows = real(model, paths)
+    def predict(model, paths, **options):
+        rows = real(model, paths, **options)
         for _ in range(after):
             yield next(rows)
         raise KeyboardInterrupt
