@@ -13,7 +13,9 @@ from graft import runtimes
 from graft.dataset import manifest
 from graft.dataset.manifest import Manifest, ManifestRow
 from graft.description import FILES
+from graft.known import fit
 from graft.network import classifier
+from graft.network.prediction import look_inside
 from graft.run import execute
 from graft.serving import parity, predict, pyfunc, readers, writers
 from graft.system import paths
@@ -36,7 +38,9 @@ def template(tmp_path_factory):
     model, description = make_classifier()
     classifier.save(model, description, root / paths.FINE_TUNE)
     images, rows = make_images(40), []
-    labels = model(images, training=False).numpy().argmax(1)
+    inside = look_inside(model, [images], runtime="tensorflow")
+    labels = inside.logits.argmax(1)
+    fit(inside.features, labels, inside.features, inside.logits, classes=3).write(root / paths.KNOWN)
     labels[12] = (labels[12] + 1) % 3
     (root / "photos").mkdir()
     for i, split in enumerate(["test"] * 20 + ["train"] * 10 + ["val"] * 10):
@@ -87,7 +91,7 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
         export(params, run)
     folder = clone / paths.EXPORT
     checks = read_json(folder / "checks.json")
-    assert {p.name for p in folder.iterdir()} == {*(FILES[name] for name in checks), "labels.txt", "checks.json"}
+    assert {p.name for p in folder.iterdir()} == {*(FILES[name] for name in checks), "labels.txt", "checks.json", "known.npz"}
     assert list(checks) == list(params.export.formats)
     assert all(
         set(c) == {"bytes", "n", "agreement", "clear_disagreements", "max_difference", "accuracy"} for c in checks.values()
@@ -133,7 +137,7 @@ def test_a_second_run_leaves_the_same_bytes_and_no_format_that_is_not_wanted(clo
     (clone / paths.EXPORT / "model.h5").write_text("of an earlier export")
     export(settings(formats=("keras",)), NullRun())
     before = kept()
-    assert set(before) == {"model.keras", "labels.txt", "checks.json"}
+    assert set(before) == {"model.keras", "labels.txt", "checks.json", "known.npz"}
     export(settings(formats=("keras",)), NullRun())
     assert kept() == before
     assert pyfunc.digest(*unregistered[0]) == pyfunc.digest(*unregistered[1])
@@ -166,7 +170,13 @@ def test_a_format_that_misses_is_left_out_and_the_others_stay(clone, unregistere
     else:
         export(params, run)
         assert list(read_json(clone / paths.EXPORT / "checks.json")) == ["keras", "h5"]
-        assert {p.name for p in (clone / paths.EXPORT).iterdir()} == {"model.keras", "model.h5", "labels.txt", "checks.json"}
+        assert {p.name for p in (clone / paths.EXPORT).iterdir()} == {
+            "model.keras",
+            "model.h5",
+            "labels.txt",
+            "checks.json",
+            "known.npz",
+        }
         said = capsys.readouterr().err
         assert "warning: export: tflite left out: a probability differs from the original's by 0." in said
         assert "warning: export: tflite_fp16 left out: agrees with the original on 0." in said
