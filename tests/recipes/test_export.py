@@ -13,7 +13,9 @@ from graft import runtimes
 from graft.dataset import manifest
 from graft.dataset.manifest import Manifest, ManifestRow
 from graft.description import FILES
+from graft.known import fit
 from graft.network import classifier
+from graft.network.prediction import look_inside
 from graft.run import execute
 from graft.scoring.predictions import Predictions
 from graft.serving import parity, predict, pyfunc, readers, resizers, writers
@@ -37,7 +39,9 @@ def template(tmp_path_factory):
     model, description = make_classifier()
     classifier.save(model, description, root / paths.FINE_TUNE)
     images, rows = make_images(40), []
-    labels = model(images, training=False).numpy().argmax(1)
+    inside = look_inside(model, [images], runtime="tensorflow")
+    labels = inside.logits.argmax(1)
+    fit(inside.features, labels, inside.features, inside.logits, classes=3).write(root / paths.KNOWN)
     labels[12] = (labels[12] + 1) % 3
     (root / "photos").mkdir()
     for i, split in enumerate(["test"] * 20 + ["train"] * 10 + ["val"] * 10):
@@ -92,7 +96,7 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     folder = clone / paths.EXPORT
     checks = read_json(folder / "checks.json")
     photos = checks.pop("from_photos")
-    assert {p.name for p in folder.iterdir()} == {*(FILES[name] for name in checks), "labels.txt", "checks.json"}
+    assert {p.name for p in folder.iterdir()} == {*(FILES[name] for name in checks), "labels.txt", "checks.json", "known.npz"}
     assert list(checks) == list(params.export.formats)
     assert all(
         set(c) == {"bytes", "n", "agreement", "clear_disagreements", "max_difference", "accuracy"} for c in checks.values()
@@ -142,7 +146,7 @@ def test_a_second_run_leaves_the_same_bytes_and_no_format_that_is_not_wanted(clo
     (clone / paths.EXPORT / "model.h5").write_text("of an earlier export")
     export(settings(formats=("keras",)), NullRun())
     before = kept()
-    assert set(before) == {"model.keras", "labels.txt", "checks.json"}
+    assert set(before) == {"model.keras", "labels.txt", "checks.json", "known.npz"}
     export(settings(formats=("keras",)), NullRun())
     assert kept() == before
     assert pyfunc.digest(*unregistered[0]) == pyfunc.digest(*unregistered[1])
@@ -175,7 +179,8 @@ def test_a_format_that_misses_is_left_out_and_the_others_stay(clone, unregistere
     else:
         export(params, run)
         assert list(read_json(clone / paths.EXPORT / "checks.json")) == ["keras", "h5", "from_photos"]
-        assert {p.name for p in (clone / paths.EXPORT).iterdir()} == {"model.keras", "model.h5", "labels.txt", "checks.json"}
+        left = {p.name for p in (clone / paths.EXPORT).iterdir()}
+        assert left == {"model.keras", "model.h5", "labels.txt", "checks.json", "known.npz"}
         said = capsys.readouterr().err
         assert "warning: export: tflite left out: a probability differs from the original's by 0." in said
         assert "warning: export: tflite_fp16 left out: agrees with the original on 0." in said

@@ -1,0 +1,59 @@
+"""Choose, of unlabelled photos, those whose labels would tell the most."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from graft import params as parameters
+from graft.commands.looking import look
+from graft.known import Known
+from graft.second_look.choice import margins, telling
+from graft.serving.predict import find
+from graft.system import files, paths
+from graft.system.console import GraftError, log, warn
+
+COLUMNS = ("path", "kind", "predicted", "confidence", "margin", "known")
+UNKNOWN_BELOW = 0.01
+UNCERTAIN, UNKNOWN = "uncertain", "unknown"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", help="photos or folders")
+    parser.add_argument("-n", type=int, default=50, help="how many are chosen (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("next.csv"), help="table to write (default: %(default)s)")
+
+
+def next_(args: argparse.Namespace) -> None:
+    """`graft next DIR [-n 50]`: by the fine-tuned model; unknown photos stand apart, at the end, the strangest first.
+
+    Raises GraftError where there is no photo that can be read, or no fine-tuned model.
+    """
+    images, _ = find(args.source)
+    seen = look(paths.FINE_TUNE, images, parameters.load())
+    for file, why in seen.problems:
+        warn(f"{file}: {why}")
+    if seen.inside is None:
+        raise GraftError(f"{', '.join(args.source)}: no photo there can be read")
+    rows = choose(seen, Known.read(paths.KNOWN), args.n)
+    files.write_csv(args.output, COLUMNS, rows)
+    strange = sum(row[1] == UNKNOWN for row in rows)
+    log(f"next: {len(rows) - strange} of {len(seen.files)} photos chosen, and {strange} that seem to show none of the classes; "
+        f"written to {args.output}")  # fmt: skip
+
+
+def choose(seen, known: Known, n: int) -> list[tuple]:
+    """Rows of the table: up to n uncertain photos, and up to n unknown ones."""
+    z = seen.inside.logits / seen.description.temperature
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    margin, p_values = margins(p), known.p_values(seen.inside.features, seen.inside.logits)
+    strange = np.flatnonzero(p_values < UNKNOWN_BELOW)
+    usual = np.flatnonzero(p_values >= UNKNOWN_BELOW)
+    best = usual[telling(seen.inside.features[usual], margin[usual], n)]
+    order = [(UNCERTAIN, i) for i in best] + [(UNKNOWN, i) for i in strange[np.argsort(p_values[strange], kind="stable")][:n]]
+    classes = seen.description.classes
+    return [
+        (seen.files[i].as_posix(), kind, classes[p[i].argmax()], float(p[i].max()), float(margin[i]), float(p_values[i]))
+        for kind, i in order
+    ]
