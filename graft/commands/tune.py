@@ -11,6 +11,7 @@ from pathlib import Path
 
 from graft import params as parameters
 from graft.params import Params
+from graft.scoring.calibration import calibrated_losses
 from graft.scoring.predictions import Predictions
 from graft.scoring.statistics import Comparison, compare_predictions
 from graft.system import paths
@@ -99,8 +100,10 @@ def _value(study: Study, trial: Trial, metric: str) -> tuple[float, dict[str, fl
     lock = experiments.read(commit, dvc_lock.DVC_LOCK)
     if not study.same_images(_manifest_digest(lock)):
         raise GraftError("its validation photos are not those of the trials before: the data have changed; --name OTHER")
-    figures = json.loads(experiments.read(commit, paths.FINE_TUNE / "metrics.json"))
-    return METRICS[metric] * figures[metric], {key: figures[key] for key in METRICS}
+    seen = _predictions(commit)
+    # By its own temperature, as epochs are chosen: overconfidence alone is no fault of a trial.
+    figures = {"loss": calibrated_losses(seen.probabilities, seen.labels).mean(), "accuracy": seen.correct.mean()}
+    return METRICS[metric] * float(figures[metric]), {key: float(figures[key]) for key in METRICS}
 
 
 def _conclude(study: Study, run: StudyRun, base: Params) -> None:
