@@ -33,6 +33,7 @@ NOT_RUN = {
     "mlflow models serve": f"{SERVES}: tests/serving/test_pyfunc.py runs it",
     "curl": "asks a server: tests/commands/test_serve_command.py",
     "printf '{": "for curl",
+    "docker": "needs a daemon of Docker; tests/test_deploy.py runs what the container holds",
     "npm pack": f"{NETWORK}: tests/test_browser.py runs these where the registry of npm can be reached",
     "mkdir -p site": "unpacks ONNX Runtime Web: tests/test_browser.py",
     "cp ": "tests/test_browser.py",
