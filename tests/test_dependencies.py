@@ -31,6 +31,7 @@ ROOMS = {
     "graft/network/cut.py": NETWORK,
     "graft/scoring/metrics.py": NETWORK,
     "graft/second_look/suspects.py": ("second-look",),
+    "graft/second_look/unknown.py": ("second-look", "evaluate"),
     "graft/figures/style.py": ("split", "second-look", "evaluate"),
     "graft/figures/curves.py": ("split", "second-look", "evaluate"),
     "graft/reporting/report.py": TRAINING,

@@ -15,6 +15,7 @@ from graft.system.prefetch import prefetch, processors
 
 if TYPE_CHECKING:
     from graft.network.prediction import Inside
+    from graft.params import Params
 
 BATCH = 32
 
@@ -29,7 +30,7 @@ class Seen:
     problems: list[tuple[Path, str]]
 
 
-def look(folder: Path, files: Sequence[Path], params) -> Seen:
+def look(folder: Path, files: Sequence[Path], params: Params) -> Seen:
     """By the network of a stage's `folder`. Raises GraftError where there is none."""
     from graft.network import backbones, classifier
     from graft.network.prediction import look_inside

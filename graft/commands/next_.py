@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from graft import params as parameters
-from graft.commands.looking import look
+from graft.commands.looking import Seen, look
 from graft.known import Known
 from graft.second_look.choice import margins, telling
-from graft.serving.predict import find
+from graft.serving.predict import Sources
 from graft.system import files, paths
 from graft.system.console import GraftError, log, warn
 
@@ -29,8 +29,7 @@ def next_(args: argparse.Namespace) -> None:
 
     Raises GraftError where there is no photo that can be read, or no fine-tuned model.
     """
-    images, _ = find(args.source)
-    seen = look(paths.FINE_TUNE, images, parameters.load())
+    seen = look(paths.FINE_TUNE, list(Sources(args.source)), parameters.load())
     for file, why in seen.problems:
         warn(f"{file}: {why}")
     if seen.inside is None:
@@ -42,7 +41,7 @@ def next_(args: argparse.Namespace) -> None:
         f"written to {args.output}")  # fmt: skip
 
 
-def choose(seen, known: Known, n: int) -> list[tuple]:
+def choose(seen: Seen, known: Known, n: int) -> list[tuple]:
     """Rows of the table: up to n uncertain photos, and up to n unknown ones."""
     z = seen.inside.logits / seen.description.temperature
     p = np.exp(z - z.max(axis=1, keepdims=True))

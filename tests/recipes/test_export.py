@@ -117,7 +117,7 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     assert version.tags["formats"] == ", ".join(checks)
     below = photos["jpeg_75"]["agreement"] < params.export.min_agreement
     assert ("warning" in version.tags) == below
-    assert version.tags["digest"] == pyfunc.shipped_digest(*writers.self_contained(*make_classifier()), folder)
+    assert version.tags["digest"] == pyfunc.shipped_digest(*writers.self_contained(*make_classifier()), folder, paths.KNOWN)
     shipped = {path.name for path in (store.local_path(version.source) / pyfunc.FORMATS).iterdir()}
     assert shipped == {p.name for p in folder.iterdir()} - {"model.keras"}
 

@@ -418,9 +418,7 @@ def test_other_serving_code_takes_the_aliases_along(params, trained, monkeypatch
 
 def test_without_calibration_the_registered_model_has_no_temperature(params, trained, monkeypatch):
     saved = []
-    monkeypatch.setattr(
-        pyfunc, "save", lambda folder, model, description, knows: saved.append(description) or _stub(folder, model, 0)
-    )
+    monkeypatch.setattr(pyfunc, "save", lambda folder, _, description, knows: saved.append(description) or _stub(folder, 0, 0))
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"calibrate": False})})
     with runs.stage_run("fine-tune", params) as run:
         pyfunc.register(run, *trained, alias="fine-tuned")
