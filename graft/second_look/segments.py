@@ -118,7 +118,7 @@ def of_evidence(evidence: Evidence, images: ImageSet, *, seed: int) -> list[Segm
     return find(p.correct, measures, kinds)
 
 
-def measure(images, indices: np.ndarray, total: int) -> dict[str, np.ndarray]:
+def measure(images: ImageSet, indices: np.ndarray, total: int) -> dict[str, np.ndarray]:
     """{"brightness", "contrast", "sharpness", "colour": float (total,)}, NaN for all but the photos at `indices`.
 
     images: `read(indices)` gives batches uint8 (b, S, S, 3). brightness: mean grey, contrast: its deviation, sharpness: log of
