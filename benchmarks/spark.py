@@ -35,7 +35,12 @@ def main():
     paths = sorted(rows)
     alone = pyfunc.load_mlflow(args.model).predict([Path(path.removeprefix("file:")) for path in paths])
     answers = zip(paths, alone["label"], alone["confidence"])
-    same = sum(_equal(rows[path], label, confidence) for path, label, confidence in answers)
+    others = [
+        (rows[path], label, confidence) for path, label, confidence in answers if not _equal(rows[path], label, confidence)
+    ]
+    for row, label, confidence in others:
+        print(f"with Spark {row['label']!r} {row['confidence']}, without {label!r} {confidence}")
+    same = len(rows) - len(others)
     print(f"{len(rows)} photos in {seconds:.1f} s, {len(rows) / seconds:.1f} a second; {same} as without Spark")
     sys.exit(same != len(rows))
 
