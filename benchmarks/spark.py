@@ -4,7 +4,7 @@
     python benchmarks/spark.py PHOTOS [--model models:/graft@champion] [--workers 2]
 
 Prints photos per second, the start of the workers included, and on how many photos label and probability are the same as
-`predict` gives in this process; ends with status 1 where one differs. The row of a photo that cannot be read is null in both.
+`predict` gives in this process; ends with status 1 where one differs. A photo that cannot be read has no confidence in both.
 """
 
 import argparse
@@ -35,14 +35,18 @@ def main():
     paths = sorted(rows)
     alone = pyfunc.load_mlflow(args.model).predict([Path(path.removeprefix("file:")) for path in paths])
     answers = zip(paths, alone["label"], alone["confidence"])
-    same = sum(_equal(rows[path], label, confidence) for path, label, confidence in answers)
+    pairs = [(rows[path], label, confidence) for path, label, confidence in answers]
+    others = [pair for pair in pairs if not _equal(*pair)]
+    for row, label, confidence in others:
+        print(f"with Spark {row['label']!r} {row['confidence']}, without {label!r} {confidence}")
+    same = len(rows) - len(others)
     print(f"{len(rows)} photos in {seconds:.1f} s, {len(rows) / seconds:.1f} a second; {same} as without Spark")
     sys.exit(same != len(rows))
 
 
 def _equal(row, label, confidence):
-    if label is None:
-        return row["label"] is None
+    if label is None:  # of which MLflow makes the text "None"
+        return row["confidence"] is None
     return row["label"] == label and abs(row["confidence"] - confidence) < CLOSE
 
 
