@@ -170,7 +170,8 @@ def public_functions(tree):
     return [node for node in nodes if not node.name.startswith("_")]
 
 
-@pytest.mark.parametrize("name", [name for name in TREES if name.startswith("graft.") and room(name) != "graft.serving"])
+# MLflow takes hints of the model that it serves for a schema.
+@pytest.mark.parametrize("name", [n for n in TREES if n.startswith("graft.") and n != "graft.serving.pyfunc_model"])
 def test_public_functions_have_hints(name):
     for node in public_functions(TREES[name]):
         given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]

@@ -1,11 +1,14 @@
 """What an exported format is worth: loaded again, compared with the original classifier on test images, measured."""
 
+from __future__ import annotations
+
 import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +17,11 @@ from graft.scoring.calibration import apply_temperature
 from graft.scoring.predictions import Predictions
 from graft.serving import readers
 from graft.system.console import GraftError, warn
+
+if TYPE_CHECKING:
+    import keras
+
+    from graft.dataset.images import ImageSet
 
 SAMPLE = 200  # test images that the formats are compared on; 7 formats of MobileNetV2 at 160 px take 4 s for them
 # Largest allowed difference of a probability in a format that computes in float32, as the original does: they differ in the
@@ -57,7 +65,7 @@ def spread(n: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
 
 
-def some(image_set, most: int) -> tuple[np.ndarray, np.ndarray]:
+def some(image_set: ImageSet, most: int) -> tuple[np.ndarray, np.ndarray]:
     """(pixels uint8 (n, S, S, 3), positions) of up to `most` images of an ImageSet, evenly spread."""
     positions = spread(len(image_set), most)
     return np.concatenate(list(image_set.read(positions))), positions
@@ -79,7 +87,7 @@ class Reference:
     shipped: np.ndarray | None = None
 
 
-def reference(model, description: Description, network, image_set) -> Reference:
+def reference(model: keras.Model, description: Description, network: keras.Model, image_set: ImageSet) -> Reference:
     """Of up to SAMPLE images of an ImageSet. model: the original, a keras.Model: softmax(log p / T). network: as it is shipped.
 
     The two share all layers but the last, and what lies below it is computed once.
@@ -164,7 +172,7 @@ def miss(c: Check, min_agreement: float, max_accuracy_drop: float) -> str:
     return ""
 
 
-def verdict(format: str, folder: Path, image_set, said: Predictions, gates: dict[str, float]) -> str:
+def verdict(format: str, folder: Path, image_set: ImageSet, said: Predictions, gates: dict[str, float]) -> str:
     """`miss` of the file in `folder` on images of an ImageSet, of all of which the original has `said` something already.
 
     For formats that are held to what they decide. gates: of `miss`.
@@ -192,7 +200,7 @@ def passed(checks: Sequence[Check], *, min_agreement: float, max_accuracy_drop: 
     return good
 
 
-def require_evaluated(against: Reference, image_set, evaluated: Predictions) -> None:
+def require_evaluated(against: Reference, image_set: ImageSet, evaluated: Predictions) -> None:
     """Raise GraftError unless the original answers as evaluate found it to, whose accuracy then is the exported model's.
 
     image_set: all test images, of which `against` has some. Both run the same weights, but evaluate's runtime may round
@@ -208,7 +216,7 @@ def require_evaluated(against: Reference, image_set, evaluated: Predictions) -> 
         )
 
 
-def same_images(said: Predictions, image_set) -> Predictions:
+def same_images(said: Predictions, image_set: ImageSet) -> Predictions:
     """`said`, which must be of the very images of an ImageSet. Raises GraftError where it is not."""
     if said.paths != tuple(image_set.paths) or said.classes != tuple(image_set.classes):
         raise GraftError("export: predictions.csv is of other images than the split; run `dvc repro`")

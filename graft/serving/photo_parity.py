@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graft.serving import parity, readers, resizers
 from graft.system.console import warn
 from graft.system.prefetch import prefetch, processors
+
+if TYPE_CHECKING:
+    from graft.dataset.images import ImageSet
 
 MEGAPIXELS = 200  # of photos that are decoded whole, at most: 16 of a phone's with 12, in about 20 CPU seconds
 PHOTOS = 16  # at a time
@@ -30,7 +33,9 @@ class PhotoCheck:
     accuracy: float
 
 
-def check(loaded: readers.Loaded, against: parity.Reference, image_set, *, most: int = parity.SAMPLE) -> list[PhotoCheck]:
+def check(
+    loaded: readers.Loaded, against: parity.Reference, image_set: ImageSet, *, most: int = parity.SAMPLE
+) -> list[PhotoCheck]:
     """What `loaded` says of photos of an ImageSet by each of RESIZERS. against: its `parity.reference`.
 
     At most `most` photos of those, and MEGAPIXELS of them together, evenly spread. A photo of which a resizer makes the pixels

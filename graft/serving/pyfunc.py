@@ -1,5 +1,7 @@
 """The classifier as an MLflow model: written as a folder that MLflow loads anywhere, registered, and loaded again."""
 
+from __future__ import annotations
+
 import base64
 import functools
 import hashlib
@@ -10,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata as packages
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +26,10 @@ from graft.system.console import GraftError
 from graft.system.environment import quiet_mlflow, quiet_tensorflow, silence
 from graft.tracking import champion, registry, store
 from graft.tracking.runs import StageRun
+
+if TYPE_CHECKING:
+    import keras
+    import mlflow.pyfunc
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 FORMATS = "formats"  # folder of a registered model that holds what `export` wrote, the Keras model apart, which it is
@@ -47,7 +54,7 @@ def _later_if_away(function):
 @_later_if_away
 def register(
     run: StageRun,
-    model,
+    model: keras.Model,
     description: Description,
     *,
     alias: str,
@@ -92,7 +99,15 @@ def register(
 
 
 @_later_if_away
-def contest(run: StageRun, head, tuned, figures: dict, image_sets: Callable, *, once: bool = False) -> None:
+def contest(
+    run: StageRun,
+    head: tuple[keras.Model, Description],
+    tuned: tuple[keras.Model, Description],
+    figures: dict,
+    image_sets: Callable,
+    *,
+    once: bool = False,
+) -> None:
     """Register both models as evaluate found them; the fine-tuned one challenges the champion on the validation images.
 
     head, tuned: (model, Description). figures: of `tuned` on the test images. image_sets: as of `graft.dataset.images`. Both
@@ -110,7 +125,7 @@ def contest(run: StageRun, head, tuned, figures: dict, image_sets: Callable, *, 
     champion.challenge(run, version=version, predictions=validation, metrics=seen, ask=ask)
 
 
-def digest(model, description: Description) -> str:
+def digest(model: keras.Model, description: Description) -> str:
     """SHA-256 in hex of the weights and the description: the same for a model in memory and for one loaded again."""
     total = hashlib.sha256(description.to_json().encode())
     for weight in model.get_weights():
@@ -119,12 +134,12 @@ def digest(model, description: Description) -> str:
     return total.hexdigest()
 
 
-def network_digest(model, description: Description) -> str:
+def network_digest(model: keras.Model, description: Description) -> str:
     """`digest` of what is the same however it is shipped: the temperature and whether it is applied are left out."""
     return digest(model, description.replace(temperature=1.0, calibrated=False))
 
 
-def shipped_digest(model, description: Description, formats: Path | None = None, knows: Path | None = None) -> str:
+def shipped_digest(model: keras.Model, description: Description, formats: Path | None = None, knows: Path | None = None) -> str:
     """SHA-256 in hex of all that a version holds: `digest`, the code that serves and decodes, pins, exported formats, and what
     it knows."""
     code = (CODE, pixels.__file__) if knows is None else (CODE, pixels.__file__, known.__file__, knows)
@@ -136,7 +151,7 @@ def _pins():
     return [f"{name}=={packages.version(name)}" for name in REQUIRED]
 
 
-def save(folder: Path, model, description: Description, knows: Path | None = None) -> None:
+def save(folder: Path, model: keras.Model, description: Description, knows: Path | None = None) -> None:
     """Write a keras.Model, its temperature applied, as an MLflow model into `folder`, which must not exist.
 
     The folder holds the model, the code that calls it, the image decoder that training used, a signature, an input example and
@@ -215,7 +230,7 @@ def load(uri: str) -> readers.Loaded:
     return readers.Loaded(uri, description, run, identity=model.metadata.model_uuid or uri, judged=judged)
 
 
-def load_mlflow(uri: str):
+def load_mlflow(uri: str) -> mlflow.pyfunc.PyFuncModel:
     """What MLflow makes of `uri` (see `load`), an mlflow.pyfunc.PyFuncModel: its `predict` takes paths, bytes, base64, pixels.
 
     From any folder of the project, and also after it was moved. Raises GraftError where there is no such model.

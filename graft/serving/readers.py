@@ -1,10 +1,13 @@
 """Exported files loaded again, each behind one callable: uint8 pixels in, float32 probabilities out."""
 
+from __future__ import annotations
+
 import dataclasses
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +15,9 @@ from graft import known, runtimes
 from graft.description import EMBEDDED, FILES, Description
 from graft.system.console import GraftError
 from graft.system.environment import missing, silence
+
+if TYPE_CHECKING:
+    import keras
 
 NEEDS = {"onnx": ("onnxruntime",)}  # packages to load a format, beside TensorFlow
 
@@ -120,7 +126,7 @@ def read_description(path: Path, format: str | None = None) -> Description:
     return Description.from_json(text, path)
 
 
-def keras_call(model) -> Callable[[np.ndarray], np.ndarray]:
+def keras_call(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """What runs a keras.Model as it is: no exported file and no frozen graph plays a part in what it says."""
     import tensorflow as tf
 

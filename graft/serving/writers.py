@@ -15,12 +15,15 @@ way and 5 s by `from_keras_model`, 0.3 s to a SavedModel and 6 s by `model.expor
 trained on.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import shutil
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +34,9 @@ from graft.system import files
 from graft.system.console import log
 from graft.system.environment import silence
 
+if TYPE_CHECKING:
+    import keras
+
 KINDS = {
     "tflite_int8": "(full integer: uint8 in and out)",
     "tflite_dynamic": "(8-bit weights, activations in float)",
@@ -39,7 +45,7 @@ FROM_KERAS = {"keras", "h5"}  # the others are made from the frozen graph
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 
 
-def self_contained(model, description: Description) -> tuple:
+def self_contained(model: keras.Model, description: Description) -> tuple:
     """(model, description) with the keras.Model's softmax at the description's temperature T: softmax(z / T) of the logits z.
 
     The last layer's kernel and bias are divided by T, which is softmax(z / T) exactly and adds no layer that a format might not
@@ -62,7 +68,7 @@ def self_contained(model, description: Description) -> tuple:
 
 def write(
     formats: Collection[str],
-    model,
+    model: keras.Model,
     description: Description,
     folder: Path,
     *,
@@ -121,7 +127,7 @@ def _remove(path):
 # --- Keras ---
 
 
-def write_keras(model, description: Description, path: Path) -> None:
+def write_keras(model: keras.Model, description: Description, path: Path) -> None:
     """A `.keras` archive without what differs from save to save (keras#15948): times, the date, addresses of shared objects."""
     import keras
 

@@ -43,7 +43,12 @@ COLUMNS = (
     "params.`data.path`", "tags.`champion.decision`",
 )  # fmt: skip
 BARS = ("fine-tune/accuracy", "evaluate/accuracy")  # charts of that view, and after them a grid of each kind of image:
-GRIDS = {"test photos": 16, "worst mistakes": 12, "Grad-CAM": 12}  # first part of the images' keys, and how many there are
+GRIDS = {
+    "test photos": 16,
+    "worst mistakes": 12,
+    "Grad-CAM": 12,
+    "suspect labels": 16,
+}  # first part of the images' keys, and how many there are
 ABOUT = (
     "One row is one experiment (`dvc repro`, `dvc exp run`); unfolded, it shows the stages that ran. "
     "Columns `fine-tune/…` are results on validation images, by which experiments are compared; `evaluate/…` are test results. "
