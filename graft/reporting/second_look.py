@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN, SHOWN_TEST, SHOWN_TWINS = 24, 12, 12  # photos in the pictures
 WEAK, EXAMPLES = 6, 8  # segments in the card, and wrong photos of each
-LOGGED = 16  # suspects that MLflow shows one by one
+LOGGED, KEY = 16, "suspect labels"  # suspects that MLflow shows one by one, and the first part of their keys
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def write(folder: Path, evidence: Evidence, near: Sequence[unknown.Verdict] = ()
 def log_images(run: StageRun, found: SecondLook) -> None:
     """The first suspects one by one, under keys that are the same for every run: "suspect labels/01"."""
     for number, image in enumerate([i for some in found.images.values() for i in some][:LOGGED], start=1):
-        run.log_image(image_grid.tile(image), f"suspect labels/{number:02}")
+        run.log_image(image_grid.tile(image), f"{KEY}/{number:02}")
 
 
 def figures(evidence: Evidence, found: Sequence[suspects.Suspect]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from graft import params as parameters
 from graft.dataset import images, manifest
-from graft.reporting import plots
+from graft.reporting import plots, second_look
 from graft.scoring.calibration import apply_temperature
 from graft.scoring.predictions import Predictions
 from graft.system import environment, paths
@@ -151,7 +151,8 @@ def test_photos_are_logged_under_the_keys_that_the_view_in_mlflow_shows(clone):
     assert {f"test photos/{number:02}" for number in range(1, 7)} <= set(logged)  # all six of them
     assert "Grad-CAM/01" in logged
     assert {(image.dtype.name, image.ndim) for image in logged.values()} == {("uint8", 3)}
-    assert (plots.COMPARED, set(plots.KEYS.values())) == (store.GRIDS["test photos"], set(store.GRIDS))
+    assert {*plots.KEYS.values(), second_look.KEY} == set(store.GRIDS)
+    assert store.GRIDS["test photos"] == plots.COMPARED and store.GRIDS[second_look.KEY] == second_look.LOGGED
     assert min(plots.WORST, 2 * plots.EXPLAINED) == store.GRIDS["worst mistakes"] == store.GRIDS["Grad-CAM"]
 
 

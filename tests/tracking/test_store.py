@@ -243,7 +243,7 @@ def test_the_view_that_the_ui_opens_with(params, database):
         assert (len(view["selectedColumns"]), len(text) < 5000) == (10, True)  # as long as a tag may be on PostgreSQL
         assert view["columnOrder"] == view["selectedColumns"]
         assert [chart["metricKey"] for chart in view["compareRunCharts"] if chart["type"] == "BAR"] == list(store.BARS)
-        assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == 5
+        assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == 6
         sections = [section["uuid"] for section in view["compareRunSections"]]
         assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == set(sections)
         connection.client.search_runs([connection.experiment_id], view["searchFilter"])
