@@ -35,9 +35,11 @@ PATIENCE = 2  # strengths without a smaller loss after which the path ends
 FOLDS, FEW = 5, 250  # below so many validation images the strength is chosen by folds: 49 images say too little
 MARGIN = 0.5  # standard errors by which a stronger penalty may be worse than the best and still be taken
 ROWS = 60_000  # of views together, at most: more views of so many images change nothing
+MOST = 100_000  # images that a head is solved on: more of them would hardly move it, and fill the memory
 CHOSEN_FROM = 20_000  # images by which the strength of out-of-fold heads is chosen, at most
 MIDDLING = 0.01  # C that photos call for most often
 CURVE_ROWS = 20
+BLOCK = 50_000  # images that are judged at once
 PATH_TOLERANCE, TOLERANCE, ITERATIONS = 3e-4, 1e-5, 300
 
 
@@ -87,22 +89,24 @@ def solve(
     if cut.name != head_input(model):
         raise ValueError(f"the head is solved on pooled features, not on those at {cut.name}")
     classes = model.output.shape[1]
-    views = max(1, min(train.views, ROWS // len(train)))
-    x = np.concatenate([train.take(np.arange(len(train)), v) for v in range(views)]).astype(np.float32)
-    held = val.take(np.arange(len(val))).astype(np.float32)
+    (chosen, stand), (judging, stand_there) = (_some(part.images.labels, classes) for part in (train, val))
+    views = max(1, min(train.views, ROWS // len(chosen)))
+    x = np.concatenate([train.take(chosen, v) for v in range(views)]).astype(np.float32)
+    held = val.take(judging).astype(np.float32)
     mean, scale = _standardisation(x)
     x, held = ((part - mean) / scale for part in (x, held))
     axes, variance = _principal_axes(np.concatenate([x, held]))
     by_class = _class_weights(train.images.labels, classes) if balanced else np.ones(classes)
-    labels = np.tile(train.images.labels, views)
-    rows = _Rows(x @ axes, labels, (by_class[labels] / views).astype(np.float32), classes)
-    seen = _Rows(held @ axes, val.images.labels, by_class[val.images.labels].astype(np.float32), classes)
-    groups = np.array([*np.tile(train.images.groups, views), *val.images.groups])
-    strength = _choose(_parts(rows, seen, groups, len(train)), variance)
+    labels, of_val = np.tile(train.images.labels[chosen], views), val.images.labels[judging]
+    rows = _Rows(x @ axes, labels, ((by_class * stand)[labels] / views).astype(np.float32), classes)
+    seen = _Rows(held @ axes, of_val, (by_class * stand_there)[of_val].astype(np.float32), classes)
+    groups = [np.asarray(part.images.groups)[some] for part, some in ((train, chosen), (val, judging))]
+    groups = np.concatenate([np.tile(groups[0], views), groups[1]])
+    strength = _choose(_parts(rows, seen, groups, len(chosen)), variance)
 
     path: list = []
     kernel, bias, _ = _fit(rows, variance, strength, _nothing(rows, variance), tolerance=TOLERANCE, path=path)
-    history = _history(path, rows.take(slice(len(train))), seen)
+    history = _history(path, rows.take(slice(len(chosen))), seen)
     for row in history.rows if on_epoch else ():
         on_epoch(row)
     kernel = (axes.astype(np.float64) @ kernel) / scale[:, None]
@@ -125,26 +129,43 @@ def out_of_fold(
     probabilities = np.full((len(features), classes), 1 / classes)
     if not folds:
         return probabilities
-    x = features.astype(np.float32)
+    chosen, stand = _some(labels, classes)
+    x = features[chosen].astype(np.float32)
     mean, scale = _standardisation(x)
     x -= mean
     x /= scale
     axes, variance = _principal_axes(x)
-    by_class = _class_weights(labels, classes) if balanced else np.ones(classes)
-    rows = _Rows(x @ axes, labels, by_class[labels].astype(np.float32), classes)
-    fold = _deal(labels, np.asarray(groups), folds)
-    some = np.zeros(len(x), bool)
+    by_class = (_class_weights(labels, classes) if balanced else np.ones(classes)) * stand
+    rows = _Rows(x @ axes, labels[chosen], by_class[labels[chosen]].astype(np.float32), classes)
+    fold_of_all = _deal(labels, np.asarray(groups), folds)
+    fold, some = fold_of_all[chosen], np.zeros(len(x), bool)
     some[np.linspace(0, len(x) - 1, min(len(x), CHOSEN_FROM)).astype(int)] = True
     judged = [f for f in range(folds) if (some & (fold == f)).any() and (some & (fold != f)).any()]
     for f in judged[:1]:
         strength = _choose([(rows.take(some & (fold != f)), rows.take(some & (fold == f)))], variance)
     for f in judged:
         fit = rows.take(fold != f)
-        kernel, bias, _ = _fit(fit, variance, strength, _nothing(fit, variance), tolerance=PATH_TOLERANCE)
-        logits = (rows.x[fold == f] @ kernel.astype(np.float32) + bias.astype(np.float32)).astype(np.float64)
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities[fold == f] = p / p.sum(axis=1, keepdims=True)
+        rotated, bias, _ = _fit(fit, variance, strength, _nothing(fit, variance), tolerance=PATH_TOLERANCE)
+        kernel = (axes.astype(np.float64) @ rotated) / scale[:, None]
+        layer = kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
+        for part in np.array_split(np.flatnonzero(fold_of_all == f), 1 + len(features) // BLOCK):
+            logits = (features[part].astype(np.float32) @ layer[0] + layer[1]).astype(np.float64)
+            p = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities[part] = p / p.sum(axis=1, keepdims=True)
     return probabilities
+
+
+def _some(labels, classes):
+    """(positions int (m,), ascending; float64 (classes,), how many images one of a class stands for): m <= MOST, small classes
+    whole, of large ones as many each, evenly."""
+    counts, low, high = np.bincount(labels, minlength=classes), 1, MOST
+    while low < high and len(labels) > MOST:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(counts, middle).sum() <= MOST else (low, middle - 1)
+    if len(labels) <= MOST:
+        return np.arange(len(labels)), np.ones(classes)
+    taken = [np.flatnonzero(labels == c)[np.linspace(0, n - 1, min(n, low)).astype(int)] for c, n in enumerate(counts) if n]
+    return np.sort(np.concatenate(taken)), counts / np.maximum(np.minimum(counts, low), 1)
 
 
 def linear(features: np.ndarray, labels: np.ndarray, *, classes: int) -> tuple[np.ndarray, np.ndarray]:

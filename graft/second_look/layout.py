@@ -8,6 +8,7 @@ MAPPED = 1000  # photos, at most: t-SNE's time grows faster than their number, a
 AXES = 30  # principal axes that t-SNE starts from
 STEPS = 350
 PERPLEXITY = 30  # neighbours that a photo counts as near, at most (van der Maaten and Hinton 2008)
+MOST = 100_000  # photos that principal axes are taken from
 FEW = 8  # photos, below which there are no neighbourhoods: principal axes alone
 
 
@@ -48,14 +49,21 @@ def lay_out(features: np.ndarray, first: np.ndarray, *, seed: int) -> Layout:
 
 def principal(features: np.ndarray, axes: int) -> np.ndarray:
     """float32 (n, axes): standardised features along their first principal axes, each signed so that its largest value is
-    positive; zeros where there are fewer."""
-    x = np.asarray(features, np.float32)
-    x = x - x.mean(axis=0)
-    x /= np.maximum(x.std(axis=0), 1e-6)
+    positive; zeros where there are fewer. The axes are those of up to MOST photos, evenly taken."""
+    chosen = np.linspace(0, len(features) - 1, min(len(features), MOST)).astype(int)
+    x = features[chosen].astype(np.float32)
+    mean = x.mean(axis=0)
+    x -= mean
+    scale = np.maximum(x.std(axis=0), 1e-6)
+    x /= scale
     gram = len(x) <= x.shape[1]
     values, vectors = np.linalg.eigh((x @ x.T if gram else x.T @ x).astype(np.float64))
     top = vectors[:, ::-1][:, :axes]
     found = top * np.sqrt(np.maximum(values[::-1][:axes], 0)) if gram else x @ top
+    if len(features) > len(x):
+        along = (x.T @ (top / np.sqrt(np.maximum(values[::-1][:axes], 1e-12))) if gram else top).astype(np.float32)
+        parts = np.array_split(np.arange(len(features)), 1 + len(features) // MOST)
+        found = np.concatenate([(features[part].astype(np.float32) - mean) / scale @ along for part in parts])
     found = found * np.where(found.max(axis=0) >= -found.min(axis=0), 1, -1)
     return np.pad(found, ((0, 0), (0, max(0, axes - found.shape[1])))).astype(np.float32)
 

@@ -169,3 +169,36 @@ def test_what_cannot_be_judged_gets_equal_shares(groups, folds):
     x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float16)
     p = head_solver.out_of_fold(x, np.array([0, 1, 0, 1]), list(groups), classes=2, folds=folds, balanced=True)
     assert (p == 0.5).all()
+
+
+def test_of_many_images_some_are_solved_on_and_stand_for_the_others(monkeypatch):
+    labels = np.repeat([0, 1, 2], [500, 60, 5])
+    assert [part.tolist() for part in head_solver._some(labels, 4)] == [list(range(565)), [1, 1, 1, 1]]
+    monkeypatch.setattr(head_solver, "MOST", 130)
+    chosen, stand = head_solver._some(labels, 4)
+    assert np.bincount(labels[chosen]).tolist() == [65, 60, 5] and (np.diff(chosen) > 0).all()
+    assert stand.tolist() == [500 / 65, 1, 1, 0]
+
+
+def test_a_head_that_is_solved_on_some_images_says_nearly_the_same(monkeypatch):
+    train, val = draw(1200, views=2), draw(300, seed=1)
+
+    def said():
+        model, cut = classifier(12, 3)
+        return head_solver.solve(model, cut, train, val, balanced=False).predictions
+
+    whole = said()
+    monkeypatch.setattr(head_solver, "MOST", 600)
+    part = said()
+    assert len(part) == 300 and (part.predicted == whole.predicted).mean() > 0.95
+
+
+def test_every_image_is_judged_out_of_fold_by_heads_that_were_solved_on_some(monkeypatch):
+    seen, options = draw(900), {"classes": 3, "folds": 3, "balanced": True}
+    arguments = (seen.values[0], seen.images.labels, seen.images.groups)
+    whole = head_solver.out_of_fold(*arguments, **options)
+    monkeypatch.setattr(head_solver, "MOST", 450)
+    monkeypatch.setattr(head_solver, "BLOCK", 100)
+    part = head_solver.out_of_fold(*arguments, **options)
+    assert np.abs(part.sum(axis=1) - 1).max() < 1e-9
+    assert (part.argmax(axis=1) == whole.argmax(axis=1)).mean() > 0.95

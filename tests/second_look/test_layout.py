@@ -48,3 +48,16 @@ def test_principal_axes_are_the_same_from_rows_and_from_columns():
     x = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32) * np.linspace(1, 5, 30)
     wide, tall = layout.principal(x[:29], 3), layout.principal(np.concatenate([x[:29]] * 2), 3)
     assert np.allclose(np.abs(wide), np.abs(tall[:29]), atol=1e-2)
+
+
+@pytest.mark.parametrize("most", [40, 100])  # fewer rows than features, and more
+def test_axes_taken_from_some_photos_place_the_others_too(monkeypatch, most):
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(400, 3)) * [9, 5, 2] @ rng.normal(size=(3, 60)) + 0.01 * rng.normal(size=(400, 60))).astype(
+        np.float16
+    )
+    whole = layout.principal(features, 2)
+    monkeypatch.setattr(layout, "MOST", most)
+    found = layout.principal(features, 2)
+    assert found.shape == (400, 2)
+    assert min(abs(np.corrcoef(whole[:, k], found[:, k])[0, 1]) for k in range(2)) > 0.95
