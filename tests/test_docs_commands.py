@@ -43,6 +43,7 @@ NOT_RUN = {
     "graft predict photos/ --unknown-below": "loads TensorFlow for a column; tests/serving/test_known.py runs it",
     "graft next": "needs photos without labels; test_next_command.py runs it",
     "graft similar": "takes a photo of yours; test_next_command.py runs it",
+    "graft drift": "needs new photos; test_drift_command.py runs it",
     "source": "sets up the shell",
     "pip install": NETWORK,
     "graft new": "needs an installed wheel, in whose environment test_new_project.py runs it",
