@@ -1,6 +1,8 @@
 """Choose, of unlabelled photos, those whose labels would tell the most."""
 
 import argparse
+import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +23,36 @@ UNCERTAIN, UNKNOWN = "uncertain", "unknown"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", help="photos or folders")
     parser.add_argument("-n", type=int, default=50, help="how many are chosen (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("next.csv"), help="table to write (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("next.csv"),
+        help="table to write, .csv, or tasks for Label Studio, .json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--document-root", type=Path, default=Path(), metavar="DIR",
+        help="what Label Studio's LOCAL_FILES_DOCUMENT_ROOT will be: a folder that holds the photos (default: this one)",
+    )  # fmt: skip
 
 
 def next_(args: argparse.Namespace) -> None:
     """`graft next DIR [-n 50]`: by the fine-tuned model; unknown photos stand apart, at the end, the strangest first.
 
-    Raises GraftError where there is no photo that can be read, or no fine-tuned model.
+    Raises GraftError where there is no photo that can be read, or no fine-tuned model, and for tasks of photos that lie outside
+    --document-root.
     """
+    if args.output.suffix.lower() not in (".csv", ".json"):
+        raise GraftError(f"--output {args.output}: must end in .csv or .json")
     seen = look(paths.FINE_TUNE, list(Sources(args.source)), parameters.load())
     for file, why in seen.problems:
         warn(f"{file}: {why}")
     if seen.inside is None:
         raise GraftError(f"{', '.join(args.source)}: no photo there can be read")
     rows = choose(seen, Known.read(paths.KNOWN), args.n)
-    files.write_csv(args.output, COLUMNS, rows)
+    if args.output.suffix.lower() == ".json":
+        files.write_json(args.output, tasks(rows, args.document_root))
+    else:
+        files.write_csv(args.output, COLUMNS, rows)
     strange = sum(row[1] == UNKNOWN for row in rows)
     log(f"next: {len(rows) - strange} of {len(seen.files)} photos chosen, and {strange} that seem to show none of the classes; "
         f"written to {args.output}")  # fmt: skip
@@ -56,3 +73,19 @@ def choose(seen: Seen, known: Known, n: int) -> list[tuple]:
         (seen.files[i].as_posix(), kind, classes[p[i].argmax()], float(p[i].max()), float(margin[i]), float(p_values[i]))
         for kind, i in order
     ]
+
+
+def tasks(rows: Sequence[tuple], root: Path) -> list[dict]:
+    """Label Studio's tasks, with the model's predictions, for its template "Image Classification": it opens the files below
+    `root`, which is to be its LOCAL_FILES_DOCUMENT_ROOT. Raises GraftError for a file elsewhere."""
+    found = []
+    for path, kind, predicted, confidence, margin, known in rows:
+        try:
+            inside = Path(path).resolve().relative_to(root.resolve())
+        except ValueError:
+            raise GraftError(f"{path} lies outside {root}: --document-root must hold all photos") from None
+        address = f"/data/local-files/?d={urllib.parse.quote(inside.as_posix())}"
+        chosen = {"type": "choices", "from_name": "choice", "to_name": "image", "value": {"choices": [predicted]}}
+        about = {"image": address, "kind": kind, "margin": margin, "known": known}
+        found.append({"data": about, "predictions": [{"model_version": "graft", "score": confidence, "result": [chosen]}]})
+    return found

@@ -1,15 +1,21 @@
 """`graft next` and `graft similar`, on a network that is random and small."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from graft.commands import main
 from graft.dataset import manifest
+from graft.dataset.labels import ByFolder, read
+from graft.dataset.layout import walk
 from graft.dataset.manifest import Manifest, ManifestRow
 from graft.description import Description
 from graft.system import paths
-from graft.system.files import read_csv
+from graft.system.files import read_csv, read_json
+
+CLASSES = ("a", "b", "c")
 
 
 @pytest.fixture
@@ -61,6 +67,28 @@ def test_next_and_similar_on_a_folder_of_photos(photos, capsys):
     with pytest.raises(SystemExit):
         main.main(["similar", "new/05.png"])
     assert "is not of this split and backbone" in capsys.readouterr().err
+
+
+def test_tasks_for_label_studio_come_back_as_labels(photos, capsys):
+    (photos / "new" / "ü &1.png").write_bytes((photos / "new" / "05.png").read_bytes())
+    main.main(["next", "new", "-n", "20", "--output", "tasks.json"])
+    tasks = read_json(photos / "tasks.json")
+    addresses = {task["data"]["image"] for task in tasks}
+    assert len(tasks) == 13 and "/data/local-files/?d=new/%C3%BC%20%261.png" in addresses
+    for task in tasks:
+        ((said,),) = [prediction["result"] for prediction in task["predictions"]]
+        assert (said["type"], said["from_name"], said["to_name"]) == ("choices", "choice", "image")
+        assert said["value"]["choices"][0] in CLASSES and 0 <= task["predictions"][0]["score"] <= 1
+    # As a person confirms them there and exports them.
+    exported = [{"data": t["data"], "annotations": [{"result": t["predictions"][0]["result"]}]} for t in tasks]
+    (photos / "new" / "export.json").write_text(json.dumps(exported), encoding="utf-8")
+    files = sorted(file.path for file in walk(photos / "new").files)
+    assert read(photos / "new", files, ByFolder(labels="export.json")).place("ü &1.png").label in CLASSES
+
+    for arguments, words in ((["--document-root", "data"], "must hold all photos"), (["--output", "x.xml"], "must end in")):
+        with pytest.raises(SystemExit):
+            main.main(["next", "new", "--output", "tasks.json", *arguments])
+        assert words in capsys.readouterr().err
 
 
 def test_similar_needs_the_features_of_second_look(clone, capsys):
