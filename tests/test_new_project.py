@@ -70,7 +70,7 @@ def test_a_new_project_runs_to_a_finished_card(environment, wheel):
     assert wheel.as_uri() in project.path("requirements.txt").read_text()
 
     project.run(python, "-m", "dvc", "repro")
-    assert project.executed() == ["split", "train-head", "fine-tune", "evaluate", "export"]
+    assert project.executed() == ["split", "train-head", "second-look", "fine-tune", "evaluate", "export"]
     assert "data/evaluate" in project.path("dvc.lock").read_text() and project.path("data/evaluate/card.html").exists()
     project.run("git", "status", "--porcelain")
     assert {line.split()[1] for line in project.out.splitlines()} <= {"dvc.lock", *map(str, metrics())}

@@ -164,7 +164,7 @@ def test_an_empty_server_gets_what_there_is_and_nothing_twice(clone, client):
         del clone.env["MLFLOW_TRACKING_URI"]
     assert seen[0] == seen[1]
     versions, aliases, history, stage_runs, _ = seen[0]
-    assert (stage_runs, len(history), aliases["champion"]) == (5, 1, aliases["fine-tuned"])
+    assert (stage_runs, len(history), aliases["champion"]) == (6, 1, aliases["fine-tuned"])
     known = {v.tags["digest"]: v.tags["stage"] for v in client.search_model_versions("name = 'graft'")}
     assert versions.items() <= known.items()
     assert set(aliases) == {"head", "fine-tuned", "exported", "champion"}

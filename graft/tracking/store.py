@@ -225,13 +225,19 @@ def _end_killed(connection):
     """Mark the runs KILLED whose process on this host is gone (SIGKILL, out of memory, power): they would run for ever."""
     client, here = connection.client, f"tags.`process.host` = {quoted(socket.gethostname())}"
     running = client.search_runs([connection.experiment_id], f"attributes.status = 'RUNNING' and {here}")
-    killed = [run for run in running if not _alive(run.data.tags)]
+    killed = [run for run in running if not _alive(run.data.tags) and _unchanged(client, run)]
     rows = [run for run in killed if run.data.tags.get("kind") == "pipeline"]
     for run in (run for run in killed if run not in rows):
         last = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
         client.set_terminated(run.info.run_id, "KILLED", max(last, default=run.info.start_time))
     for row in rows:  # whose time is that of their stages
         end_row(connection, row.info.run_id, "KILLED")
+
+
+def _unchanged(client, run):
+    """Whether a run whose process is gone is as it was when it was listed: it may have ended in between, or gone on."""
+    now = client.get_run(run.info.run_id)
+    return now.info.status == "RUNNING" and all(now.data.tags.get(key) == run.data.tags[key] for key in process_tags())
 
 
 def end_row(connection: Connection, run_id: str, status: str) -> None:

@@ -110,6 +110,6 @@ def test_every_picture_of_a_corpus_is_a_photo_or_a_problem(tmp_path, corpus, lea
     classes = ("a", "b")
     description = Description("none", 1.0, 32, classes, 0, 0.0, "squash")
     model = readers.Loaded("none", description, lambda batch: np.full((len(batch), 2), 0.5, np.float32))
-    files, _ = predict.find([data / "corpus"])
+    files = list(predict.Sources([data / "corpus"]))
     told = list(predict.predict(model, files))
     assert len(told) == len(files) > least / 2 and all(bool(row.predicted) != bool(row.problem) for row in told)

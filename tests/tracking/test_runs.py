@@ -148,6 +148,20 @@ def test_a_run_whose_process_was_killed_is_closed_at_the_next_connection(params,
     assert 2000 <= row < 62_000  # milliseconds of work
 
 
+def test_a_run_that_ends_while_another_process_looks_is_not_called_killed(params, database, clone, monkeypatch):
+    with runs.stage_run("split", params) as run:
+        run_id, client = run.run_id, run.client
+
+        def alive(tags):
+            client.set_terminated(run_id, "FINISHED")  # by its own process, which then ends
+            return False
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "_alive", alive)
+            store.connect(params)
+        assert client.get_run(run_id).info.status == "FINISHED"
+
+
 def test_the_experiments_row_holds_card_checks_and_sizes(params, database, manifest, declare):
     declare("evaluate", outs=[paths.EVALUATE / "card.html"])
     for stage in ("evaluate", "export"):
