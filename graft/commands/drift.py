@@ -10,6 +10,7 @@ from graft import params as parameters
 from graft.commands.looking import Seen, look
 from graft.dataset import manifest
 from graft.known import Known
+from graft.network.prediction import Inside
 from graft.reporting import drift as report
 from graft.second_look import drift as numbers
 from graft.serving.predict import Sources
@@ -36,16 +37,11 @@ def drift(args: argparse.Namespace) -> None:
     new = look(paths.FINE_TUNE, _some(list(Sources(args.source))), given)
     for file, why in new.problems:
         warn(f"{file}: {why}")
-    for seen, what in ((known, "validation photos"), (new, "new photos")):
-        if len(seen.files) < numbers.LEAST:
-            raise GraftError(
-                f"{len(seen.files)} {what} can be read, {numbers.LEAST} are needed to tell a difference from chance"
-            )
-    assert known.inside is not None and new.inside is not None  # there are photos
+    before, now = _enough(known, "validation photos"), _enough(new, "new photos")
     found = numbers.compare(
-        (known.inside.features, new.inside.features),
-        (_probabilities(known), _probabilities(new)),
-        Known.read(paths.KNOWN).p_values(new.inside.features, new.inside.logits),
+        (before.features, now.features),
+        tuple(_probabilities(inside, new.description.temperature) for inside in (before, now)),
+        Known.read(paths.KNOWN).p_values(now.features, now.logits),
         classes=new.description.classes,
         seed=given.seed,
     )
@@ -61,9 +57,14 @@ def _some(photos: list[Path]) -> list[Path]:
     return [photos[k] for k in np.unique(np.linspace(0, len(photos) - 1, min(len(photos), MOST)).astype(int))] if photos else []
 
 
-def _probabilities(seen: Seen) -> np.ndarray:
-    assert seen.inside is not None
-    z = seen.inside.logits.astype(np.float64) / seen.description.temperature
+def _enough(seen: Seen, what: str) -> Inside:
+    if seen.inside is None or len(seen.files) < numbers.LEAST:
+        raise GraftError(f"{len(seen.files)} {what} can be read, {numbers.LEAST} are needed to tell a difference from chance")
+    return seen.inside
+
+
+def _probabilities(inside: Inside, temperature: float) -> np.ndarray:
+    z = inside.logits.astype(np.float64) / temperature
     p = np.exp(z - z.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
