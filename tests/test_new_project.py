@@ -94,4 +94,6 @@ def test_a_new_project_runs_to_a_finished_card(environment, wheel):
 
 
 def metrics():
-    return [Path("data", stage, "metrics.json") for stage in ("split", "train-head", "fine-tune", "evaluate")] + [Path("data")]
+    return [
+        Path("data", stage, "metrics.json") for stage in ("split", "train-head", "second-look", "fine-tune", "evaluate")
+    ] + [Path("data")]

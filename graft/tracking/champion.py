@@ -285,7 +285,7 @@ def _move(client, name, version, *, by, reason, action="promoted"):
     if before and before not in known[-1:]:  # else rolling back would miss it
         _write(client, name, before, action="by hand", before=known[-1] if known else None, by="", reason="the alias was moved")
     _write(client, name, version, action=action, before=before, by=by, reason=reason[:400])
-    client.set_registered_model_alias(name, ALIAS, str(version))
+    registry.set_alias(client, name, ALIAS, str(version))
 
 
 def _write(client, name, version, **entry):

@@ -216,6 +216,19 @@ def point(run: runs.StageRun, alias: str, version: str) -> None:
     client, name = run.client, run.params.tracking.model
     current = by_alias(client, name, alias)
     if current is None or str(current.version) != version:
+        set_alias(client, name, alias, version)
+
+
+def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Let `alias` name `version`, also where another clone makes the same alias at this moment: MLflow looks first whether
+    there is one, and of two that find none the second one fails."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException:
+        if by_alias(client, name, alias) is None:
+            raise
         client.set_registered_model_alias(name, alias, version)
 
 

@@ -236,3 +236,26 @@ def test_a_turn_that_never_comes_is_one_line(database, clone, monkeypatch):
     with pytest.raises(GraftError, match=one_line), registry.exclusive(client, "graft"):
         pytest.fail("it is not our turn")
     assert client.get_registered_model("graft.lock").tags["owner"] == "elsewhere:/x:alive"
+
+
+def test_an_alias_that_another_clone_makes_meanwhile_is_set_all_the_same(database, clone, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow_client(f"sqlite:///{database}")
+    client.create_registered_model("graft")
+    for _ in range(2):
+        client.create_model_version("graft", str(clone))
+    real, calls = client.set_registered_model_alias, []
+
+    def late(name, alias, version):
+        calls.append(version)
+        if len(calls) == 1:
+            real(name, alias, "1")
+            raise MlflowException("duplicate key value violates unique constraint")
+        real(name, alias, version)
+
+    monkeypatch.setattr(client, "set_registered_model_alias", late)
+    registry.set_alias(client, "graft", "fine-tuned", "2")
+    assert str(registry.by_alias(client, "graft", "fine-tuned").version) == "2"
+    with pytest.raises(MlflowException):
+        registry.set_alias(client, "nobody", "fine-tuned", "2")
