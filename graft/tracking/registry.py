@@ -63,7 +63,8 @@ def _take(client, row, owner):
             client.create_registered_model(row, tags={"owner": owner}, description="held while the champion is decided")
             return
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            # The second: it was there, and is given back by the time the server looks at it.
+            if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                 raise
         now, other = time.monotonic(), _owner(client, row)
         if other != holder:
@@ -71,16 +72,14 @@ def _take(client, row, owner):
         # One of this clone, whose file we hold, is gone for certain.
         gone = other and (other.rpartition(":")[0] == owner.rpartition(":")[0] or now - since > LEASE_SECONDS)
         if gone:
-            client.set_registered_model_tag(
-                row, "owner", owner
-            )  # take the row over, not away: one of several has the last word
+            with contextlib.suppress(MlflowException):  # deleted meanwhile
+                client.set_registered_model_tag(row, "owner", owner)  # over, not away: one of several has the last word
             time.sleep(SETTLE_SECONDS)
             if _owner(client, row) == owner:
                 return
         if now - begun > store.LOCK_SECONDS:
-            raise GraftError(
-                f"registered model {row}: held for {store.LOCK_SECONDS} s by others; delete it if nobody is at work"
-            )
+            waited = f"held for {store.LOCK_SECONDS} s by others"
+            raise GraftError(f"registered model {row}: {waited}; delete it if nobody is at work")
         time.sleep(random.uniform(0.02, 0.2))
 
 
