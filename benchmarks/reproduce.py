@@ -6,8 +6,8 @@ The first clone has no cache at all. The second lies in another folder, finds th
 PYTHONHASHSEED and no fork server. Both use the environment that runs this script. Neither has DVC's run cache.
 
 Ends with 1 where the two differ. Where both agree with each other and not with the dvc.lock that is committed, that one was
-made on another kind of processor, whose kernels sum in another order: then what counts is whether the figures agree, and it
-ends with 1 where an accuracy lies outside the committed one's 95% interval.
+made by other code, or on another kind of processor, whose kernels sum in another order: then what counts is whether the figures
+agree, and it ends with 1 where an accuracy lies outside the committed one's 95% interval.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def _against_what_is_committed(source, clone):
         print("reproduce: so has the dvc.lock that is committed")
         return 0
     agree = figures_agree(json.loads(shown[1].stdout), json.loads((clone / FIGURES).read_text(encoding="utf-8")))
-    print(f"reproduce: the dvc.lock that is committed, of another kind of processor, differs in {', '.join(others)}; "
+    print(f"reproduce: the dvc.lock that is committed, of other code or another processor, differs in {', '.join(others)}; "
           f"test accuracies {'agree' if agree else 'DO NOT AGREE'} with its 95% interval")  # fmt: skip
     return 0 if agree else 1
 

@@ -1,9 +1,9 @@
 """The exported formats side by side, as text and as a page that needs nothing but itself."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from graft.reporting.model_card import environment
 from graft.scoring.statistics import wilson
 
 HEADER = (
@@ -43,11 +43,9 @@ def text(rows: Sequence[Any]) -> str:
 
 def page(rows: Sequence[Any], about: Mapping[str, str]) -> str:
     """HTML. about: label -> value of what was measured, and where."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
     n, photos = (max(getattr(row, name) for row in rows) for name in ("n", "photos"))
-    return environment.get_template("format_table.html.j2").render(
-        header=HEADER, rows=cells(rows), about=about, n=n, photos=photos
+    return (
+        environment()
+        .get_template("format_table.html.j2")
+        .render(header=HEADER, rows=cells(rows), about=about, n=n, photos=photos)
     )

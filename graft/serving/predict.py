@@ -162,10 +162,10 @@ def open_model(
     text, path = str(source), Path(source).expanduser()
     if text.startswith(pyfunc.IN_STORE) or (path / "MLmodel").exists():
         model = pyfunc.load(text)
+    elif knowing:
+        quiet_tensorflow()
+        model = readers.load_knowing(path if path.is_dir() else path.parent)
     else:
-        if knowing:
-            quiet_tensorflow()
-            return readers.load_knowing(path if path.is_dir() else path.parent)
         if path.is_dir() and not (path / "saved_model.pb").exists():
             path = _best_of(path, suits_litert)
         if path.suffix not in WITHOUT_TENSORFLOW:

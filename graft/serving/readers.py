@@ -82,8 +82,9 @@ def load_knowing(folder: Path) -> Loaded:
             f"{folder}: no {known.FILE} in it, without which nothing can be called unknown; run `dvc repro export`"
         )
     path = folder / FILES["keras"]
-    loaded, model = load_file(path), keras.saving.load_model(path, compile=False)
-    knows, description, last = known.Known.read(folder / known.FILE), loaded.description, model.layers[-1]
+    loaded = load_file(path)
+    model, description = loaded.network, loaded.description
+    knows, last = known.Known.read(folder / known.FILE), model.layers[-1]
     pooled = "pooled" if any(layer.name == "pooled" for layer in model.layers) else "pooling"
     call = keras_call(keras.Model(model.input, [model.output, model.get_layer(pooled).output, last.input]))
     scale = description.temperature if description.calibrated else 1.0  # `graft.known` measures before any temperature

@@ -140,7 +140,7 @@ class Study:
         if sum(t.state.name != "WAITING" for t in states) >= trials:
             return None
         asked = self._study.ask()
-        drawn = int.from_bytes(hashlib.sha256(f"{seed} {asked.number}".encode()).digest()[:4])
+        drawn = int.from_bytes(hashlib.sha256(f"{seed} {asked.number}".encode()).digest()[:4], "big")
         startup = min(MOST_RANDOM, max(1, trials // RANDOM_SHARE))
         self._study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=startup, constant_liar=True)
         space = {k: each.widened(self.start[k]) if asked.number == 0 else each for k, each in self.space.items()}
