@@ -40,7 +40,7 @@ def drift(args: argparse.Namespace) -> None:
     before, now = _enough(known, "validation photos"), _enough(new, "new photos")
     found = numbers.compare(
         (before.features, now.features),
-        tuple(_probabilities(inside, new.description.temperature) for inside in (before, now)),
+        (known.probabilities, new.probabilities),
         Known.read(paths.KNOWN).p_values(now.features, now.logits),
         classes=new.description.classes,
         seed=given.seed,
@@ -61,12 +61,6 @@ def _enough(seen: Seen, what: str) -> Inside:
     if seen.inside is None or len(seen.files) < numbers.LEAST:
         raise GraftError(f"{len(seen.files)} {what} can be read, {numbers.LEAST} are needed to tell a difference from chance")
     return seen.inside
-
-
-def _probabilities(inside: Inside, temperature: float) -> np.ndarray:
-    z = inside.logits.astype(np.float64) / temperature
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
 
 
 def _record(given, found, page, name):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,13 @@ class Seen:
     inside: Inside | None
     problems: list[tuple[Path, str]]
 
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 (n, C), at the model's temperature; of photos that were seen."""
+        from scipy.special import softmax
+
+        return softmax(self.inside.logits.astype(np.float64) / self.description.temperature, axis=1)
+
 
 def look(folder: Path, files: Sequence[Path], params: Params) -> Seen:
     """By the network of a stage's `folder`. Raises GraftError where there is none."""
@@ -39,11 +49,12 @@ def look(folder: Path, files: Sequence[Path], params: Params) -> Seen:
     quiet_tensorflow()
     model, description = classifier.load(folder)
     how = {"resize": description.resize, "max_megapixels": description.max_megapixels, "white": description.white}
-    readable, problems = [], []
+    readable, problems, one_large = [], [], threading.Lock()
 
     def decode(file):
         try:
-            return file, pixels.load(file, description.image_size, **how), ""
+            with one_large if pixels.is_large(file) else contextlib.nullcontext():
+                return file, pixels.load(file, description.image_size, **how), ""
         except (OSError, pixels.ImageProblem) as error:
             return file, None, str(getattr(error, "strerror", None) or error)
 
@@ -66,10 +77,5 @@ def look(folder: Path, files: Sequence[Path], params: Params) -> Seen:
     first = next(stacks, None)
     if first is None:
         return Seen(description, [], None, problems)
-    inside = look_inside(model, _chained(first, stacks), runtime=runtime)
+    inside = look_inside(model, itertools.chain([first], stacks), runtime=runtime)
     return Seen(description, readable, inside, problems)
-
-
-def _chained(first, rest):
-    yield first
-    yield from rest

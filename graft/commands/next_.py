@@ -60,9 +60,7 @@ def next_(args: argparse.Namespace) -> None:
 
 def choose(seen: Seen, known: Known, n: int) -> list[tuple]:
     """Rows of the table: up to n uncertain photos, and up to n unknown ones."""
-    z = seen.inside.logits / seen.description.temperature
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
+    p = seen.probabilities
     margin, p_values = margins(p), known.p_values(seen.inside.features, seen.inside.logits)
     strange = np.flatnonzero(p_values < UNKNOWN_BELOW)
     usual = np.flatnonzero(p_values >= UNKNOWN_BELOW)
