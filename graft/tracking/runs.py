@@ -512,6 +512,7 @@ def validation_digest() -> str:
 def _log_dataset(client, run_id, dataset, context):
     """An MLflow dataset: what the UI's Dataset column shows."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     entity = Dataset(
         name=dataset.name,
@@ -520,7 +521,13 @@ def _log_dataset(client, run_id, dataset, context):
         source=json.dumps({"uri": dataset.path}),
         profile=json.dumps(dataset.counts),
     )
-    client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+    inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
+    try:
+        client.log_inputs(run_id, datasets=inputs)
+    except MlflowException:
+        # MLflow looks whether the store has this data set, then writes it: of two runs that do so at one moment the database
+        # refuses one, and nothing of it is written. Once more, it is found.
+        client.log_inputs(run_id, datasets=inputs)
 
 
 def _fail(run, error):

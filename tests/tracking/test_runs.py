@@ -431,6 +431,25 @@ def test_dataset_is_an_input(params, database, manifest):
     assert found.tags[0].value == "testing"
 
 
+def test_a_dataset_that_another_run_writes_at_that_moment(params, database, manifest, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    write, refused = MlflowClient.log_inputs, []
+
+    def slower(client, run_id, **inputs):
+        if run_id not in refused:
+            refused.append(run_id)
+            raise MlflowException("UNIQUE constraint failed: datasets.experiment_id, datasets.name, datasets.digest")
+        write(client, run_id, **inputs)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", slower)
+    with runs.stage_run("train-head", params) as run:
+        pass
+    assert run.run_id in refused
+    assert len(run.client.get_run(run.run_id).inputs.dataset_inputs) == 1
+
+
 def test_flat_metrics():
     nested = {"accuracy": 0.5, "keras": {"mb": 2, "name": "x", "ok": True}, "list": [1], "none": None}
     assert runs.flat_metrics(nested) == {"accuracy": 0.5, "keras/mb": 2}
