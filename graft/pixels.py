@@ -242,7 +242,7 @@ def is_large(source: bytes | str | Path) -> bool:
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source) as image:
-            return image.width * image.height > LARGE
+            return bool(image.width * image.height > LARGE)
     except Exception:  # whatever Pillow's readers raise on damaged files
         return False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from graft import params, runtimes
 from graft.dataset import images, manifest
-from graft.description import FILES, Description
+from graft.description import FILES
 from graft.reporting import format_table
 from graft.scoring.predictions import Predictions
 from graft.serving import benchmark as formats
@@ -68,7 +68,7 @@ def _in_a_process(format, args):
     return formats.Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _reference(description: Description):
+def _reference(description):
     (test,) = images.image_sets(manifest.read(), params.load().data.path, description, "test")
     evaluated = Predictions.read(paths.EVALUATE / "predictions.csv")
     sample, positions = parity.some(test, parity.SAMPLE)

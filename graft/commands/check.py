@@ -8,7 +8,7 @@ import shlex
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from graft import params as parameters
@@ -100,7 +100,7 @@ def refuse_hazards(root: Path) -> None:
         raise GraftError(f"{root}: DVC cannot take it in: {path}{more} {what}")
 
 
-def _hazards(folder, ours) -> Iterator[tuple[str, str]]:
+def _hazards(folder, ours):
     """(path as it can be printed, what is wrong and what to do) of each such file or folder below `folder`."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -159,7 +159,9 @@ def awkward_names(paths: Iterable[str]) -> list[str]:
     paths = sorted(paths)
     places = sorted({parent.as_posix() for path in paths for parent in PurePosixPath(path).parents} - {"."}) + paths
     refused = [path for path in places if OF_WINDOWS.fullmatch(path.rpartition("/")[2])]
-    lines, twins, seen = [], [], {}
+    lines: list[str] = []
+    twins: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
     for path in places:
         same = seen.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
         twins += [(same, path)] if same != path else []

@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from graft.network.backbones import FORMATS
 from graft.system import files, paths
@@ -74,7 +74,7 @@ def _sizes(file):
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
+def _opened(file: Path) -> Iterator[IO[bytes]]:
     """The HDF5 file that `file` is or, as a .keras archive, holds."""
     if file.suffix != ".keras":
         with file.open("rb") as content:

@@ -34,9 +34,11 @@ class Seen:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float64 (n, C), at the model's temperature; of photos that were seen."""
+        """float64 (n, C), at the model's temperature."""
         from scipy.special import softmax
 
+        if self.inside is None:
+            return np.empty((0, len(self.description.classes)))
         return softmax(self.inside.logits.astype(np.float64) / self.description.temperature, axis=1)
 
 

@@ -1,9 +1,12 @@
 """Choose, of unlabelled photos, those whose labels would tell the most."""
 
+from __future__ import annotations
+
 import argparse
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +17,9 @@ from graft.second_look.choice import margins, telling
 from graft.serving.predict import Sources
 from graft.system import files, paths
 from graft.system.console import GraftError, log, warn
+
+if TYPE_CHECKING:
+    from graft.network.prediction import Inside
 
 COLUMNS = ("path", "kind", "predicted", "confidence", "margin", "known")
 UNKNOWN_BELOW = 0.01
@@ -48,7 +54,7 @@ def next_(args: argparse.Namespace) -> None:
         warn(f"{file}: {why}")
     if seen.inside is None:
         raise GraftError(f"{', '.join(args.source)}: no photo there can be read")
-    rows = choose(seen, Known.read(paths.KNOWN), args.n)
+    rows = choose(seen, seen.inside, Known.read(paths.KNOWN), args.n)
     if args.output.suffix.lower() == ".json":
         files.write_json(args.output, tasks(rows, args.document_root))
     else:
@@ -58,13 +64,13 @@ def next_(args: argparse.Namespace) -> None:
         f"written to {args.output}")  # fmt: skip
 
 
-def choose(seen: Seen, known: Known, n: int) -> list[tuple]:
+def choose(seen: Seen, inside: Inside, known: Known, n: int) -> list[tuple]:
     """Rows of the table: up to n uncertain photos, and up to n unknown ones."""
     p = seen.probabilities
-    margin, p_values = margins(p), known.p_values(seen.inside.features, seen.inside.logits)
+    margin, p_values = margins(p), known.p_values(inside.features, inside.logits)
     strange = np.flatnonzero(p_values < UNKNOWN_BELOW)
     usual = np.flatnonzero(p_values >= UNKNOWN_BELOW)
-    best = usual[telling(seen.inside.features[usual], margin[usual], n)]
+    best = usual[telling(inside.features[usual], margin[usual], n)]
     order = [(UNCERTAIN, i) for i in best] + [(UNKNOWN, i) for i in strange[np.argsort(p_values[strange], kind="stable")][:n]]
     classes = seen.description.classes
     return [

@@ -4,6 +4,7 @@ import argparse
 import json
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
@@ -76,7 +77,8 @@ def rows() -> list[Row]:
 
 def stages_again(key: str, given: parameters.Params) -> tuple[str, ...]:
     """The stages that `key` is declared for in dvc.yaml, and those below them that read what they make."""
-    found, made = [], set()
+    found: list[str] = []
+    made: set[Path] = set()
     for stage in paths.STAGES:
         inputs, outputs = dvc_lock.stage_files(stage)
         declared = any(f"{name}.".startswith(f"{key}.") for name in dvc_lock.stage_keys(stage, given))

@@ -102,7 +102,7 @@ def _print(rows, columns):
 
 def _write(
     model: Loaded, sources: Sources, sorter: Sorter | None, table: tuple[Path, Columns, int | None], limit: float | None
-):
+) -> tuple[int, int]:
     """All Predictions as a table: (file, its columns, number of rows if known). Returns as `_print` does."""
     output, columns, total = table
     identity = model.identity or files.sha256(model.name)

@@ -35,12 +35,13 @@ def review(args: argparse.Namespace) -> None:
     found = chosen(rows, args.n)
     if not found:
         raise GraftError("no photo is suspect, and none was judged: evaluate.folds is 0")
-    doubts, options = [], {"max_megapixels": data.max_megapixels, "white": rows.white, "resize": "pad"}
+    doubts = []
     with Progress("review", len(found)) as progress:
         for path, label, likelier, confidence, why, split in found:
             progress.advance()
             try:
-                shown = pixels.load(Path(data.path) / path, SIDE, **options)
+                file, most = Path(data.path) / path, data.max_megapixels
+                shown = pixels.load(file, SIDE, resize="pad", max_megapixels=most, white=rows.white)
             except (OSError, pixels.ImageProblem) as error:
                 warn(f"{path}: {getattr(error, 'strerror', None) or error}")
                 continue

@@ -28,7 +28,7 @@ def similar(args: argparse.Namespace) -> None:
         raise GraftError(f"{file}: no such file; `dvc repro second-look` makes it")
     features = np.load(file)
     seen = look(paths.TRAIN_HEAD, [args.photo], parameters.load())
-    if seen.problems:
+    if seen.problems or seen.inside is None:
         raise GraftError(f"{args.photo}: {seen.problems[0][1]}")
     if features.shape != (len(rows), seen.inside.features.shape[1]):
         raise GraftError(f"{file} is not of this split and backbone; `dvc repro second-look` makes it anew")

@@ -13,7 +13,6 @@ from graft.dataset.manifest import Manifest
 from graft.description import Description
 from graft.features.extractor import FeatureExtractor
 from graft.network import backbones, suggestion
-from graft.network.suggestion import Candidate, Trial
 from graft.system import environment, paths
 from graft.system.console import GraftError, log, warn
 from graft.system.override import override
@@ -73,13 +72,14 @@ def folds(rows: Manifest) -> Iterator[tuple[Manifest, Manifest]]:
         raise GraftError(f"data.path: class {label!r} has fewer than {FOLDS} photos besides those that are tested")
     parts = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(rows.labels, rows.labels, rows.groups)
     for part in parts:
-        yield tuple(Manifest(tuple(rows.rows[i] for i in indices), rows.classes) for indices in part)
+        train, held = (Manifest(tuple(rows.rows[i] for i in indices), rows.classes) for indices in part)
+        yield train, held
 
 
-def _attempt(candidate: Candidate, rows: Manifest, params, root: str) -> Trial:
+def _attempt(candidate, rows, params, root):
     description = Description(candidate.name, candidate.alpha, candidate.size, rows.classes, 0, 0.0, params.resize)
     extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, candidate.name))
-    pairs = [[images.ImageSet(part, root, candidate.size, resize=params.resize) for part in pair] for pair in folds(rows)]
+    pairs = [tuple(images.ImageSet(part, root, candidate.size, resize=params.resize) for part in pair) for pair in folds(rows)]
     return suggestion.attempt(candidate, description, pairs, extractor, balanced=params.head.class_weights == "balanced")
 
 
@@ -104,7 +104,7 @@ def _reason(chosen, best, seconds):
     return f"{shown} is as good as {other} within a standard error, at {share:.0%} of the operations ({seconds:.0f} s)"
 
 
-def _flags(chosen: Trial, params, path: str, shorter_sides) -> list[str]:
+def _flags(chosen, params, path, shorter_sides):
     """["-S key=value", …], quoted: what params.yaml does not say already."""
     candidate, block = chosen.candidate, params.backbone
     auto = candidate.size == backbones.resolve_size(candidate.name, "auto", shorter_sides)

@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from graft import params as parameters
 from graft.params import Params
@@ -96,7 +97,7 @@ def _value(study: Study, trial: Trial, metric: str) -> tuple[float, dict[str, fl
     """(what is made small, the figures) of a trial, run if no earlier one was the same."""
     same = study.seen(trial)
     name = _experiment(study, trial if same is None else same)
-    commit = experiments.commit(name) or experiments.run(name, _overrides(trial.values), trial.log, UP_TO)
+    commit = experiments.commit(name) or experiments.run(name, _overrides(trial.values), cast(BinaryIO, trial.log), UP_TO)
     lock = experiments.read(commit, dvc_lock.DVC_LOCK)
     if not study.same_images(_manifest_digest(lock)):
         raise GraftError("its validation photos are not those of the trials before: the data have changed; --name OTHER")

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -32,10 +32,14 @@ class Images(Protocol):
     """A list of images that can be read again and again: `sha256` of each file, `paths` to name them, `size` in pixels,
     `resize`, the rule of resizing; `read` gives the images at some positions, in that order, in batches uint8 (b, S, S, 3)."""
 
-    sha256: Sequence[str]
-    paths: Sequence[str]
-    size: int
-    resize: str
+    @property
+    def sha256(self) -> Sequence[str]: ...
+    @property
+    def paths(self) -> Sequence[str]: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def resize(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -45,15 +49,21 @@ class Images(Protocol):
 class Cut(Protocol):
     """Keras tensors of the network, and the digest of all that computes them (see `network.cut`)."""
 
-    tensors: tuple
-    digest: str
-    name: str
+    @property
+    def tensors(self) -> tuple: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def name(self) -> str: ...
 
 
-class Features:
+Some = TypeVar("Some", bound=Images)
+
+
+class Features(Generic[Some]):
     """What training reads: features (n, *shape) of `images` in `views` views, float16, or uint8 where the cut is the input."""
 
-    def __init__(self, images: Images, rows: list[Rows], compute: Callable[[np.ndarray, int], np.ndarray]):
+    def __init__(self, images: Some, rows: list[Rows], compute: Callable[[np.ndarray, int], np.ndarray]):
         self.images, self._rows, self._compute = images, rows, compute
         self.views, self.shape, self.dtype = len(rows), rows[0].space.shape, rows[0].space.dtype
 
@@ -93,8 +103,8 @@ class FeatureExtractor:
         return cls(augmentation, runtime, FeatureCache(max_gb=params.cache.max_gb), announce)
 
     def extract(
-        self, model: keras.Model, cuts: Sequence[Cut], images: Images, *, views: int = 1, label: str = "train"
-    ) -> list[Features]:
+        self, model: keras.Model, cuts: Sequence[Cut], images: Some, *, views: int = 1, label: str = "train"
+    ) -> list[Features[Some]]:
         """Features of `images` at each of `cuts` of `model`; what is missing in the cache is computed in one pass.
 
         views: of each image, at least 1. label: what the log calls the images. What the cache has no room for is computed

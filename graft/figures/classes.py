@@ -98,8 +98,8 @@ class PerClassDisplay(style.Display):
         ax.barh(at, f1, height=0.62, color=style.RIGHT, alpha=0.28, label="F1, 95% interval")
         ax.errorbar(f1, at, xerr=[f1 - low, high - f1], fmt="none", ecolor=style.INK, elinewidth=1, capsize=2.5)
         ax.plot([row["precision"] for row in rows], at, "D", markersize=4, color=style.WRONG, label="precision")
-        ring = {"markersize": 5, "color": "none", "markeredgecolor": style.INK}
-        ax.plot([row["recall"] for row in rows], at, "o", label="recall", **ring)
+        recalls = [row["recall"] for row in rows]
+        ax.plot(recalls, at, "o", label="recall", markersize=5, color="none", markeredgecolor=style.INK)
         ax.set_yticks(at, [f"{style.short(row['class'], 15)} ({row['support']})" for row in rows])
         ax.tick_params(axis="y", length=0)
         ax.invert_yaxis()
@@ -129,11 +129,12 @@ class HeadAgainstTunedDisplay(style.Display):
 
     @classmethod
     def from_predictions(cls, head: Predictions, tuned: Predictions) -> HeadAgainstTunedDisplay:
-        recalls = []
-        for matrix in map(metrics.confusion_matrix, (head, tuned)):
+        def recall(predictions):
+            matrix = metrics.confusion_matrix(predictions)
             support = matrix.sum(axis=1)
-            recalls.append(np.where(support > 0, matrix.diagonal() / np.maximum(support, 1), np.nan))
-        return cls(*recalls, tuned.classes)
+            return np.where(support > 0, matrix.diagonal() / np.maximum(support, 1), np.nan)
+
+        return cls(recall(head), recall(tuned), tuned.classes)
 
     def draw(self, ax: Axes) -> None:
         shown, at = self.shown, np.arange(len(self.shown))

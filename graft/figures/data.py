@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,11 +33,8 @@ class ClassBalanceDisplay(style.Display):
         self.counts = np.array([list(of_split.values()) for of_split in counts.values()])  # (splits, classes)
         self.splits, self.classes = list(counts), list(next(iter(counts.values())))
         self.shown = largest(self.counts.sum(axis=0))
-
-    @property
-    def size(self) -> tuple[float, float]:
         n = len(self.shown)
-        return 6.2, max(1.9, 1.15 + n * (0.3 if n <= 12 else 0.19 if n <= 40 else 0.125))
+        self.size = (6.2, max(1.9, 1.15 + n * (0.3 if n <= 12 else 0.19 if n <= 40 else 0.125)))
 
     def draw(self, ax: Axes) -> None:
         n = len(self.shown)
@@ -48,8 +45,8 @@ class ClassBalanceDisplay(style.Display):
             left += counts[self.shown]
         few = n <= 40
         for row, total in enumerate(left if few else ()):
-            beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
-            ax.annotate(f"{total:,}", (total, row), fontsize=8, color=style.MUTED, **beside)
+            text = ax.annotate(f"{total:,}", (total, row), xytext=(3, 0), textcoords="offset points", va="center")
+            text.set(fontsize=8, color=style.MUTED)
         ax.set_yticks(range(n), [style.short(self.classes[i], 24) for i in self.shown], fontsize=8 if few else 6)
         ax.tick_params(axis="y", length=0)
         ax.set(ylim=(n - 0.4, -0.6), xlim=(0, max(left) * 1.09), xlabel="images")
@@ -65,9 +62,14 @@ class _SheetDisplay(style.Display):
 
     SIDE = 72
     margin = 0.2
+    title: str
+    width: int
+    height: int
+    places: list[tuple[int, int, np.ndarray]]
+    texts: list[tuple[float, float, str, dict[str, Any]]]
 
     @property
-    def size(self) -> tuple[float, float]:
+    def size(self) -> tuple[float, float]:  # type: ignore[override]
         return self.width / style.DPI + self.margin, self.height / style.DPI + 0.45
 
     def draw(self, ax: Axes) -> None:

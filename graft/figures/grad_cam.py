@@ -55,7 +55,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     image = np.asarray(image, np.uint8)
     size = image.shape[1], image.shape[0]
-    spread = np.asarray(Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.BICUBIC)).clip(0, 1)
+    spread = np.asarray(Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
     colour = 255 * matplotlib.colormaps["inferno"](0.25 + 0.75 * spread)[..., :3]
     share = 0.75 * spread[..., None]

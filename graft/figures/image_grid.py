@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def tile(image: PredictedImage) -> np.ndarray:
     pen = ImageDraw.Draw(sheet)
     pen.rectangle((0, 0, width - 1, SIDE + 2 * BORDER - 1), fill=colour)
     for k, pixels in enumerate(image.pixels):
-        sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.BILINEAR), (BORDER + k * SIDE, BORDER))
+        sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR), (BORDER + k * SIDE, BORDER))
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 10)  # has ✓, ✗ and most scripts
     for k, line in enumerate(image.lines):
         pen.text((BORDER, SIDE + 2 * BORDER + 2 + 13 * k), line, font=font, fill=style.INK if k else colour)
@@ -63,7 +64,7 @@ class ImageGridDisplay(style.Display):
     Drawn on one axes in pixels, all images as one: 24 axes would take ten times as long.
     """
 
-    def __init__(self, title: str, rows):
+    def __init__(self, title: str, rows: Iterable[tuple[str, Iterable[PredictedImage]]]):
         self.title, self.rows = title, [(heading, list(images)) for heading, images in rows]
         parts = max((len(image.pixels) for _, images in self.rows for image in images), default=1)
         self.step = SIDE * parts + 2 * BORDER + GAP
@@ -100,7 +101,7 @@ class ImageGridDisplay(style.Display):
         from PIL import Image
 
         colour = style.RIGHT if image.correct else style.WRONG
-        parts = (Image.fromarray(pixels).resize((SIDE, SIDE), Image.BILINEAR) for pixels in image.pixels)
+        parts = (Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for pixels in image.pixels)
         inside = np.concatenate([np.asarray(part) for part in parts], axis=1)
         high, wide = inside.shape[0] + 2 * BORDER, inside.shape[1] + 2 * BORDER
         frame = canvas[top : top + high, left : left + wide]

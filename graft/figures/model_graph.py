@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -148,10 +148,11 @@ class ModelGraphDisplay(style.Display):
         for row, block in enumerate(self.blocks):
             fill = (style.RIGHT, 0.22) if block.trained else style.SOFT if block.parameters else "none"
             edge = style.RIGHT if block.trained else style.RULE
-            look = {"boxstyle": "round,pad=0,rounding_size=0.02", "linewidth": 0.8, "facecolor": fill, "edgecolor": edge}
-            ax.add_patch(FancyBboxPatch((0.07, row + 0.1), 0.92, 0.74, **look))
+            box = FancyBboxPatch((0.07, row + 0.1), 0.92, 0.74, boxstyle="round,pad=0,rounding_size=0.02")
+            box.set(linewidth=0.8, facecolor=fill, edgecolor=edge)
+            ax.add_patch(box)
             shape, parameters = " × ".join(map(str, block.shape)), f"{block.parameters:,}" if block.parameters else "–"
-            text = {"va": "center", "fontsize": 8}
+            text: dict[str, Any] = {"va": "center", "fontsize": 8}
             ax.text(0.09, row + 0.48, style.short(block.name, 30), **text)
             ax.text(0.62, row + 0.48, shape, ha="center", color=style.MUTED, **text)
             ax.text(0.975, row + 0.48, parameters + ("  ●" if block.trained else ""), ha="right", **text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -20,11 +21,17 @@ EACH_UP_TO = 10  # classes with a line of their own in the legend
 class _CurvePerClass(style.Display):
     """`curves`: {class name: (x, y, area)}, x and y float (k,), of the classes for which the curve is defined."""
 
-    title = x_label = y_label = area = corner = ""
-    look = {}
+    title = x_label = y_label = area = ""
+    corner: Literal["lower left", "lower right"] = "lower left"
+    look: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, curves):
+    def __init__(self, curves: Mapping[str, tuple[np.ndarray, np.ndarray, float]]):
         self.curves = dict(curves)
+
+    @staticmethod
+    def _curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """x, y and the area: of a class, whose images are `positive`, bool (n,), and have `scores`, float (n,)."""
+        raise NotImplementedError
 
     @classmethod
     def from_predictions(cls, predictions: Predictions) -> Self:
@@ -77,7 +84,8 @@ class RocDisplay(_CurvePerClass):
     """
 
     title, x_label, y_label = "ROC", "false positive rate", "true positive rate"
-    area, corner = "area under the curve", "lower right"
+    area = "area under the curve"
+    corner = "lower right"
 
     @staticmethod
     def _curve(positive, scores):
@@ -94,7 +102,7 @@ class PrecisionRecallDisplay(_CurvePerClass):
     """Precision over recall of each class against the rest, as steps (no interpolation, as average precision has it)."""
 
     title, x_label, y_label = "Precision and recall", "recall", "precision"
-    area, corner = "average precision", "lower left"
+    area = "average precision"
     look = {"drawstyle": "steps-post"}
 
     @staticmethod

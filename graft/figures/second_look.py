@@ -60,10 +60,8 @@ class MapDisplay(style.Display):
                 x[some], y[some], s=11, color=style.SERIES[k % len(style.SERIES)], marker=marker, alpha=0.6, linewidths=0
             )
         self._thumbs(ax)
-        marks = {"s": 34, "facecolors": "none", "edgecolors": style.WRONG}
-        ax.scatter(
-            x[self.wrong & ~self.suspect], y[self.wrong & ~self.suspect], linewidths=0.6, label="judged wrongly", **marks
-        )
+        some, ring = self.wrong & ~self.suspect, style.WRONG
+        ax.scatter(x[some], y[some], s=34, facecolors="none", edgecolors=ring, linewidths=0.6, label="judged wrongly")
         some = self.suspect
         ax.scatter(x[some], y[some], s=42, color=style.INK, marker="x", linewidths=1.1, label="suspect label", zorder=4)
         self._names(ax)

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -37,7 +37,7 @@ TAG = re.compile(r"<[^>]*>")  # in matplotlib's SVG; what stands between two is 
 
 FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS")
 
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 8.5,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called "$5 and $10"
@@ -105,10 +105,13 @@ class Display:
     def axes(self) -> Axes | np.ndarray:
         return figure(*self.size).subplots()
 
+    def draw(self, ax: Any) -> None:
+        raise NotImplementedError
+
     def plot(self, *, ax: Axes | np.ndarray | None = None) -> Self:
         with applied():
-            self.ax_ = self.axes() if ax is None else ax
-            self.figure_ = np.ravel(self.ax_)[0].figure
+            axes: Any = self.axes() if ax is None else ax  # Axes, or an array of them
+            self.ax_, self.figure_ = axes, np.ravel(axes)[0].figure
             self.draw(self.ax_)
         return self
 

@@ -12,6 +12,7 @@ from graft.known import Known, fit
 from graft.network import head_solver, top_training
 from graft.network.cut import Cut
 from graft.network.prediction import Inside, inner, look_inside
+from graft.network.top_training import LabelledImages
 
 if TYPE_CHECKING:
     import keras
@@ -21,7 +22,7 @@ BATCH = 32
 PHOTOS = 1500  # to learn from, and to calibrate by, at most: the covariance of few dozen numbers needs no more
 
 
-def acquaint(model: keras.Model, cut: Cut, train: Features, val: Features) -> Known:
+def acquaint(model: keras.Model, cut: Cut, train: Features[LabelledImages], val: Features[LabelledImages]) -> Known:
     """What `model` knows, from its features at `cut`, of the images without augmentation."""
     indices = _some(len(train))
     seen, judged = (_inside(model, cut, *part) for part in ((train, indices), (val, _some(len(val)))))

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,8 +55,9 @@ class Backbone:
     file: str = ""
 
 
-def _application(name: str, file: str, *args, has_alpha: bool = False, **options) -> Backbone:
-    """A row for the network called `name` in keras.applications; file: its ImageNet weights, without .h5."""
+def _application(name: str, file: str, native_size: int, **options: Any) -> Backbone:
+    """A row for the network called `name` in keras.applications. file: its ImageNet weights, without .h5; options: of a row."""
+    has_alpha = options.get("has_alpha", False)
 
     def make(alpha, **how):
         import keras
@@ -71,10 +72,10 @@ def _application(name: str, file: str, *args, has_alpha: bool = False, **options
         # A network of its own: some constructors build another graph for weights="imagenet" than for weights=None.
         return make(alpha, weights="imagenet", input_shape=(size, size, 3)).get_weights()
 
-    return Backbone(build, imagenet, *args, has_alpha=has_alpha, file=f"{file}.h5", **options)
+    return Backbone(build, imagenet, native_size, file=f"{file}.h5", **options)
 
 
-def _mobile(name: str, file: str, **options) -> Backbone:
+def _mobile(name: str, file: str, **options: Any) -> Backbone:
     return _application(name, file, 224, has_alpha=True, runtime="litert", **options)
 
 
@@ -123,9 +124,9 @@ BACKBONES = {
     "mobilenet_v2": _mobile("MobileNetV2", f"mobilenet_v2{_KERNELS}_{{alpha}}_{{size}}_no_top"),
     "mobilenet_v3_small": _mobile("MobileNetV3Small", "weights_mobilenet_v3_small_224_{alpha}_float_no_top_v2", scaling=None),
     "mobilenet_v3_large": _mobile("MobileNetV3Large", "weights_mobilenet_v3_large_224_{alpha}_float_no_top_v2", scaling=None),
-    "inception_v3": _application("InceptionV3", f"inception_v3{_KERNELS}_notop", 299, 75),
-    "inception_resnet_v2": _application("InceptionResNetV2", f"inception_resnet_v2{_KERNELS}_notop", 299, 75),
-    "xception": _application("Xception", f"xception{_KERNELS}_notop", 299, 71),
+    "inception_v3": _application("InceptionV3", f"inception_v3{_KERNELS}_notop", 299, smallest_size=75),
+    "inception_resnet_v2": _application("InceptionResNetV2", f"inception_resnet_v2{_KERNELS}_notop", 299, smallest_size=75),
+    "xception": _application("Xception", f"xception{_KERNELS}_notop", 299, smallest_size=71),
     "resnet50_v2": _application("ResNet50V2", f"resnet50v2{_KERNELS}_notop", 224),
     "resnet101_v2": _application("ResNet101V2", f"resnet101v2{_KERNELS}_notop", 224),
     "densenet121": _application("DenseNet121", f"densenet121{_KERNELS}_notop", 224, scaling=_TORCH),
@@ -163,8 +164,9 @@ def resolve_size(name: str, image_size: int | str, shorter_sides: Sequence[int] 
     below the smallest size.
     """
     entry = row(name)
-    size = image_size
-    if size == "auto":
+    if isinstance(image_size, int):
+        size = image_size
+    else:
         wanted = 32 * math.ceil(3 * float(np.median(shorter_sides)) / 32) if len(shorter_sides) else entry.native_size
         size = max(entry.smallest_size, min(entry.native_size, max(SMALLEST_AUTO, wanted)))
     if size < entry.smallest_size:
@@ -239,7 +241,7 @@ def build(
     model = entry.build(keras.layers.Rescaling(scale, offset, name="scaling")(inputs), alpha)
     if weights == "none":
         return model.output, model
-    if weights == "packaged":
+    if weights == "packaged" and entry.packaged:
         entry.packaged(model)
     elif weights == "imagenet":
         model.set_weights(_imagenet(entry, alpha, inputs.shape[1], name))

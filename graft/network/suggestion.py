@@ -72,8 +72,9 @@ def candidates(shorter_sides: Sequence[int], *, own: tuple[str, float, str] | No
         smaller = backbones.smaller_size(auto)
         sizes = [auto, *([smaller] if auto == row.native_size and smaller >= row.smallest_size else [])]
         for alpha, size in itertools.product(ALPHAS if row.has_alpha else (1.0,), sizes):
-            mine = own is not None and own[0] == name and (own[1] == alpha or not row.has_alpha)
-            weights = own[2] if mine else _at_hand(name, alpha, size)
+            weights = _at_hand(name, alpha, size)
+            if own is not None and own[0] == name and (own[1] == alpha or not row.has_alpha):
+                weights = own[2]
             if weights is not None:
                 yield Candidate(name, alpha, weights, size)
 

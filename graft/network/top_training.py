@@ -8,16 +8,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from graft.features.extractor import Features
+from graft.features.extractor import Features, Images
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import Cut, split_at
 from graft.scoring.calibration import calibrated_losses, fit_temperature, log_probabilities
 from graft.scoring.history import History
-from graft.scoring.predictions import Predictions
+from graft.scoring.predictions import Labelled, Predictions
 from graft.system.console import GraftError, Progress, log, warn
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ PREDICT_BATCH = 64
 CLIP = 1.0  # of the gradients' global norm
 SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
 TORN = 1.5  # times the validation loss before training, after its first epoch: too much where the end is no better
+
+
+class LabelledImages(Images, Labelled, Protocol):
+    """Images that can be read, and whose classes are known."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ class TrainingResult:
 def train(
     model: keras.Model,
     cut: Cut,
-    train: Features,
-    val: Features,
+    train: Features[LabelledImages],
+    val: Features[LabelledImages],
     config: TrainConfig,
     *,
     checkpoint: Checkpoint,
@@ -282,12 +286,19 @@ class TrainingMonitor:
     """
 
     def __init__(
-        self, model: keras.Model, val: Features, phase: Phase, checkpoint: Checkpoint, on_epoch: Callable[[dict], None]
+        self,
+        model: keras.Model,
+        val: Features[LabelledImages],
+        phase: Phase,
+        checkpoint: Checkpoint,
+        on_epoch: Callable[[dict], None],
     ):
         self.model, self.phase, self.checkpoint, self.on_epoch = model, phase, checkpoint, on_epoch
         self.labels, self.predict = val.images.labels, _predictor(model, val)
-        self.start, self.rows, self.waited = self._weights(), [], 0
-        self.start_losses, self.best, self.losses = None, self.start, np.full(len(self.labels), np.inf)
+        self.start, self.best, self.waited = self._weights(), self._weights(), 0
+        self.rows: list[dict[str, Any]] = []
+        self.losses = np.full(len(self.labels), np.inf)
+        self.start_losses = self.losses  # until `resume` judges what a mixture starts with
 
     def callback(self, progress: Progress) -> keras.callbacks.Callback:
         """The same as Keras takes it; a subclass of its own class would need Keras when this module is imported."""
@@ -304,7 +315,7 @@ class TrainingMonitor:
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.epoch, self.lr, self.started = epoch, float(self.model.optimizer.learning_rate), time.monotonic()
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict) -> None:
         probabilities = self.predict()
         self._require_finite("validation loss", float(probabilities.sum()))
         row = {"epoch": epoch, "lr": self.lr, "train_loss": float(logs["loss"]), "train_accuracy": float(logs["accuracy"]),
@@ -353,16 +364,18 @@ class TrainingMonitor:
             for share in SHARES:
                 self._put([(1 - share) * a + share * b for a, b in zip(self.start, tuned)])
                 found[f"{name}, {share:g} of it"] = calibrated_losses(self.predict(), self.labels), self._weights()
-        name = min(found, key=lambda key: found[key][0].mean(), default=None)
-        gain = self.start_losses - found[name][0] if found else np.zeros(1)
+        if not found:
+            return self._put(self.start)
+        name = min(found, key=lambda key: found[key][0].mean())
+        losses, weights = found[name]
+        gain = self.start_losses - losses
         kept = gain.mean() <= gain.std() / math.sqrt(len(gain))
-        self._put(self.start if kept else found[name][1])
-        if found:
-            self._warn_if_torn()
-            log(
-                f"validation loss after temperature: {self.start_losses.mean():.4f} before, {found[name][0].mean():.4f} after "
-                f"({name}): {'the head stays, the gain is within its standard error' if kept else 'taken'}"
-            )
+        self._put(self.start if kept else weights)
+        self._warn_if_torn()
+        log(
+            f"validation loss after temperature: {self.start_losses.mean():.4f} before, {losses.mean():.4f} after "
+            f"({name}): {'the head stays, the gain is within its standard error' if kept else 'taken'}"
+        )
 
     def _warn_if_torn(self):
         """Steps that are too long undo what the layers knew; where the rest of the training cannot mend it, say what would."""

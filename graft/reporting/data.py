@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def write(
     problems: Sequence,
     duplicates: Sequence[tuple[str, Sequence[str]]],
     read: Callable[[str, int], np.ndarray],
-) -> dict[str, int | dict[str, int]]:
+) -> dict[str, Any]:
     """Write it all into `folder`, the same bytes for the same data, and return what metrics.json holds.
 
     found: a ScanResult. manifest: the Manifest that came of it. problems: all Problems on the way. duplicates: [(kind of
@@ -47,7 +47,7 @@ def write(
     return metrics
 
 
-def summary(found: ScanResult, manifest: Manifest, problems: Sequence[Problem]) -> dict[str, int | dict[str, int]]:
+def summary(found: ScanResult, manifest: Manifest, problems: Sequence[Problem]) -> dict[str, Any]:
     """What metrics.json holds. Nothing is lost: files = images + set_aside + non_images + hidden."""
     return {
         "files": found.files,

@@ -7,11 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graft.figures import style
 from graft.reporting.plots import Plots
-from graft.scoring.history import History
 from graft.scoring.results import Results
 from graft.scoring.statistics import Comparison
 
@@ -44,7 +43,7 @@ def render(about: About, results: Results, report: dict, against_head: Compariso
     """The page, the same for the same arguments. report: of `results`, as are `against_head` and `plots`."""
     from markupsafe import Markup
 
-    problems = {}
+    problems: dict[tuple[str, str], list[str]] = {}
     for row in about.problems:
         problems.setdefault((row["problem"], row["action"]), []).append(row["path"])
     classes = report["classes"]
@@ -73,7 +72,8 @@ def with_provenance(page: str, *, params: Mapping[str, str], provenance: Mapping
     to run (git commit, MLflow run), a value that starts with http as a link.
     """
     before, after = page.rsplit(PROVENANCE, 1)
-    return "".join((before, environment().get_template("facts.html.j2").module.run(provenance, params), after))
+    facts: Any = environment().get_template("facts.html.j2").module
+    return "".join((before, facts.run(provenance, params), after))
 
 
 def environment() -> Environment:
@@ -91,7 +91,7 @@ def environment() -> Environment:
     return environment
 
 
-def _training(history: History):
+def _training(history):
     phases = {"head": history.head, "fine-tuning": history.fine_tuning}
     epochs = {f"epochs, {name}": len(rows) for name, rows in phases.items()}
     # Not the first epoch's rate: a warm-up begins at 0.
@@ -105,7 +105,7 @@ def _data_uri(pixels):
 
     image = Image.fromarray(pixels)
     if max(image.size) != SIDE:
-        image = image.resize((SIDE, SIDE), Image.BILINEAR)
+        image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -82,24 +82,28 @@ def draw_evaluation(
     folder, predictions = Path(folder), results.predictions
     scaled = results.calibration.applied and results.calibration.temperature != 1
     bare = results.calibration.both(predictions)[0] if scaled else None
+    roc = ranking.RocDisplay.from_predictions(predictions)
+    precision_recall = ranking.PrecisionRecallDisplay.from_predictions(predictions)
+    reliability = calibration.ReliabilityDisplay.from_predictions(predictions, uncalibrated=bare)
     displays = {
         "per_class": classes.PerClassDisplay(report["classes"]),
-        "roc": ranking.RocDisplay.from_predictions(predictions),
-        "precision_recall": ranking.PrecisionRecallDisplay.from_predictions(predictions),
-        "reliability": calibration.ReliabilityDisplay.from_predictions(predictions, uncalibrated=bare),
+        "roc": roc,
+        "precision_recall": precision_recall,
+        "reliability": reliability,
         "head_against_fine_tuned": classes.HeadAgainstTunedDisplay.from_predictions(results.head, predictions),
         "model_graph_head": model_graph.ModelGraphDisplay.from_model(models[0], title="Head"),
     }
     svg = draw_training(folder, predictions, results.history, models[1]) | _draw(folder, displays)
-    files.write_csv(folder / "roc.csv", ["class", "fpr", "tpr"], displays["roc"].rows)
-    files.write_csv(folder / "precision_recall.csv", ["class", "recall", "precision"], displays["precision_recall"].rows)
+    files.write_csv(folder / "roc.csv", ["class", "fpr", "tpr"], roc.rows)
+    files.write_csv(folder / "precision_recall.csv", ["class", "recall", "precision"], precision_recall.rows)
     _write_dicts(folder / "per_class.csv", report["classes"])
-    bins = [{"series": name, **row} for name, rows in displays["reliability"].series.items() for row in rows]
+    bins = [{"series": name, **row} for name, rows in reliability.series.items() for row in rows]
     _write_dicts(folder / "reliability.csv", bins)
     pairs = top_confusions(confusion_matrix(predictions))
-    named = [(*predictions.names((true, said)), count, share) for true, said, count, share in pairs]
+    named = [(predictions.classes[true], predictions.classes[said], count, share) for true, said, count, share in pairs]
     files.write_csv(folder / "top_confusions.csv", ["label", "predicted", "images", "share"], named)
-    return Plots(svg, *_draw_images(folder, predictions, pairs, model=models[1], images=images, seed=seed), named)
+    shown, confused = _draw_images(folder, predictions, pairs, model=models[1], images=images, seed=seed)
+    return Plots(svg, shown, confused, named)
 
 
 def _draw_images(folder, predictions, pairs, *, model, images, seed):

@@ -86,7 +86,8 @@ def log_images(run: StageRun, found: SecondLook) -> None:
 def figures(evidence: Evidence, found: Sequence[suspects.Suspect]) -> dict[str, float]:
     """What metrics.json holds: `photos`; the head's cross-validated `accuracy` over all of them with `_low` and `_high` (95%,
     groups as units) and `loss`, in nats; `suspects`, `suspects_test`, `twins`. Without folds, no accuracy and no loss."""
-    p, metrics = evidence.predictions, {"photos": len(evidence)}
+    p = evidence.predictions
+    metrics: dict[str, float] = {"photos": len(evidence)}
     if evidence.folds:
         inside, group = np.ones((len(p), 1), bool), group_ids(p.groups, len(p))
         low, high = (float(end[0]) for end in proportions(inside, p.correct[:, None], group))

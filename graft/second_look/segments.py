@@ -67,10 +67,10 @@ def find(correct: np.ndarray, measures: Mapping[str, np.ndarray], kinds: Mapping
             few, many = NAMES.get(name, ("low", "high"))
             parts += [(name, few, given & (values <= low), given), (name, many, given & (values >= high), given)]
     for name, words in kinds.items():
-        words = np.asarray(words, str)
-        values, counts = np.unique(words[words != ""], return_counts=True)
+        said = np.asarray(words, str)
+        values, counts = np.unique(said[said != ""], return_counts=True)
         for value in values[np.argsort(-counts, kind="stable")][:VALUES]:
-            parts.append((name, str(value), words == value, words != ""))
+            parts.append((name, str(value), said == value, said != ""))
     found = [_segment(*part, correct) for part in parts if min(part[2].sum(), (part[3] & ~part[2]).sum()) >= LEAST]
     found.sort(key=lambda segment: segment.p)
     return _holm(found)
@@ -103,12 +103,12 @@ def of_evidence(evidence: Evidence, images: ImageSet, *, seed: int) -> list[Segm
         return []
     opened = np.sort(np.random.default_rng(seed).choice(n, min(n, SEEN), replace=False))
     measures = measure(images, opened, n)
-    grey = np.where(np.isnan(measures["colour"]), "", np.where(measures.pop("colour") < GREY, "grey", "colour"))
+    grey = np.where(np.isnan(measures["colour"]), "", np.where(measures.pop("colour") < GREY, "grey", "colour")).tolist()
     if evidence.sizes:
         width, height = np.array(evidence.sizes, float).T
         measures |= {"size": width * height, "aspect": width / height}
     folders = [PurePosixPath(path).parts for path in p.paths]
-    kinds = {
+    kinds: dict[str, Sequence[str]] = {
         "colours": grey,
         "file type": [PurePosixPath(path).suffix.lower() for path in p.paths],
         "sub-folder": ["/".join(parts[:-1]) if len(parts) > 2 else "" for parts in folders],

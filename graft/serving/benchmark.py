@@ -65,7 +65,8 @@ def measure(
 def times(loaded: readers.Loaded, images: np.ndarray, seconds: float) -> tuple[float, float]:
     """(median, p95) of milliseconds per image, over as many calls as fit, after one that prepares; at least three."""
     loaded(images)
-    taken, started = [], time.perf_counter()
+    taken: list[float] = []
+    started = time.perf_counter()
     while len(taken) < 3 or time.perf_counter() - started < seconds:
         before = time.perf_counter()
         loaded(images)

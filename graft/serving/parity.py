@@ -83,7 +83,7 @@ class Reference:
     images: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
-    network: object = None
+    network: keras.Model | None = None
     shipped: np.ndarray | None = None
 
 
@@ -107,8 +107,10 @@ def check(loaded: readers.Loaded, against: Reference) -> Check:
 
     A Keras file that holds the very network that was written, layer by layer and bit by bit, is not asked again what that says.
     """
-    known = against.network is not None and loaded.network is not None and _equal(loaded.network, against.network)
-    probabilities = against.shipped if known else loaded(against.images)
+    said = against.shipped
+    if against.network is None or loaded.network is None or not _equal(loaded.network, against.network):
+        said = None
+    probabilities = loaded(against.images) if said is None else said
     predicted, best = probabilities.argmax(axis=1), against.probabilities.argmax(axis=1)
     rows = np.arange(len(best))
     margin = against.probabilities[rows, best] - against.probabilities[rows, predicted]

@@ -65,7 +65,7 @@ def check(
 
 
 def _made_small(image_set):
-    def load(position) -> list:
+    def load(position):
         content = (Path(image_set.root) / image_set.paths[position]).read_bytes()
         return list(resizers.each(content, image_set.size, image_set.resize, white=image_set.white))
 

@@ -65,9 +65,11 @@ def predict(
     decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
     while batch := list(islice(decoded, batch_size)):
         images = [image for _, image, _ in batch if image is not None]
-        judge = model if unknown_below is None else model.judged
-        found = judge(np.stack(images)) if images else ((), ())
-        probabilities, known = (iter(some) for some in ((found, ()) if unknown_below is None else found))
+        probabilities, known = iter(()), iter(())
+        if images and unknown_below is not None and model.judged:
+            probabilities, known = map(iter, model.judged(np.stack(images)))
+        elif images:
+            probabilities = iter(model(np.stack(images)))
         for path, image, problem in batch:
             if image is None:
                 yield Prediction(path.as_posix(), problem=problem)

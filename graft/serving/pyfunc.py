@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata as packages
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,9 @@ from graft.tracking.runs import StageRun
 
 if TYPE_CHECKING:
     import keras
-    import mlflow.pyfunc
+    from mlflow.pyfunc import PyFuncModel
+
+Answer = TypeVar("Answer")
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 FORMATS = "formats"  # folder of a registered model that holds what `export` wrote, the Keras model apart, which it is
@@ -38,7 +40,7 @@ PENDING = "(none yet)"  # in place of a version's number, while the server is aw
 IN_STORE = ("models:/", "runs:/")  # how URIs of the MLflow store begin; anything else is a folder
 
 
-def _later_if_away(function):
+def _later_if_away(function: Callable[..., Answer]) -> Callable[..., Answer | str]:
     """Leave it to `graft publish` where the server has gone away: what was trained lies in `data/`, and counts."""
 
     @functools.wraps(function)
@@ -130,7 +132,7 @@ def digest(model: keras.Model, description: Description) -> str:
     total = hashlib.sha256(description.to_json().encode())
     for weight in model.get_weights():
         total.update(f"{weight.dtype}{weight.shape}".encode())
-        total.update(np.ascontiguousarray(weight))
+        total.update(np.ascontiguousarray(weight).data)
     return total.hexdigest()
 
 
@@ -160,11 +162,11 @@ def save(folder: Path, model: keras.Model, description: Description, knows: Path
     quiet_mlflow()
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import ColSpec, DataType, Map, Schema, TensorSpec
 
     # No schema of what goes in: MLflow has no type for "bytes, base64 or pixels", and pushes what has one through a DataFrame,
     # which 3-D pixels do not survive. Without one a server takes inputs, instances, dataframe_split and dataframe_records.
-    columns = [
+    columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "label"),
         ColSpec(DataType.double, "confidence"),
         ColSpec(Map(DataType.double), "probabilities"),
@@ -230,7 +232,7 @@ def load(uri: str) -> readers.Loaded:
     return readers.Loaded(uri, description, run, identity=model.metadata.model_uuid or uri, judged=judged)
 
 
-def load_mlflow(uri: str) -> mlflow.pyfunc.PyFuncModel:
+def load_mlflow(uri: str) -> PyFuncModel:
     """What MLflow makes of `uri` (see `load`), an mlflow.pyfunc.PyFuncModel: its `predict` takes paths, bytes, base64, pixels.
 
     From any folder of the project, and also after it was moved. Raises GraftError where there is no such model.
@@ -252,7 +254,7 @@ def load_mlflow(uri: str) -> mlflow.pyfunc.PyFuncModel:
         raise GraftError(f"{uri}: {store.first_line(error)}") from None
 
 
-def _ask(params, image_sets: Callable, version: str, listed) -> Predictions:
+def _ask(params, image_sets, version, listed):
     """What `version` of `tracking.model` says of the images of a Manifest, all of one split.
 
     image_sets: as `graft.dataset.images.image_sets`. Raises GraftError for a version that cannot be run.

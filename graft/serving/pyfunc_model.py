@@ -23,12 +23,13 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 
 CHUNK = 32  # images per call of the network
 
 
-class ImageClassifier(mlflow.pyfunc.PythonModel):
+class ImageClassifier(PythonModel):
     """Image classifier: `predict(images)` says what each image shows.
 
     images: one image or several (list, tuple, NumPy array, pandas Series, DataFrame of one column), each of them

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Loaded:
     format: str = ""
     chunk: int = runtimes.BATCH
     identity: str = ""
-    network: object = None
+    network: keras.Model | None = None
     judged: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ def load_knowing(folder: Path) -> Loaded:
         )
     path = folder / FILES["keras"]
     loaded = load_file(path)
-    model, description = loaded.network, loaded.description
+    model, description = cast("keras.Model", loaded.network), loaded.description  # which this format is
     knows, last = known.Known.read(folder / known.FILE), model.layers[-1]
     pooled = "pooled" if any(layer.name == "pooled" for layer in model.layers) else "pooling"
     call = keras_call(keras.Model(model.input, [model.output, model.get_layer(pooled).output, last.input]))

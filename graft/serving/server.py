@@ -60,7 +60,8 @@ class _Shortened:
     """Passes an answer on; of one that refuses, the line that says why."""
 
     def __init__(self, send: Send):
-        self.pass_on, self.start, self.body = send, None, b""
+        self.pass_on, self.body = send, b""
+        self.start: dict[str, Any] | None = None
 
     async def send(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400:
@@ -70,12 +71,12 @@ class _Shortened:
         else:
             self.body += message.get("body", b"")
             if not message.get("more_body", False):
-                await self._refuse()
+                await self._refuse(self.start)
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, start: dict[str, Any]) -> None:
         body = json.dumps({"error": reason(self.body.decode("utf-8", "replace"))}, ensure_ascii=False).encode() + b"\n"
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self.pass_on({**self.start, "headers": headers})
+        await self.pass_on({**start, "headers": headers})
         await self.pass_on({"type": "http.response.body", "body": body})
 
 

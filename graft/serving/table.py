@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from graft.scoring.predictions import class_columns
 from graft.serving.predict import Prediction, Sources
 from graft.system import files
 from graft.system.console import GraftError, log
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 COLUMNS = ("path", "predicted", "confidence", "problem")
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -46,8 +50,9 @@ class Columns:
 
     def likeliest(self, row: Prediction) -> list[tuple[str, float]]:
         """(class, probability) of each class that the row has room for, the likeliest first where there is a `top`."""
-        order = range(len(self.classes)) if self.top is None else np.argsort(-row.probabilities, kind="stable")[: self.top]
-        return [(self.classes[k], float(row.probabilities[k])) for k in order]
+        p = np.array(row.probabilities, np.float64)
+        order = range(len(self.classes)) if self.top is None else np.argsort(-p, kind="stable")[: self.top]
+        return [(self.classes[k], float(p[k])) for k in order]
 
     def cells(self, row: Prediction) -> list[str]:
         if row.problem:
@@ -57,12 +62,11 @@ class Columns:
         return [row.path, row.predicted, f"{row.confidence:.6f}", "", *more]
 
     def json(self, row: Prediction) -> str:
-        tree = {"path": row.path, "problem": row.problem}
+        told: dict[str, object] = {"problem": row.problem}
         if not row.problem:
             figures = {name: round(p, 6) for name, p in self.likeliest(row)}
             told = {"predicted": row.predicted, "confidence": round(row.confidence, 6), "probabilities": figures}
-            tree = {"path": row.path, **told}
-        return json.dumps(tree, ensure_ascii=False)
+        return json.dumps({"path": row.path, **told}, ensure_ascii=False)
 
 
 @dataclass
@@ -82,8 +86,12 @@ class Table:
         self.path, self.part = path, path.with_name(f".{path.name}.part")
         self.state = path.with_name(f"{self.part.name}.json")
         self.columns, self.done, self._key = columns, Good(), key
-        self._digest, self._told = None, time.monotonic()
-        self._file = self._text = self._lock = None
+        self._digest, self._told = hashlib.sha256(), time.monotonic()
+        self._under_way = False  # whether rows are added to those that count
+        self._file: BinaryIO  # these, and what writes a row, from `open` on
+        self._text: io.TextIOWrapper
+        self._lock: BaseFileLock
+        self._put: Callable[[Prediction], None]
 
     def open(self) -> None:
         """Take hold of the half-finished table. Raises GraftError where it cannot be written, or another process is at it."""
@@ -117,11 +125,16 @@ class Table:
             log(f"predict: {self.part} is of another model, or has other columns: begun anew")
         return good if key == self._key and good.bytes <= size else Good()
 
-    def _writer(self) -> Callable[[list[str] | Prediction], None]:
-        if self.path.suffix.lower() == ".jsonl":
-            return lambda row: self._text.write(self.columns.json(row) + "\n")
+    def _writer(self) -> Callable[[Prediction], None]:
         writer = files.csv_writer(self._text)
-        return lambda row: writer.writerow(self.columns.cells(row))
+
+        def put(row: Prediction) -> None:
+            if self.path.suffix.lower() == ".jsonl":
+                self._text.write(self.columns.json(row) + "\n")
+            else:
+                writer.writerow(self.columns.cells(row))
+
+        return put
 
     def _begin(self) -> None:
         """Cut off what does not count, and go on from there."""
@@ -130,7 +143,7 @@ class Table:
         self._file.seek(self.done.bytes)
         if self.done.rows:
             return
-        self._digest = hashlib.sha256()
+        self._digest, self._under_way = hashlib.sha256(), True
         if self.path.suffix.lower() != ".jsonl":
             files.csv_writer(self._text).writerow(self.columns.names)
 
@@ -146,7 +159,7 @@ class Table:
             for path in islice(paths, self.done.rows):
                 digest.update(_name(path.as_posix()))
             if digest.hexdigest() == self.done.paths:
-                self._digest = digest
+                self._digest, self._under_way = digest, True
                 log(f"predict: goes on after {self.done.rows} rows of an interrupted run, in {self.part}")
             elif sources.once:
                 raise GraftError(
@@ -203,7 +216,7 @@ class Table:
         """Keep what is there for the next run; nothing where there is nothing."""
         with contextlib.suppress(OSError):  # the error that is on its way says more
             if self.done.rows:
-                if self._digest is not None:  # otherwise its rows were not gone on with
+                if self._under_way:
                     self.checkpoint()
             else:
                 self.part.unlink(missing_ok=True)
