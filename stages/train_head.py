@@ -38,7 +38,7 @@ def train_head(params, run):
     checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})
     if params.head.hidden_units:
         config = TrainConfig.of(params, Phase.head(params), train.labels)
-        trained = top_training.train(model, cuts[0], seen, val_seen, config, checkpoint=checkpoint, on_epoch=run.log_epoch)
+        trained = top_training.fit_head(model, cuts[0], seen, val_seen, config, checkpoint=checkpoint, on_epoch=run.log_epoch)
     else:
         balanced = params.head.class_weights == "balanced"
         trained = head_solver.solve(model, cuts[0], seen, val_seen, balanced=balanced, on_epoch=run.log_epoch)

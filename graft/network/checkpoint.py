@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -61,8 +62,15 @@ class Checkpoint:
         )
         return (state, arrays) if fits else self._set_aside("holds arrays of another shape or precision")
 
+    def of(self, part: str) -> Checkpoint:
+        """The checkpoint of a part of this training, which `remove` removes too. part: letters, digits, dots."""
+        other = copy.copy(self)
+        other.path = self.path.with_name(f"{self.path.stem}-{part}.npz")
+        return other
+
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        for path in self.path.parent.glob(f"{self.path.stem}*.npz"):
+            path.unlink(missing_ok=True)
 
     def _set_aside(self, why):
         warn(f"checkpoint {self.path.name} {why}: set aside, training begins anew")

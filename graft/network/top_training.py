@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PREDICT_BATCH = 64
 CLIP = 1.0  # of the gradients' global norm
+DECAYS = (0.0, 0.01, 0.1, 1.0)  # of a head that is trained: what suits depends on the number of photos
 SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
 TORN = 1.5  # times the validation loss before training, after its first epoch: too much where the end is no better
 
@@ -124,6 +125,43 @@ def train(
     history = previous.continued(monitor.rows) if previous else History(tuple(monitor.rows))
     temperature = fit_temperature(log_probabilities(predictions.probabilities), predictions.labels)
     return TrainingResult(history, predictions, temperature, len(monitor.rows))
+
+
+def fit_head(
+    model: keras.Model,
+    cut: Cut,
+    train_features: Features[LabelledImages],
+    val: Features[LabelledImages],
+    config: TrainConfig,
+    *,
+    checkpoint: Checkpoint,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> TrainingResult:
+    """`train` with each weight decay of DECAYS, from one start; the one with the least validation loss, after its temperature,
+    stays. on_epoch: called with the rows of that one alone, once it is known.
+    """
+    variables = split_at(model, cut)[1].variables  # the random state of a dropout among them
+    start = [variable.numpy() for variable in variables]
+    tried = []
+    for decay in DECAYS:
+        _assign(variables, start)
+        phase = dataclasses.replace(config.phase, weight_decay=decay)
+        own = dataclasses.replace(config, phase=phase)
+        result = train(model, cut, train_features, val, own, checkpoint=checkpoint.of(f"{decay:g}"))
+        loss = calibrated_losses(result.predictions.probabilities, result.predictions.labels).mean()
+        tried.append((loss, decay, result, [variable.numpy() for variable in variables]))
+    loss, decay, result, weights = min(tried, key=lambda each: each[0])
+    _assign(variables, weights)
+    log(f"head: weight decay {decay:g} of {', '.join(f'{each:g}' for each in DECAYS)}, val loss after temperature {loss:.4f}")
+    if on_epoch:
+        for row in result.history.rows:
+            on_epoch(row)
+    return result
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values):
+        variable.assign(value)
 
 
 def predict(top: keras.Model, features: Features, indices: np.ndarray | None = None) -> np.ndarray:
@@ -387,8 +425,7 @@ class TrainingMonitor:
             )
 
     def _put(self, weights):
-        for variable, value in zip(self.model.trainable_variables, weights):
-            variable.assign(value)
+        _assign(self.model.trainable_variables, weights)
 
     def _weights(self):
         return [v.numpy() for v in self.model.trainable_variables]
@@ -402,8 +439,7 @@ class TrainingMonitor:
         if held is None:
             return 0
         state, arrays = held
-        for variable, value in zip(self._variables(), arrays["now"]):
-            variable.assign(value)
+        _assign(self._variables(), arrays["now"])
         self.rows, self.waited, self.best, (self.losses,) = state["rows"], state["waited"], arrays["best"], arrays["losses"]
         log(f"resumed after epoch {len(self.rows)} of {self.phase.epochs}")
         for row in self.rows:

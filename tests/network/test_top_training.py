@@ -14,7 +14,7 @@ from graft.network import classifier, top_training
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import find_cut
 from graft.network.top_training import Phase, TrainConfig
-from graft.scoring.calibration import fit_temperature, log_probabilities
+from graft.scoring.calibration import calibrated_losses, fit_temperature, log_probabilities
 from graft.system import environment
 from graft.system.console import GraftError
 from tests import random_networks
@@ -27,7 +27,9 @@ def phase(**changes):
     return Phase(**{"lr": 1e-3, "lr_key": "lr", "epochs": 3, "patience": 99, **changes})
 
 
-def run(model, pixels, folder, plan=None, *, layers=0, seed=3, weights=None, name=None, learnable=False, **options):
+def run(
+    model, pixels, folder, plan=None, *, layers=0, seed=3, weights=None, name=None, learnable=False, fit="train", **options
+):
     """`train` on 24 images, 9 to validate, batches of 8; the checkpoint goes where training ends."""
     cut = find_cut(model, classifier.unfreeze(model, layers))
     sets = pixels(24, seed=1), pixels(9, seed=2, name="val")
@@ -39,7 +41,7 @@ def run(model, pixels, folder, plan=None, *, layers=0, seed=3, weights=None, nam
     seen = [extractor.extract(model, [cut], images, views=views)[0] for images, views in zip(sets, (2, 1))]
     checkpoint = Checkpoint("test", {"name": name or str(folder)})
     config = TrainConfig(plan or phase(), batch_size=8, seed=seed, class_weights=weights)
-    result = top_training.train(model, cut, *seen, config, checkpoint=checkpoint, **options)
+    result = getattr(top_training, fit)(model, cut, *seen, config, checkpoint=checkpoint, **options)
     checkpoint.remove()
     return result
 
@@ -287,3 +289,23 @@ print(result.epochs, np.isfinite([row["val_loss"] for row in result.history.rows
     assert done.returncode == 0, done.stderr[-3000:]
     assert "batch_size 8 is rounded up to 9, a multiple of 3 devices" in done.stdout
     assert done.stdout.splitlines()[-1] == "2 True"
+
+
+def test_a_trained_head_has_the_weight_decay_that_validation_chose(fresh, pixels, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(top_training, "DECAYS", (0.0, 0.5, 5.0))
+    told, seen = [], {}
+
+    def one(decays, **options):
+        monkeypatch.setattr(top_training, "DECAYS", decays)
+        return run(fresh(), pixels, tmp_path, phase(lr=0.05), learnable=True, fit="fit_head", **options)
+
+    for decay in (0.0, 0.5, 5.0):
+        seen[decay] = one((decay,), name=f"{decay} alone")
+    losses = {decay: calibrated_losses(r.predictions.probabilities, r.predictions.labels).mean() for decay, r in seen.items()}
+    best = min(losses, key=losses.get)
+    assert len({round(loss, 6) for loss in losses.values()}) == 3
+    chosen = one((0.0, 0.5, 5.0), on_epoch=told.append)
+    assert chosen.history == seen[best].history and told == list(chosen.history.rows)
+    np.testing.assert_array_equal(chosen.predictions.probabilities, seen[best].predictions.probabilities)
+    assert f"head: weight decay {best:g} of 0, 0.5, 5, " in capsys.readouterr().out
+    assert not list((tmp_path / ".cache" / "checkpoints").glob("*"))
