@@ -43,12 +43,8 @@ def bring(file: Path, folder: Path = paths.WEIGHTS) -> tuple[Path, int, int]:
     if target.exists() and files.sha256(target) != files.sha256(file):
         raise GraftError(f"{target} is there already, with another content; remove it, or rename {file.name}")
     if not target.exists():
-        part = folder / f".{file.name}.part"
-        try:
+        with files.whole(target) as part:
             shutil.copyfile(file, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
     return target, len(sizes), sum(sizes)
 
 
