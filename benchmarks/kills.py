@@ -76,7 +76,7 @@ def repro(run: Run, *, forkserver: bool = True, strike=None) -> int:
     started = time.monotonic()
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=run.clone, env=kept | own, stdout=out,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+                                   stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_interruptible)  # fmt: skip
         if strike is not None:
             strike(process)
         status = process.wait()
@@ -84,6 +84,11 @@ def repro(run: Run, *, forkserver: bool = True, strike=None) -> int:
         run.attempts.append((status, out.read().decode(errors="replace")))
     run.seconds += time.monotonic() - started
     return status
+
+
+def _interruptible():
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def alive(run: Run) -> list[psutil.Process]:
