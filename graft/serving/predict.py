@@ -47,7 +47,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """Iterate over the Prediction of each of `files`, in order; files are decoded in threads while the model runs.
 
-    A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number.
+    A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number. Raises GraftError
+    for a model that gives no numbers.
     """
     one_large = threading.Lock()
     described = model.description
@@ -67,6 +68,8 @@ def predict(
         images = [image for _, image, _ in batch if image is not None]
         judge = model if unknown_below is None else model.judged
         found = judge(np.stack(images)) if images else ((), ())
+        if images and not np.isfinite(found if unknown_below is None else found[0]).all():
+            raise GraftError(f"{model.name}: gives probabilities that are not finite; its weights hold NaN, or are damaged")
         probabilities, known = (iter(some) for some in ((found, ()) if unknown_below is None else found))
         for path, image, problem in batch:
             if image is None:
