@@ -78,8 +78,8 @@ class Clone:
         return json.loads(self.path(name).read_text(encoding="utf-8"))
 
 
-def make(base):
-    """A Clone in `base`, committed to git, whose params.yaml says CHANGES; nothing has run in it."""
+def make(base, changes=None):
+    """A Clone in `base`, committed to git, whose params.yaml says CHANGES and `changes`; nothing has run in it."""
     folder = base / "a clone"  # DVC itself fails in --temp where the path is not ASCII
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, files):
@@ -91,6 +91,7 @@ def make(base):
     yaml = YAML()
     tree = yaml.load(folder / "params.yaml")
     merge(tree, CHANGES)
+    merge(tree, changes or {})
     yaml.dump(tree, folder / "params.yaml")
     made = Clone(folder, base)
     made.run("git", "init", "-q")

@@ -14,6 +14,7 @@ from graft.system import files, paths
 from graft.system.console import GraftError, log
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # what `-S backbone.weights=` takes without quotes
+RATIO = 1000  # of what an array claims to the file that it lies in: beyond, it is made to fill the memory
 INSIDE = "model.weights.h5"  # of a .keras archive
 
 
@@ -43,12 +44,8 @@ def bring(file: Path, folder: Path = paths.WEIGHTS) -> tuple[Path, int, int]:
     if target.exists() and files.sha256(target) != files.sha256(file):
         raise GraftError(f"{target} is there already, with another content; remove it, or rename {file.name}")
     if not target.exists():
-        part = folder / f".{file.name}.part"
-        try:
+        with files.whole(target) as part:
             shutil.copyfile(file, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
     return target, len(sizes), sum(sizes)
 
 
@@ -58,12 +55,17 @@ def _sizes(file):
 
     sizes = []
 
-    def visit(_, item):
+    def visit(name, item):
         if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            if item.external or item.is_virtual:
+                raise GraftError(f"{file}: {name} lies in another file; weights must be in this one")
+            if item.nbytes > RATIO * length:
+                raise GraftError(f"{file}: {name} claims to be {item.nbytes / 1e9:.1f} GB, in a file of {length:,} bytes")
             item[()]  # a file that was cut off opens, and fails here
             sizes.append(item.size)
 
     try:
+        length = file.stat().st_size
         with _opened(file) as content, h5py.File(content, "r") as tree:
             tree.visititems(visit)
     except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:

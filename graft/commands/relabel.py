@@ -51,13 +51,15 @@ def relabel(args: argparse.Namespace) -> None:
     if data.labels or data.label_by:
         raise GraftError("labels come from data.labels or data.label_by, not from folders: correct them there")
     moves = plan(_read(args.fixes), manifest.read(paths.SPLIT), new_classes=args.new_classes)
+    begun = _is_last(_log(record), moves)  # a batch that was interrupted is gone on with
+    moves = [move for move in moves if not (begun and _is_made(root, move))]
     _check(root, moves)
     for move in moves:
         log(f"{move.source} -> {move.target}")
     if not args.apply:
         log(f"relabel: {len(moves)} photos would be moved; nothing was. --apply moves them, relabel --undo takes it back")
         return
-    _apply(root, moves, record)
+    _apply(root, moves, record, begun=begun)
     log(f"relabel: {len(moves)} photos moved, listed in {record}; `graft relabel --undo` takes it back, `dvc repro` goes on")
     if Path(f"{root}.dvc").exists():
         log(f"version it: dvc add {shlex.quote(root.as_posix())}")
@@ -107,11 +109,21 @@ def _check(root, moves):
             raise GraftError(f"{root / move.target} is there already, or two photos would go there; rename {move.source} first")
 
 
-def _apply(root, moves, record):
+def _is_last(rows, moves):
+    """Whether these moves are the last batch of the log."""
+    return bool(rows) and {row[1:] for row in rows if row[0] == rows[-1][0]} == {(move.source, move.target) for move in moves}
+
+
+def _is_made(root, move):
+    return (root / move.target).is_file() and not (root / move.source).exists()
+
+
+def _apply(root, moves, record, *, begun=False):
     rows = _log(record)
     batch = max((int(row[0]) for row in rows), default=0) + 1
-    # Written before a file is touched: what a crash leaves unmoved, undo passes over.
-    files.write_csv(record, COLUMNS, [*rows, *((batch, move.source, move.target) for move in moves)])
+    if not begun:  # written before a file is touched: what a crash leaves unmoved, undo passes over
+        listed = ((batch, move.source, move.target) for move in moves)
+        files.write_csv(record, COLUMNS, [*rows, *listed], durable=True)
     for move in moves:
         _move(root, move.source, move.target)
 
@@ -128,7 +140,7 @@ def _undo(root, record):
             raise GraftError(f"{root / source} is there again; move it away, so that {target} can go back")
     for source, target in there:
         _move(root, target, source)
-    files.write_csv(record, COLUMNS, [row for row in rows if row[0] != last])
+    files.write_csv(record, COLUMNS, [row for row in rows if row[0] != last], durable=True)
     log(f"relabel: {len(there)} photos of the last batch are back where they were")
 
 

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Protocol
 
@@ -54,13 +54,21 @@ class Budget:
                 "raise import_limits.max_ratio in params.yaml if it is sound"
             )
 
-    def write(self, source: IO[bytes], path: Path, *, after_block: Callable[[], None] = lambda: None) -> None:
-        """Copy the stream `source` to the new file `path`, calling `after_block` after every MiB."""
-        self.files += 1
-        if self.files > self.limits.max_files:
+    def foresee(self, listed: Sequence[zipfile.ZipInfo]) -> None:
+        """Refuse before the first byte what a zip says that it holds."""
+        self._check_count(sum(not info.is_dir() for info in listed))
+        Budget(self.limits).spend(sum(info.file_size for info in listed))
+
+    def _check_count(self, files):
+        if files > self.limits.max_files:
             raise GraftError(
                 f"more than {self.limits.max_files:,} files; raise import_limits.max_files in params.yaml if that is right"
             )
+
+    def write(self, source: IO[bytes], path: Path, *, after_block: Callable[[], None] = lambda: None) -> None:
+        """Copy the stream `source` to the new file `path`, calling `after_block` after every MiB."""
+        self.files += 1
+        self._check_count(self.files)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as out:  # x: never through a link, never over a file
             while block := source.read(BLOCK):
@@ -87,7 +95,7 @@ def unpack(archive: Path, folder: Path, budget: Budget, *, shown: str) -> None:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                Budget(budget.limits).spend(sum(info.file_size for info in file.infolist()))  # before the first byte
+                budget.foresee(file.infolist())
                 store(unzip(file), folder, budget, doing="unpacking", total=len(file.infolist()))
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as file:

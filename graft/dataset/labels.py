@@ -482,4 +482,4 @@ def write_table(path: Path, places: Mapping[str, Place]) -> None:
     """A table that `read` reads again: file, label and, where any photo has one, split and group. places: {path: Place}."""
     used = [name for name in COLUMNS[2:] if any(getattr(place, name) for place in places.values())]
     rows = ([path, place.label, *(getattr(place, name) for name in used)] for path, place in sorted(places.items()))
-    files.write_csv(path, (*COLUMNS[:2], *used), rows)
+    files.write_csv(path, (*COLUMNS[:2], *used), rows, durable=True)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,14 +80,33 @@ class ScanCache:
         if self.path is not None:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(self.path or ":memory:", timeout=60)
-        self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {CREATE}")
-        if self._db.execute("SELECT version FROM version").fetchall() != [(VERSION,)]:
-            self._db.executescript(DROP + CREATE)
-            self._db.execute("INSERT INTO version VALUES (?)", (VERSION,))
-        self._db.commit()
+        try:
+            self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {CREATE}")
+            if self._db.execute("SELECT version FROM version").fetchall() != [(VERSION,)]:
+                self._db.executescript(DROP + CREATE)
+                self._db.execute("INSERT INTO version VALUES (?)", (VERSION,))
+            self._db.commit()
+        except sqlite3.Error:
+            self._db.close()  # with what it holds locked
+            raise
+
+    def _keep(self, write: Callable[[], object]) -> None:
+        """Do what `write` does to the database, and commit it; where the disk is full, in memory from now on."""
+        try:
+            write()
+            self._db.commit()
+        except sqlite3.OperationalError as error:
+            if self.path is None:
+                raise
+            console.warn(f"{self.path}: {error}; hashes are not kept")
+            self._db.rollback()
+            memory = sqlite3.connect(":memory:")
+            self._db.backup(memory)
+            self._db, self.path = memory, None  # the old one is not closed: `records` may be reading from it
+            write()
+            self._db.commit()
 
     def __exit__(self, *exception):
-        self._db.commit()
         self._db.close()
 
     def records(self, files: Iterable[File]) -> Iterator[tuple[File, FileRecord | None]]:
@@ -110,10 +129,12 @@ class ScanCache:
         if row is not None:
             gone += [(self.root, path) for path, *_ in (row, *rows)]
         if gone:
-            self._db.executemany("DELETE FROM files WHERE root = ? AND path = ?", gone)
-            self._db.execute("DELETE FROM thumbs WHERE sha256 NOT IN (SELECT sha256 FROM files)")
-            self._db.execute("DELETE FROM pairs WHERE a NOT IN (SELECT sha256 FROM thumbs)")
-            self._db.commit()
+            self._keep(lambda: self._forget(gone))
+
+    def _forget(self, gone):
+        self._db.executemany("DELETE FROM files WHERE root = ? AND path = ?", gone)
+        self._db.execute("DELETE FROM thumbs WHERE sha256 NOT IN (SELECT sha256 FROM files)")
+        self._db.execute("DELETE FROM pairs WHERE a NOT IN (SELECT sha256 FROM thumbs)")
 
     def keep_records(self, results: Iterable[tuple[File, FileRecord]]) -> None:
         now = time.time_ns()
@@ -127,9 +148,11 @@ class ScanCache:
             rows.append((self.root, path, size, mtime if settled else -1, *identity, *known))
             if kept:
                 thumbs.append((record.sha256, kept))
+        self._keep(lambda: self._insert(rows, thumbs))
+
+    def _insert(self, rows, thumbs):
         self._db.executemany(f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 15)})", rows)
         self._db.executemany("INSERT OR IGNORE INTO thumbs VALUES (?,?)", thumbs)
-        self._db.commit()
 
     def thumbs(self, digests: Sequence[str]) -> list[np.ndarray]:
         """uint8 (k, 32, 32) each: the thumbnails of the images with these SHA-256 (hex)."""
@@ -149,9 +172,13 @@ class ScanCache:
         return None if row is None else [(i, j) for i, j in json.loads(row[0])]
 
     def keep_pairs(self, key: str, pairs: Sequence[tuple[int, int]]) -> None:
-        self._db.execute("DELETE FROM results WHERE root = ?", (self.root,))  # one set per folder: the last
-        self._db.execute("INSERT INTO results VALUES (?,?,?)", (self.root, key, json.dumps(pairs)))
-        self._db.commit()
+        row = (self.root, key, json.dumps(pairs))
+
+        def write():
+            self._db.execute("DELETE FROM results WHERE root = ?", (self.root,))  # one set per folder: the last
+            self._db.execute("INSERT INTO results VALUES (?,?,?)", row)
+
+        self._keep(write)
 
     def last_split(self) -> dict | None:
         """What `keep_split` was given last for this folder, or None."""
@@ -159,8 +186,8 @@ class ScanCache:
         return None if row is None else json.loads(row[0])
 
     def keep_split(self, content: dict) -> None:
-        self._db.execute("INSERT OR REPLACE INTO splits VALUES (?,?)", (self.root, json.dumps(content)))
-        self._db.commit()
+        row = (self.root, json.dumps(content))
+        self._keep(lambda: self._db.execute("INSERT OR REPLACE INTO splits VALUES (?,?)", row))
 
     def verdicts(self, pairs: Sequence[tuple[str, str, int]]) -> list[bool | None]:
         """For pairs of SHA-256 (hex) and the way in which they are compared: whether they have been found alike (True, False),
@@ -171,5 +198,4 @@ class ScanCache:
 
     def keep_verdicts(self, judged: Iterable[tuple[str, str, int, bool]]) -> None:
         rows = [(bytes.fromhex(a), bytes.fromhex(b), way, int(alike)) for a, b, way, alike in judged]
-        self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?)", rows)
-        self._db.commit()
+        self._keep(lambda: self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?)", rows))

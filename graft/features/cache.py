@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import shutil
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graft.system import paths
+from graft.system import files, paths
 from graft.system.console import warn
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 ROWS = 512  # of a segment, at most
 SPARE = 1 << 30  # bytes of disk that the cache leaves to everyone else
-STALE_SECONDS = 3600  # after which an unfinished file was left by a process that was killed
 OPEN_MAPS = 256  # segments that are mapped at a time: each holds a file descriptor
 SUFFIX, ABOUT = ".seg", "about.json"
 INDEX = np.dtype([("sha256", "S64"), ("checksum", "<u4")])
@@ -94,7 +92,7 @@ class FeatureCache:
 
 
 def _segments(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in folder.rglob(f"*{SUFFIX}"):
+    for path in folder.rglob(f"[!.]*{SUFFIX}"):
         with contextlib.suppress(OSError):
             yield path, path.stat()
 
@@ -113,7 +111,7 @@ class Space:
             wanted.setdefault(name.encode(), []).append(position)
         files: list[Path] = []
         segment, row = np.full(len(names), -1, np.int32), np.zeros(len(names), np.int32)
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")):
             index = _read_index(path, self)
             hits = [] if index is None else [(r, p) for r, n in enumerate(index["sha256"]) for p in wanted.get(n, ())]
             if hits:
@@ -164,7 +162,7 @@ class Writer:
     def _write(self, index):
         folder = self.space.folder
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        files.sweep(folder)
         if not (folder / ABOUT).exists():
             _write_whole(folder / ABOUT, json.dumps(self.space.about).encode())
         path = folder / f"{os.getpid():x}-{time.time_ns():x}{SUFFIX}"
@@ -173,20 +171,8 @@ class Writer:
 
 
 def _write_whole(path, *parts):
-    handle, name = tempfile.mkstemp(suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(parts)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _sweep(folder):
-    for part in folder.glob("*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > STALE_SECONDS:
-                part.unlink()
+    with files.whole(path, shared=True) as part, part.open("wb") as file:
+        file.writelines(parts)
 
 
 def _checksum(name, row):

@@ -17,6 +17,7 @@ been initialised is not safe.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -32,6 +33,7 @@ from graft.system import files, paths
 SWITCH = "GRAFT_FORKSERVER"  # 0: no server
 FORKED = "GRAFT_FORKED"  # set in a fork: the stage shall run here
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
 LIMITS = tuple(sorted(name for name in dir(resource) if name.startswith("RLIMIT_")))
 
 
@@ -50,7 +52,18 @@ def run(module: str, main: Callable[[], None]) -> None:
         else:
             with connection, connection.makefile("rb") as answers:
                 _hand_over(connection, answers, module)
+    if not forked and sys.platform == "linux":
+        _end_with(owner())
     main()
+
+
+def _end_with(dvc):
+    """End where `dvc` has been killed: the next one runs this stage again, on the same files."""
+    parent = os.getppid()
+    if dvc is not None and dvc[0] == parent:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
 
 
 def usable() -> bool:

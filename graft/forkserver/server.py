@@ -47,7 +47,6 @@ PACKAGES = (
 # What packages read when they are imported: a stage with other values of these is not for this server.
 READ_AT_IMPORT = ("PYTHON", "TF_", "KERAS", "XLA_", "CUDA", "OMP_", "OPENBLAS", "MKL_", "MPL", "MLFLOW_", "LD_", "LANG", "LC_")
 OWN = ("graft", "stages")  # packages that are forgotten before each stage: its code is that of its folder, as it is then
-PR_SET_PDEATHSIG = 1
 PATIENCE = 10  # seconds that the rest of a task may take to come
 GRACE = 10  # seconds between SIGTERM and SIGKILL for a stage that nobody waits for any more
 
@@ -143,8 +142,8 @@ def _loop(listener, watched, started_with):
                 waiting.unregister(key.data.descriptor)
                 waiting.unregister(key.data.connection)
                 key.data.end(alone=key.fileobj is key.data.connection)
-    for stage in stages:
-        stage.end(alone=True)
+    for stage in stages:  # a dvc that ends before its stage was killed: the next one runs that stage again, on the same files
+        stage.end(alone=True, grace=0)
     return None
 
 
@@ -154,11 +153,11 @@ class _Stage:
     def __init__(self, pid, connection):
         self.pid, self.connection, self.descriptor = pid, connection, os.pidfd_open(pid)
 
-    def end(self, *, alone):
-        """Report its status. alone: nobody waits for it any more; it gets SIGTERM, after a while SIGKILL."""
+    def end(self, *, alone, grace=GRACE):
+        """Report its status. alone: nobody waits for it any more; it gets SIGTERM, after `grace` seconds SIGKILL."""
         if alone:
             os.kill(self.pid, signal.SIGTERM)
-            if not select.select([self.descriptor], [], [], GRACE)[0]:
+            if not select.select([self.descriptor], [], [], grace)[0]:
                 os.kill(self.pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         os.close(self.descriptor)
@@ -191,7 +190,7 @@ def _fork(connection, started_with):
 
 def _become(task, streams, server):
     """Take on streams, limits, priority, processors and folder of the process that asked; end where this user may not."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(client.PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         if os.getppid() != server:
             raise ProcessLookupError("the server has ended")

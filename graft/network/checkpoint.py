@@ -6,13 +6,13 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 import time
 import zipfile
+from typing import Any
 
 import numpy as np
 
-from graft.system import paths
+from graft.system import files, paths
 from graft.system.console import warn
 from graft.system.prefetch import processors
 
@@ -30,18 +30,20 @@ class Checkpoint:
         versions = [tf.__version__, keras.__version__, np.__version__, precision, processors()]
         key = hashlib.sha256(json.dumps([identity, versions], sort_keys=True, default=str).encode()).hexdigest()[:32]
         self.path = paths.cache() / "checkpoints" / f"{stage}-{key}.npz"
+        self.full = False
 
     def save(self, state: dict, arrays: dict[str, list[np.ndarray]]) -> None:
-        """Write atomically. state: what JSON can hold."""
-        flat = {f"{name}/{i}": array for name, group in arrays.items() for i, array in enumerate(group)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
+        """Write atomically; where that cannot be done, the training goes on after one warning. state: what JSON can hold."""
+        flat: dict[str, Any] = {f"{name}/{i}": array for name, group in arrays.items() for i, array in enumerate(group)}
         try:
-            with part.open("wb") as file:
-                np.savez(file, allow_pickle=False, state=np.array(json.dumps(state)), **flat)
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+            with files.whole(self.path, shared=True) as part, part.open("wb") as file:
+                np.savez(file, state=np.array(json.dumps(state)), **flat)
+        except OSError as error:
+            if not self.full:
+                self.full = True
+                warn(
+                    f"checkpoint: {error.strerror or error}; going on without it, a killed training would not resume from here"
+                )
 
     def load(self, like: dict[str, list[np.ndarray]]) -> tuple[dict, dict[str, list[np.ndarray]]] | None:
         """(state, arrays) as saved; None without a checkpoint whose arrays have the shapes and dtypes of `like`."""
@@ -77,6 +79,7 @@ class Checkpoint:
         self.path.replace(self.path.with_suffix(".unfit"))
 
     def _remove_old(self):
+        files.sweep(self.path.parent)
         for path in self.path.parent.glob("*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > KEPT_SECONDS:

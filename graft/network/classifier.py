@@ -88,10 +88,9 @@ def unfreeze(model: keras.Model, layers: int) -> int:
 
 def save(model: keras.Model, description: Description, folder: Path) -> None:
     """Write `model.weights.h5` and `model.json` into `folder`; the same model gives the same bytes."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_weights(folder / WEIGHTS)
-    files.write_text(folder / DESCRIPTION, description.to_json())
+    with files.whole(Path(folder) / WEIGHTS) as part:
+        model.save_weights(part)
+    files.write_text(Path(folder) / DESCRIPTION, description.to_json())
 
 
 def load_description(folder: Path) -> Description:

@@ -54,7 +54,8 @@ def write(folder: Path, evidence: Evidence, near: Sequence[unknown.Verdict] = ()
     """
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
-    np.save(folder / "features.npy", evidence.features)
+    with files.whole(folder / "features.npy") as part:
+        np.save(part, evidence.features)
     evidence.predictions.write(folder / "oof.csv")
     found = suspects.find(evidence)
     files.write_csv(folder / "suspects.csv", suspects.COLUMNS, (suspect.row for suspect in found))

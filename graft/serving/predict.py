@@ -47,7 +47,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """Iterate over the Prediction of each of `files`, in order; files are decoded in threads while the model runs.
 
-    A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number.
+    A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number. Raises GraftError
+    for a model that gives no numbers.
     """
     one_large = threading.Lock()
     described = model.description
@@ -65,11 +66,14 @@ def predict(
     decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
     while batch := list(islice(decoded, batch_size)):
         images = [image for _, image, _ in batch if image is not None]
-        probabilities, known = iter(()), iter(())
+        found, p_values = np.empty((0, len(described.classes))), np.empty(0)
         if images and unknown_below is not None and model.judged:
-            probabilities, known = map(iter, model.judged(np.stack(images)))
+            found, p_values = model.judged(np.stack(images))
         elif images:
-            probabilities = iter(model(np.stack(images)))
+            found = model(np.stack(images))
+        if not np.isfinite(found).all():
+            raise GraftError(f"{model.name}: gives probabilities that are not finite; its weights hold NaN, or are damaged")
+        probabilities, known = iter(found), iter(p_values)
         for path, image, problem in batch:
             if image is None:
                 yield Prediction(path.as_posix(), problem=problem)

@@ -84,7 +84,10 @@ def load_knowing(folder: Path) -> Loaded:
     path = folder / FILES["keras"]
     loaded = load_file(path)
     model, description = cast("keras.Model", loaded.network), loaded.description  # which this format is
-    knows, last = known.Known.read(folder / known.FILE), model.layers[-1]
+    try:
+        knows, last = known.Known.read(folder / known.FILE), model.layers[-1]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise GraftError(f"{folder / known.FILE}: not what graft exported, or damaged; run `dvc repro export`") from error
     pooled = "pooled" if any(layer.name == "pooled" for layer in model.layers) else "pooling"
     call = keras_call(keras.Model(model.input, [model.output, model.get_layer(pooled).output, last.input]))
     scale = description.temperature if description.calibrated else 1.0  # `graft.known` measures before any temperature

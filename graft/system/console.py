@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
+FULL = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal to draw a bar on
 
 
@@ -68,7 +69,7 @@ class Progress:
 
 
 def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Wrap the `main` of a stage or command: a GraftError becomes one line on stderr and exit status 1."""
+    """Wrap the `main` of a stage or command: a GraftError, or a full disk, becomes one line on stderr and exit status 1."""
 
     @functools.wraps(function)
     def main(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -78,11 +79,27 @@ def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
         except GraftError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
+        except Exception as error:
+            if not (full := _full(error)):
+                raise
+            print(f"error: {full}; make room, then the same command goes on", file=sys.stderr, flush=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             sys.exit(130)
 
     return main
+
+
+def _full(error: BaseException | None) -> str:
+    """What an error, or what it came of, says of a full disk; "" for others. HDF5, SQLite and TensorFlow tell no errno."""
+    while error is not None:
+        text = " ".join(str(error).split())
+        if found := next((words for words in FULL if words in text), ""):
+            name = getattr(error, "filename", None)
+            return f"{name}: {found}" if name else found
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _check_locale():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 BLOCK = 1 << 20  # bytes read at a time
+PART = ".part-"  # begins the name of what is not whole yet
+STALE_SECONDS = 3600  # after which an unfinished file, whoever wrote it, was left by a process that was killed
 
 
 def sha256(path: str | Path) -> str:
@@ -55,11 +61,48 @@ def _hash(path: Path, total: hashlib._Hash) -> str:
     return total.hexdigest()
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """`text` as UTF-8 with plain line ends; the folder is made where it is missing."""
+@contextlib.contextmanager
+def whole(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yields a path beside `path` to be written to, which takes its place at the end of the block: old or new, never half.
+
+    The folder is made where it is missing. What a killed process left there the next one writes over. shared: several processes
+    may write `path` at once; each then has a name of its own, and `sweep` removes what killed ones left. What is no file, such
+    as /dev/stdout, is written to as it is.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    part = path.with_name(f"{PART}{_here()}-{os.getpid()}-{path.name}" if shared else f"{PART}{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `whole` has begun in `folder`, as shared, in processes that are gone."""
+    import psutil
+
+    for part in folder.glob(f"{PART}*"):
+        host, pid = [*part.name[len(PART) :].split("-"), "", ""][:2]
+        gone = host == _here() and pid.isdigit() and not psutil.pid_exists(int(pid))
+        with contextlib.suppress(OSError):  # another process was faster
+            if gone or time.time() - part.stat().st_mtime > STALE_SECONDS:
+                part.unlink()
+
+
+def _here():
+    """This host or container, by whose numbers processes are known."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`text` as UTF-8 with plain line ends, whole or not at all; the folder is made where it is missing."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -91,15 +134,19 @@ def csv_writer(file: TextIO) -> _CsvWriter:
     return _CsvWriter(file)
 
 
-def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table as of `csv_writer`, UTF-8; the folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]], *, durable: bool = False) -> None:
+    """A table as of `csv_writer`, UTF-8, whole or not at all; the folder is made where it is missing.
+
+    durable: it survives a loss of power too, as what nothing makes anew must.
+    """
+    with whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv_writer(file)
         writer.writerow(header)
         for row in rows:
             writer.writerow(row)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:

@@ -136,6 +136,7 @@ def challenge(
         if champion is not None and _same_network(champion, registry.get_version(client, name, version)):
             number = str(champion.version)
             decision = Decision(False, "it is the champion already", version=number, champion=number)
+            decision = _unrecorded(client, name, champion) or decision if number == str(version) else decision
             break
         decision = _judge(run, champion, predictions, metrics, ask)
         decision = replace(decision, version=version, champion=champion and str(champion.version))
@@ -148,6 +149,14 @@ def challenge(
                 break
     _record(run, decision)
     return decision
+
+
+def _unrecorded(client, name, champion):
+    """The decision that made `champion` one, where a kill came before it was recorded."""
+    last = (history(client, name) or [{"version": None}])[-1]
+    if last["version"] != str(champion.version) or last["action"] != "promoted" or "champion.decision" in champion.tags:
+        return None
+    return Decision(True, last["reason"], version=last["version"], champion=last["before"])
 
 
 def is_decided(run: runs.StageRun, version: str) -> bool:
@@ -282,6 +291,9 @@ def _move(client, name, version, *, by, reason, action="promoted"):
     entries, current = history(client, name), registry.by_alias(client, name, ALIAS)
     before = str(current.version) if current else None
     known = active_versions(entries)
+    if entries and before and (entries[-1]["version"], entries[-1]["before"]) == (str(version), before):
+        registry.set_alias(client, name, ALIAS, str(version))  # whoever wrote that was killed before the alias moved
+        return
     if before and before not in known[-1:]:  # else rolling back would miss it
         _write(client, name, before, action="by hand", before=known[-1] if known else None, by="", reason="the alias was moved")
     _write(client, name, version, action=action, before=before, by=by, reason=reason[:400])

@@ -5,6 +5,7 @@ A folder per run below `.cache/spool`: a line of JSON per call, and copies of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Calls that write and whose answer nobody needs: they are kept. Others cannot be answered without the server.
 KEPT = ("log_batch", "log_artifact", "log_artifacts", "log_text", "log_image", "set_tag", "set_terminated", "update_run")
+CALLS = "calls.jsonl"
 ENTITIES = {"metrics": "Metric", "params": "Param", "tags": "RunTag"}  # of log_batch
 
 
@@ -76,7 +78,7 @@ class SpoolingClient:
             given = (_save(given[0], place), *given[1:])
         options |= {key: [dict(item) for item in options[key]] for key in ENTITIES if key in options}
         line = json.dumps({"call": name, "given": given, "options": options, "uri": store.shown(self._uri)})
-        with (place / "calls.jsonl").open("a", encoding="utf-8") as file:
+        with (place / CALLS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def release(self) -> None:
@@ -109,27 +111,31 @@ def send(client: MlflowClient, uri: str) -> list[str]:
     """
     sent = []
     for place in sorted(folder().glob("*/"), key=lambda path: path.stat().st_mtime):
-        calls = [json.loads(line) for line in _lines(place / "calls.jsonl")]
-        if not calls or calls[0]["uri"] != store.shown(uri):
+        calls = list(_calls(place / CALLS))
+        if calls and calls[0]["uri"] != store.shown(uri):
             continue
         try:
             with FileLock(place / "lock", timeout=0):
                 for entry in calls:
                     _repeat(client, place, entry)
+                (place / CALLS).unlink(missing_ok=True)  # before the files that it names: what is left of them is nobody's
                 shutil.rmtree(place)
         except Timeout:
             continue
         except Exception as error:  # whatever the server says: the stage at hand goes on
             warn(f"{place}: MLflow does not take what was kept there: {store.first_line(error)}")
             continue
-        sent.append(place.name)
+        sent += [place.name] * bool(calls)
     if sent:
         log(f"sent to MLflow what it had missed of {len(sent)} run{'s' * (len(sent) > 1)}")
     return sent
 
 
-def _lines(file):
-    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+def _calls(file):
+    """The calls that were kept; the last one is left out where a killed process wrote half of it, which it never made."""
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def _repeat(client, place, entry):

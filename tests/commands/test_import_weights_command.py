@@ -72,6 +72,27 @@ def test_what_is_no_weights_is_refused_and_leaves_nothing(weights, tmp_path, nam
     assert list(weights.iterdir()) == []
 
 
+def test_an_array_that_is_not_in_the_file_is_refused_and_never_read(weights, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(400))
+    with h5py.File(tmp_path / "out.h5", "w") as tree:
+        tree.create_dataset("kernel", (100,), "f4", external=[(str(secret), 0, 400)])
+    with h5py.File(tmp_path / "virtual.h5", "w") as tree:
+        layout = h5py.VirtualLayout((100,), "f4")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "out.h5"), "kernel", (100,))
+        tree.create_virtual_dataset("kernel", layout)
+    with h5py.File(tmp_path / "bomb.h5", "w") as tree:
+        tree.create_dataset("kernel", (10**6, 10**6), "f4", chunks=(1, 1000))
+    for name, words in (
+        ("out", "lies in another file"),
+        ("virtual", "lies in another file"),
+        ("bomb", r"claims to be 4000\.0 GB"),
+    ):
+        with pytest.raises(GraftError, match=f"kernel {words}"):
+            bring(tmp_path / f"{name}.h5")
+    assert list(weights.iterdir()) == []
+
+
 def test_another_file_of_that_name_stays(weights, tmp_path):
     (weights / "a.h5").write_bytes(b"mine")
     (tmp_path / "a.h5").write_bytes(WEIGHTS)

@@ -1,3 +1,4 @@
+import copy
 import datetime
 import functools
 import hashlib
@@ -141,6 +142,12 @@ ATTACKS = {
     "tar bomb": (lambda p: tarred(p, {"cat/1.bmp": bytes(90_000_000)}, "w:gz"), "unpacks to more than 200 times its size"),
     "too much": (lambda p: zipped_small(p, {"cat/1.bmp": bytes(110_000_000)}), r"more than 0\.1 GB"),
     "too many": (lambda p: zipped(p, {f"cat/{k}.jpg": b"x" for k in range(1001)}), "more than 1,000 files"),
+    "archive in archive": (
+        lambda p: zipped(p, {"cat/1.zip": zipped(p.with_name("in"), CLASSES).read_bytes()}),
+        "holds no image",
+    ),
+    "quoted": (lambda p: quoted(p), "damaged or not readable|unpacks to more|more than"),
+    "crowded": (lambda p: crowded(p, 20_000), "more than 1,000 files"),
     "twice": (lambda p: tarred_twice(p), "holds '1.jpg' twice"),
     "cut zip": (lambda p: cut(zipped(p, CLASSES)), "neither a zip nor a tar archive|damaged or not readable"),
     "cut tar": (lambda p: cut(tarred(p, CLASSES)), "damaged or not readable"),
@@ -160,6 +167,28 @@ def zipped_small(path, files):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in files.items():
             file.writestr(name, content)
+    return path
+
+
+def quoted(path):
+    """A zip of 500 names for one and the same content, of 1 MB each (D. Fifield, A better zip bomb)."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("cat/0.bmp", bytes(1_000_000))
+        for k in range(1, 500):
+            again = copy.copy(file.infolist()[0])
+            again.filename = f"cat/{k}.bmp"
+            file.filelist.append(again)
+    return path
+
+
+def crowded(path, count):
+    """A zip of so many entries without content, names and nothing behind them."""
+    record = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0)
+    names = b"".join(record + b"cat/%08d.jpg" % k for k in range(count))
+    end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(names), 0)
+    end += struct.pack("<4sLQL", b"PK\6\7", 0, len(names), 1)
+    end += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path.write_bytes(names + end)
     return path
 
 
@@ -192,6 +221,13 @@ def test_attacks_and_damage_leave_nothing(tmp_path, make, message):
         run(source, tmp_path)
     assert left_behind(tmp_path) == [] and "\n" not in str(caught.value)
     assert set(tmp_path.parent.rglob("*evil*")) == before and not Path("/tmp/evil.jpg").exists()
+
+
+@pytest.mark.slow
+def test_a_million_entries_leave_nothing(tmp_path):
+    with pytest.raises(GraftError, match="more than 1,000 files"):
+        run(crowded(tmp_path / "set.zip", 1_000_000), tmp_path)
+    assert left_behind(tmp_path) == []
 
 
 def test_links_in_archives_are_never_made(tmp_path):

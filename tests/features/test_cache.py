@@ -9,6 +9,7 @@ import pytest
 
 from graft.features import cache as module
 from graft.features.cache import FeatureCache
+from graft.system import files
 
 SHAPE = (2, 3)
 
@@ -141,14 +142,15 @@ def test_a_kill_in_the_middle_leaves_whole_segments_only(space, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fill(space, range(3))
     assert not list(space.folder.glob("*.seg"))
-    assert not list(space.folder.glob("*.part"))
+    assert not list(space.folder.glob(".part-*"))
 
 
-def test_what_a_killed_process_left_is_swept_away(space):
+def test_what_a_killed_process_left_is_swept_away_and_never_read(space):
     fill(space, [0])
-    part = space.folder / "x.part"
-    part.write_bytes(b"")
-    os.utime(part, (time.time() - 2 * module.STALE_SECONDS,) * 2)
+    part = space.folder / ".part-x.seg"
+    next(space.folder.glob("*.seg")).rename(part)
+    assert space.find(names(0)).missing.all()
+    os.utime(part, (time.time() - 2 * files.STALE_SECONDS,) * 2)
     fill(space, [1])
     assert not part.exists()
 
@@ -225,4 +227,4 @@ for _ in range(20):
     workers = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(worker.communicate()[1], worker.returncode) for worker in workers]
     assert [code for _, code in ended] == [0, 0], ended
-    assert not list(tmp_path.glob("*/*.part"))
+    assert not list(tmp_path.glob("*/.part-*"))

@@ -240,6 +240,22 @@ def test_a_killed_server_takes_its_stage_with_it(clone, dvc):
         shutil.rmtree(left)
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_a_killed_dvc_takes_its_stage_with_it(clone, served):
+    dvc = Dvc(clone)
+    if served:
+        dvc.served()
+    dvc.begin("wait", env={} if served else {client.SWITCH: "0"})
+    stage = int(wait_for(lambda: (clone / "waiting").exists() and (clone / "waiting").read_text(), "no stage waits"))
+    dvc.process.kill()
+    dvc.process.wait()
+    wait_for(lambda: not is_running(stage), "two writers at the next try")
+    assert not (clone / "ended").exists()
+    wait_for(lambda: not dvc.folders(), "the server outlives its dvc")
+    dvc.process.stdin.close()
+    dvc.process.stdout.close()
+
+
 def test_the_server_ends_with_its_dvc_and_leaves_nothing(clone):
     dvc, other = Dvc(clone), Dvc(clone)
     first, second = dvc.served()["parent"], other.served()["parent"]

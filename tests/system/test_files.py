@@ -2,6 +2,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +79,47 @@ def test_a_bare_carriage_return_survives(tmp_path):
     files.write_csv(tmp_path / "x.csv", ["path", "size"], [["a\rb.png", 1], ["c", 2]])
     assert files.read_csv(tmp_path / "x.csv") == [{"path": "a\rb.png", "size": "1"}, {"path": "c", "size": "2"}]
     assert (tmp_path / "x.csv").read_bytes().endswith(b"\nc,2\n")
+
+
+def test_what_cannot_be_written_whole_is_as_it_was(tmp_path):
+    path = tmp_path / "x.csv"
+    files.write_csv(path, ["n"], [[1]])
+
+    def rows():
+        yield [2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_csv(path, ["n"], rows())
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+    assert path.read_text() == "n\n1\n"
+
+
+def test_what_is_no_file_is_written_to_as_it_is(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(pipe, "words")
+    assert os.read(reader, 100) == b"words"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_what_killed_processes_left_is_swept_and_what_others_write_stays(tmp_path):
+    code = """
+import sys, os
+from graft.system import files
+with files.whole(sys.argv[1], shared=True) as part:
+    part.touch()
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x"], cwd=Path(__file__).parents[2])
+    assert len(list(tmp_path.iterdir())) == 1
+    with files.whole(tmp_path / "y", shared=True) as part:
+        part.write_text("mine")
+        old, young = (tmp_path / f"{files.PART}elsewhere-1-{name}" for name in ("old", "young"))
+        old.touch()
+        young.touch()
+        os.utime(old, (time.time() - 2 * files.STALE_SECONDS,) * 2)
+        files.sweep(tmp_path)
+        assert {p.name for p in tmp_path.iterdir()} == {part.name, young.name}
