@@ -18,6 +18,7 @@ ROOMS = {
     "graft/system/environment.py": NETWORK,
     "graft/system/console.py": (),
     "graft/pixels.py": ALL,
+    "graft/looks.py": ("split", "second-look", "evaluate"),
     "graft/known.py": NETWORK,
     "graft/params.py": ALL,
     "graft/runtimes.py": NETWORK,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from graft import looks
 from graft.dataset.scan import DAMAGED
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +102,7 @@ def test_every_maker_is_a_function_of_the_project():
 
 def kinds_of_problems():
     """Those that problems.csv can hold, as the code names them."""
-    found = set(DAMAGED)
+    found = set(DAMAGED) | set(looks.WORDS)
     for path in ROOT.glob("graft/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and called(node) in ("Problem", "ImageProblem"):

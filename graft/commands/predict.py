@@ -46,7 +46,7 @@ def predict(args: argparse.Namespace) -> None:
     total = None if sources.once else sum(1 for _ in sources)  # which also says that there is something to do
     limit = args.unknown_below
     model = open_model(args.model, suits_litert=_suits_litert, knowing=limit is not None)
-    columns = Columns(model.description.classes, args.top)
+    columns = Columns(model.description.classes, args.top, known=model.judged is not None)
     sorter = None
     if args.sort_into:
         sorter = Sorter(args.sort_into, model.description.classes, args.unsure_below or 0.0, args.copy)

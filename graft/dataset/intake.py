@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from graft import looks
 from graft.dataset import grouping, manifest, near_duplicates, scan, splitting
 from graft.dataset.manifest import SPLITS, Manifest
-from graft.dataset.scan import Problem, ScanResult
+from graft.dataset.scan import Problem, ScannedImage, ScanResult
 from graft.dataset.scan_cache import ScanCache
 
 if TYPE_CHECKING:
@@ -51,7 +55,19 @@ def take_in(data: Data, *, seed: int, cache_file: Path | None) -> Intake:
     splits = splitting.assign(splitting.items(usable, grouped), **shares, seed=seed, where=root)
     rows = manifest.build(usable, splits, grouped.groups)
     scan.check_unchanged(found)
-    return Intake(found, rows, scan.settled([*found.problems, *copies, *grouped.problems, *leaks]))
+    doubts = [*found.problems, *copies, *grouped.problems, *leaks]
+    return Intake(found, rows, scan.settled([*doubts, *standing_out(usable, doubts)]))
+
+
+def standing_out(images: Sequence[ScannedImage], doubts: Sequence[Problem]) -> list[Problem]:
+    """Of `images` those that are blurred, dark, … beside the others: kept, for a person to look at. What is of one colour only
+    is said to be so among the `doubts`."""
+    even = {problem.path for problem in doubts if problem.problem == "one_colour"}
+    images = [image for image in images if image.path not in even]
+    seen = np.frombuffer(b"".join(image.looks for image in images), np.float32).reshape(len(images), -1)
+    sizes = np.array([(image.width, image.height) for image in images])
+    found = looks.standing_out(seen, sizes)
+    return [Problem(images[i].path, kind, f"kept: {looks.WORDS[kind]}") for kind, where in found.items() for i in where]
 
 
 def doubtful_counts(rows: Manifest) -> list[str]:

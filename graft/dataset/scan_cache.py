@@ -15,12 +15,12 @@ from graft.dataset.layout import File
 from graft.system import console
 
 THUMB = 32  # pixels of a side of the grey thumbnails that near-duplicates are compared by
-VERSION = f"7 Pillow {PIL.__version__}"
+VERSION = f"8 Pillow {PIL.__version__}"
 FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not believed next time
 TABLES = {
     "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, problem TEXT,"
     " detail TEXT, sha256 BLOB, width INTEGER, height INTEGER, megapixels REAL, most INTEGER, pixels BLOB, note TEXT,"
-    " PRIMARY KEY (root, path)) WITHOUT ROWID",
+    " looks BLOB, PRIMARY KEY (root, path)) WITHOUT ROWID",
     "thumbs": "(sha256 BLOB PRIMARY KEY, thumbs BLOB) WITHOUT ROWID",
     "pairs": "(a BLOB, b BLOB, way INTEGER, alike INTEGER, PRIMARY KEY (a, b, way)) WITHOUT ROWID",
     "results": "(root TEXT, key TEXT, pairs TEXT, PRIMARY KEY (root, key))",
@@ -37,7 +37,7 @@ class FileRecord:
     a person; `sha256`: 32 bytes; `width`, `height`: pixels, upright; `megapixels`: that were decoded; `most`: the largest of
     16-bit samples of which nothing says what is white, else 0; `pixels`: None
     where the image has thumbnails, else the digest of its pixels if it is small, or nothing; `note`: what a person should
-    know of how it was read; `thumbs`: 32 x 32 grey bytes each."""
+    know of how it was read; `looks`: of a picture, six float32 (`graft.looks`); `thumbs`: 32 x 32 grey bytes each."""
 
     problem: str = ""
     detail: str = ""
@@ -48,6 +48,7 @@ class FileRecord:
     most: int = 0
     pixels: bytes | None = b""
     note: str = ""
+    looks: bytes = b""
     thumbs: bytes = b""
 
 
@@ -113,7 +114,7 @@ class ScanCache:
         """Yield (file, its FileRecord without thumbs, or None) for `files`, sorted by path; forgets what is no longer there."""
         rows = self._db.execute(
             "SELECT path, size, mtime_ns, ctime_ns, inode, problem, detail, sha256, width, height,"
-            " megapixels, most, pixels, note FROM files WHERE root = ? ORDER BY path", (self.root,),
+            " megapixels, most, pixels, note, looks FROM files WHERE root = ? ORDER BY path", (self.root,),
         )  # fmt: skip
         row, gone = next(rows, None), []
         for file in files:
@@ -151,7 +152,7 @@ class ScanCache:
         self._keep(lambda: self._insert(rows, thumbs))
 
     def _insert(self, rows, thumbs):
-        self._db.executemany(f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 15)})", rows)
+        self._db.executemany(f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 16)})", rows)
         self._db.executemany("INSERT OR IGNORE INTO thumbs VALUES (?,?)", thumbs)
 
     def thumbs(self, digests: Sequence[str]) -> list[np.ndarray]:

@@ -113,6 +113,16 @@ class SamplesDisplay(_SheetDisplay):
         return 8 if classes <= 12 else 4
 
 
+class StandingOutDisplay(SamplesDisplay):
+    """Pictures that are blurred, dark, …: as SamplesDisplay, by kind."""
+
+    title = "Pictures to look at"
+
+    def __init__(self, samples: Mapping[str, Sequence[np.ndarray]]):
+        super().__init__(samples)
+        self.margin = 1.9
+
+
 class SizesDisplay(style.Display):
     """Width against height, and the shapes, on two axes. `widths`, `heights`: int (n,), pixels, upright."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graft import looks
 from graft.figures import data, style
 from graft.system import console, files
 
@@ -37,7 +38,7 @@ def write(
     metrics = summary(found, manifest, problems)
     files.write_csv(folder / "problems.csv", ("path", "problem", "action"), ((p.path, p.problem, p.action) for p in problems))
     files.write_json(folder / "metrics.json", metrics)
-    draw(folder / "plots", manifest, duplicates, read)
+    draw(folder / "plots", manifest, duplicates, read, problems)
     splits = ", ".join(f"{split} {metrics[split]}" for split in manifest.counts())
     others = f"{found.non_images} non-images and {found.hidden} hidden files passed over"
     console.log(f"{found.root}: {len(manifest)} images in {len(manifest.classes)} classes -> {splits}; {others}")
@@ -63,9 +64,13 @@ def summary(found: ScanResult, manifest: Manifest, problems: Sequence[Problem]) 
 
 
 def draw(
-    folder: Path, manifest: Manifest, duplicates: Sequence[tuple[str, Sequence[str]]], read: Callable[[str, int], np.ndarray]
+    folder: Path,
+    manifest: Manifest,
+    duplicates: Sequence[tuple[str, Sequence[str]]],
+    read: Callable[[str, int], np.ndarray],
+    problems: Sequence[Problem] = (),
 ) -> None:
-    """class_balance.png, samples.png, sizes.png and, if there are any, duplicates.png."""
+    """class_balance.png, samples.png, sizes.png and, if there are any, duplicates.png and standing_out.png."""
     folder.mkdir(parents=True, exist_ok=True)
     displays = {
         "class_balance": data.ClassBalanceDisplay(manifest.counts()),
@@ -76,6 +81,8 @@ def draw(
         splits = {row.path: row.split for row in manifest.rows}
         groups = [_group(kind, paths, splits, read) for kind, paths in duplicates[: data.DuplicatesDisplay.GROUPS]]
         displays["duplicates"] = data.DuplicatesDisplay(groups, total=len(duplicates))
+    if standing_out := _standing_out(manifest, problems, read):
+        displays["standing_out"] = data.StandingOutDisplay(standing_out)
     for name, display in displays.items():
         style.png(display.plot().figure_, folder / f"{name}.png")
 
@@ -89,6 +96,18 @@ def _samples(manifest, read):
     each, side = data.SamplesDisplay.each(len(names)), data.SamplesDisplay.SIDE
     picks = {name: sorted(rows[name], key=lambda row: row.sha256)[:each] for name in names}
     return {name: [read(row.path, side) for row in of_class] for name, of_class in picks.items()}
+
+
+def _standing_out(manifest, problems, read):
+    """{kind (number): some images} of those that are blurred, dark, …, in the order of their hashes."""
+    digests = {row.path: row.sha256 for row in manifest.rows}
+    each, side = data.SamplesDisplay.each(len(looks.WORDS)), data.SamplesDisplay.SIDE
+    found = {kind: [p.path for p in problems if p.problem == kind] for kind in looks.WORDS}
+    return {
+        f"{kind.replace('_', ' ')} ({len(paths)})": [read(path, side) for path in sorted(paths, key=digests.get)[:each]]
+        for kind, paths in found.items()
+        if paths
+    }
 
 
 def _group(kind, paths, splits, read):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graft import looks
 from graft.second_look.evidence import Evidence
 from graft.second_look.layout import principal
 
@@ -121,19 +122,16 @@ def of_evidence(evidence: Evidence, images: ImageSet, *, seed: int) -> list[Segm
 def measure(images: ImageSet, indices: np.ndarray, total: int) -> dict[str, np.ndarray]:
     """{"brightness", "contrast", "sharpness", "colour": float (total,)}, NaN for all but the photos at `indices`.
 
-    images: `read(indices)` gives batches uint8 (b, S, S, 3). brightness: mean grey, contrast: its deviation, sharpness: log of
-    the variance of its Laplacian (Pech-Pacheco et al. 2000), colour: mean difference of the channels; in grey levels of 255.
+    images: `read(indices)` gives batches uint8 (b, S, S, 3). The first three as of `graft.looks`; colour: mean difference of
+    the channels, in grey levels of 255.
     """
+    from PIL import Image
+
     rows = []
     for batch in images.read(indices):
-        x = batch.astype(np.float32)
-        grey = x.mean(axis=3)
-        inner = grey[:, 1:-1, 1:-1]
-        laplace = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * inner
-        colour = (x.max(axis=3) - x.min(axis=3)).mean(axis=(1, 2))
-        rows.append(
-            np.stack([grey.mean(axis=(1, 2)), grey.std(axis=(1, 2)), np.log1p(laplace.var(axis=(1, 2))), colour], axis=1)
-        )
+        colour = (batch.max(axis=3) - batch.min(axis=3)).mean(axis=(1, 2))
+        seen = looks.measure([looks.small(Image.fromarray(image)) for image in batch])
+        rows.append(np.column_stack([seen[:, :3], colour]))
     found = np.full((total, 4), np.nan)
     found[indices] = np.concatenate(rows)
     return dict(zip(("brightness", "contrast", "sharpness", "colour"), found.T))

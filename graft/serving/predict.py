@@ -14,6 +14,7 @@ import numpy as np
 
 from graft import pixels
 from graft.description import FILES
+from graft.known import FILE
 from graft.serving import pyfunc, readers
 from graft.system.console import GraftError
 from graft.system.environment import missing, quiet_tensorflow
@@ -27,7 +28,7 @@ UNKNOWN = "(unknown)"  # no class: a folder of photos cannot be called so everyw
 @dataclass(frozen=True)
 class Prediction:
     """What one file shows. `probabilities`: float (C,) in the order of the model's classes, None where there is a
-    `problem`. known: p-value as of `graft.known`, where it was asked for; below the limit, `predicted` is UNKNOWN."""
+    `problem`. known: p-value as of `graft.known`, where the model is `judged`; below the limit, `predicted` is UNKNOWN."""
 
     path: str
     predicted: str = ""
@@ -67,7 +68,7 @@ def predict(
     while batch := list(islice(decoded, batch_size)):
         images = [image for _, image, _ in batch if image is not None]
         found, p_values = np.empty((0, len(described.classes))), np.empty(0)
-        if images and unknown_below is not None and model.judged:
+        if images and model.judged:
             found, p_values = model.judged(np.stack(images))
         elif images:
             found = model(np.stack(images))
@@ -163,12 +164,15 @@ def open_model(
     Of an export folder model.tflite is taken if the backbone suits LiteRT, else model.onnx, if it is there and ONNX Runtime is
     installed: both give the same answers (checks.json) and are ready in 0.3 s, while TensorFlow takes 10 s to import.
     suits_litert: whether LiteRT runs a backbone, by its name, faster than ONNX Runtime does. knowing: `judged` will be asked
-    for, which of an export folder model.keras alone can answer.
+    for, which of an export folder model.keras alone can answer; it is where the model costs nothing more by it. Raises
+    GraftError where it cannot be.
     """
     text, path = str(source), Path(source).expanduser()
     if text.startswith(pyfunc.IN_STORE) or (path / "MLmodel").exists():
         model = pyfunc.load(text)
-    elif knowing:
+        if knowing and model.judged is None:
+            raise GraftError(f"{text}: a model of before, which does not say what it knows; train it anew")
+    elif knowing or (path.name == FILES["keras"] and (path.parent / FILE).exists()):
         quiet_tensorflow()
         model = readers.load_knowing(path if path.is_dir() else path.parent)
     else:

@@ -225,11 +225,12 @@ def load(uri: str) -> readers.Loaded:
 
     def judged(batch):
         found = model.predict(list(batch))
-        if "known" not in found:
-            raise GraftError(f"{uri}: a model of before, which does not say what it knows; train it anew")
         return np.array([list(row.values()) for row in found["probabilities"]]), found["known"].to_numpy()
 
-    return readers.Loaded(uri, description, run, identity=model.metadata.model_uuid or uri, judged=judged)
+    signature = model.metadata.signature
+    knows = signature is not None and signature.outputs is not None and "known" in signature.outputs.input_names()
+    identity = model.metadata.model_uuid or uri
+    return readers.Loaded(uri, description, run, identity=identity, judged=judged if knows else None)
 
 
 def load_mlflow(uri: str) -> PyFuncModel:

@@ -29,7 +29,7 @@ class Loaded:
     name: where it came from, a path or MLflow's URI. format: one of FILES, "" for a model that is no exported file.
     run: what computes up to `chunk` images at once. identity: of a model that is no exported file, what tells it from others.
     network: the keras.Model behind it, None for formats that are none. judged: as `run`, with the p-values of `graft.known`
-    beside it, float (n,); None where they were not asked for.
+    beside it, float (n,); None where it has none.
     """
 
     name: str

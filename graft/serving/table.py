@@ -36,17 +36,20 @@ BLOCK = 1 << 24  # bytes of CSV in a row group of Parquet
 
 @dataclass(frozen=True)
 class Columns:
-    """What a row says. classes: of the model. top: only the so many likeliest of them, in that order; None for all."""
+    """What a row says. classes: of the model. top: only the so many likeliest of them, in that order; None for all. known: the
+    p-value as of `graft.known`, last."""
 
     classes: tuple[str, ...]
     top: int | None = None
+    known: bool = False
 
     @property
     def names(self) -> list[str]:
+        last = ["known"] * self.known
         if self.top is None:
-            return [*COLUMNS, *class_columns(self.classes)]
+            return [*COLUMNS, *class_columns(self.classes), *last]
         more = range(2, min(self.top, len(self.classes)) + 1)
-        return [*COLUMNS, *(name for k in more for name in (f"predicted_{k}", f"confidence_{k}"))]
+        return [*COLUMNS, *(name for k in more for name in (f"predicted_{k}", f"confidence_{k}")), *last]
 
     def likeliest(self, row: Prediction) -> list[tuple[str, float]]:
         """(class, probability) of each class that the row has room for, the likeliest first where there is a `top`."""
@@ -59,13 +62,16 @@ class Columns:
             return [row.path, "", "", row.problem, *[""] * (len(self.names) - len(COLUMNS))]
         told = self.likeliest(row)
         more = [f"{p:.6f}" for _, p in told] if self.top is None else [c for n, p in told[1:] for c in (n, f"{p:.6f}")]
-        return [row.path, row.predicted, f"{row.confidence:.6f}", "", *more]
+        last = [f"{row.known:.6g}"] * self.known
+        return [row.path, row.predicted, f"{row.confidence:.6f}", "", *more, *last]
 
     def json(self, row: Prediction) -> str:
         told: dict[str, object] = {"problem": row.problem}
         if not row.problem:
             figures = {name: round(p, 6) for name, p in self.likeliest(row)}
             told = {"predicted": row.predicted, "confidence": round(row.confidence, 6), "probabilities": figures}
+            if self.known:
+                told["known"] = float(f"{row.known:.6g}")
         return json.dumps({"path": row.path, **told}, ensure_ascii=False)
 
 

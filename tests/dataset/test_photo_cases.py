@@ -113,6 +113,18 @@ def test_what_is_drawn_in_the_colour_of_the_ground_shows(colour):
     assert np.ptp(np.asarray(pixels.open_rgb(encoded(Image.fromarray(values), "PNG")))) == 255
 
 
+def test_what_stands_out_is_kept_and_listed_and_comes_out_of_the_cache(tmp_path):
+    root = folder(tmp_path / "data", each=12)
+    write(root / "cat" / "night.png", encoded(Image.eval(scene(99), lambda value: value // 4), "PNG"))
+    write(root / "dog" / "even.png", encoded(Image.new("RGB", (64, 64), "black"), "PNG"))
+    data = parameters.load(ROOT / "params.yaml").data.model_copy(update={"path": str(root)})
+    first, again = (intake.take_in(data, seed=1, cache_file=tmp_path / "cache.sqlite") for _ in range(2))
+    assert first.problems == again.problems
+    rows = {p.path: (p.problem, p.action.split(":")[0]) for p in first.problems}
+    assert rows == {"cat/night.png": ("dark", "kept"), "dog/even.png": ("one_colour", "set aside")}
+    assert "cat/night.png" in first.manifest.paths
+
+
 def test_one_colour_is_set_aside_and_a_class_of_it_is_warned_of(tmp_path, capsys):
     folder(tmp_path, each=8)
     write(tmp_path / "cat" / "even.png", encoded(Image.new("RGB", (64, 64), "navy"), "PNG"))

@@ -12,8 +12,8 @@ from .pictures import encoded, folder, scene, write
 @pytest.fixture
 def counted(monkeypatch):
     """Paths of the files that were read."""
-    read, examine = [], scan.examine
-    monkeypatch.setattr(scan, "examine", lambda path, **options: (read.append(path.name), examine(path, **options))[1])
+    read, examined = [], scan._examined
+    monkeypatch.setattr(scan, "_examined", lambda path, most: (read.append(path.name), examined(path, most))[1])
     return read
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from graft.dataset.manifest import Manifest, ManifestRow
 from graft.dataset.scan import Problem
-from graft.figures.data import DuplicatesDisplay, SamplesDisplay
+from graft.figures.data import DuplicatesDisplay, SamplesDisplay, StandingOutDisplay
 from graft.reporting import data
 from graft.system.files import read_csv, read_json
 
@@ -58,8 +58,19 @@ def test_written_twice_the_bytes_are_the_same(tmp_path, capsys):
     assert b"Matplotlib" not in made["sizes.png"] and Image.open(tmp_path / "one" / "plots" / "sizes.png").width > 600
 
 
+def test_what_stands_out_is_shown_by_kind(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(data.data, "StandingOutDisplay", lambda of: (shown.append(of), StandingOutDisplay(of))[1])
+    odd = [Problem(f"class 0/{k}.jpg", "nearly_empty", "kept: …") for k in range(2)]
+    metrics = written(tmp_path, [*odd, Problem("class 1/1.jpg", "dark", "kept: …")])
+    assert metrics["problems"] == {"dark": 1, "nearly_empty": 2}
+    assert {kind: len(pictures) for kind, pictures in shown[0].items()} == {"dark (1)": 1, "nearly empty (2)": 2}
+    assert Image.open(tmp_path / "plots" / "standing_out.png").height > 2 * StandingOutDisplay.SIDE
+
+
 def test_without_problems(tmp_path, capsys):
     written(tmp_path, [], [])
+    assert not (tmp_path / "plots" / "standing_out.png").exists()
     assert not (tmp_path / "plots" / "duplicates.png").exists() and "problems" not in capsys.readouterr().out
     assert (tmp_path / "problems.csv").read_bytes() == b"path,problem,action\n"
 

@@ -1,15 +1,19 @@
 """`known` as it travels: the exported folder, the registered model and the network itself say the same."""
 
+import argparse
+import json
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from graft.commands import predict as command
 from graft.known import FILE, fit
 from graft.network.prediction import look_inside
 from graft.serving import predict, pyfunc
 from graft.system.console import GraftError
+from graft.system.files import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -60,4 +64,31 @@ def test_an_export_of_before_cannot_say_so(exported, tmp_path):
 def test_a_registered_model_of_before_cannot_either(trained, images, tmp_path):
     pyfunc.save(tmp_path / "old", *trained)
     with pytest.raises(GraftError, match="does not say what it knows"):
-        predict.open_model(tmp_path / "old", knowing=True).judged(images)
+        predict.open_model(tmp_path / "old", knowing=True)
+    assert predict.open_model(tmp_path / "old").judged is None
+
+
+@pytest.mark.parametrize("source", ["export/model.keras", "registered"])
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet"])
+def test_a_table_has_it_where_the_model_carries_it(knowing, images, tmp_path, source, name):
+    place, _ = knowing
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    args = argparse.ArgumentParser()
+    command.add_arguments(args)
+    with pytest.raises(SystemExit):  # status 2, of the damaged one
+        command.predict(args.parse_args([str(tmp_path), "--model", str(place / source), "--output", str(tmp_path / name)]))
+    first, second = read_table(tmp_path / name)
+    (row, _) = predict.predict(predict.open_model(place / source), [tmp_path / "a.png", tmp_path / "b.png"])
+    assert 0 <= row.known <= 1 and list(first)[-1] == "known"
+    assert float(first["known"]) == pytest.approx(row.known, rel=1e-4) and not second.get("known")
+
+
+def read_table(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".csv":
+        return read_csv(path)
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pylist()
