@@ -99,7 +99,7 @@ def standing_out(looks: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     of = Looks(*np.asarray(looks, float).T)
     middle = Looks(*np.median(looks, axis=0))
     sides = np.sort(np.asarray(sizes, float), axis=1)
-    found = {
+    found: dict[str, np.ndarray] = {
         "blurred": of.sharpness < BLURRED_SHARE * middle.sharpness,
         "dark": of.high < DARK * 255,
         "bright": of.low > BRIGHT * 255,
