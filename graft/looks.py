@@ -9,7 +9,7 @@ that of the other pictures of a set. `benchmarks/looks.py` measures all of them.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -99,7 +99,7 @@ def standing_out(looks: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     of = Looks(*np.asarray(looks, float).T)
     middle = Looks(*np.median(looks, axis=0))
     sides = np.sort(np.asarray(sizes, float), axis=1)
-    found: dict[str, np.ndarray] = {
+    found: dict[str, Any] = {
         "blurred": of.sharpness < BLURRED_SHARE * middle.sharpness,
         "dark": of.high < DARK * 255,
         "bright": of.low > BRIGHT * 255,
