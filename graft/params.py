@@ -242,6 +242,9 @@ class Features(Block):
     runtime: Literal["auto", "tensorflow", "litert", "onnx"] = Field(
         description="what runs the frozen layers; auto: TensorFlow on a GPU, else what is fastest for the backbone"
     )
+    executor: Literal["local", "ray"] = Field(
+        description="where: in this process, or on the machines of a Ray cluster, with the same bytes; see docs/scale.md"
+    )
 
 
 class Cache(Block):

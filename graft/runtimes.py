@@ -14,6 +14,7 @@ import functools
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,14 +158,22 @@ def onnx_session(source: str | Path | bytes) -> onnxruntime.InferenceSession:
 
 def identity(runtime: str) -> list[str]:
     """Name and versions of a runtime, and the processor or GPU that it computes with: what its values depend on."""
+    name, *rest = computer(runtime)
+    return [name, version("tensorflow"), version("keras"), *rest]
+
+
+def computer(runtime: str) -> list[str]:
+    """`identity` without what converts models: what the values of a Program depend on, where it runs. Raises
+    importlib.metadata.PackageNotFoundError where the runtime's package is missing.
+    """
+    if runtime != "tensorflow":
+        return [runtime, version({"litert": "ai-edge-litert", "onnx": "onnxruntime"}[runtime]), instruction_set()]
     import tensorflow as tf
 
-    packages = ("tensorflow", "keras", *{"litert": ("ai-edge-litert",), "onnx": ("onnxruntime",)}.get(runtime, ()))
-    name = [runtime, *(version(package) for package in packages)]
-    gpus = tf.config.list_physical_devices("GPU") if runtime == "tensorflow" else []
+    gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        return [*name, str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))]
-    return [*name, instruction_set()]
+        return [runtime, str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))]
+    return [runtime, instruction_set()]
 
 
 @functools.cache
@@ -176,6 +185,43 @@ def instruction_set() -> str:
     return " ".join([platform.machine(), *(flag for flag in KERNEL_FLAGS if flag in flags)])
 
 
+@dataclass(frozen=True)
+class Program:
+    """Frozen layers as a runtime takes them: it can be sent to another machine, where no Keras is needed, and TensorFlow only
+    where it is the `runtime`. content: the graph. outputs: names of its outputs; None stands for the images themselves.
+    """
+
+    runtime: str
+    content: bytes
+    outputs: tuple[str | None, ...]
+
+    def start(self) -> Run:
+        """As `runtimes.start`."""
+        names = [name for name in self.outputs if name is not None]
+        if not names:
+            return lambda images: [images for _ in self.outputs]
+        compute = RUNTIMES[self.runtime][1](self.content, names)
+
+        def run(images):
+            values = iter(compute(np.ascontiguousarray(images)))
+            return [images if name is None else next(values) for name in self.outputs]
+
+        return run
+
+
+def prepare(model: keras.Model, outputs: Sequence, runtime: str) -> Program:
+    """What computes the Keras tensors `outputs` of `model` from its input in `runtime`; see `start`."""
+    import keras
+
+    computed = [tensor for tensor in outputs if tensor is not model.input]
+    if not computed:
+        return Program(runtime, b"", tuple(None for _ in outputs))
+    frozen = freeze(keras.Model(model.input, computed))
+    name = (lambda tensor: tensor.op.name) if runtime == "litert" else (lambda tensor: tensor.name)
+    names = iter([name(tensor) for tensor in frozen.outputs])
+    return Program(runtime, RUNTIMES[runtime][0](frozen), tuple(None if t is model.input else next(names) for t in outputs))
+
+
 def start(model: keras.Model, outputs: Sequence, runtime: str) -> Run:
     """Prepare `runtime` to compute the Keras tensors `outputs` of `model` from its input.
 
@@ -183,41 +229,50 @@ def start(model: keras.Model, outputs: Sequence, runtime: str) -> Run:
     output that is the model's input gives the images themselves. What an image gets depends on no
     other image and no other output. Raises GraftError where a package of the runtime is missing.
     """
-    import keras
-
-    computed = [tensor for tensor in outputs if tensor is not model.input]
-    if not computed:
-        return lambda images: [images for _ in outputs]
-    compute = RUNTIMES[runtime](freeze(keras.Model(model.input, computed)))
-
-    def run(images):
-        values = iter(compute(np.ascontiguousarray(images)))
-        return [images if tensor is model.input else next(values) for tensor in outputs]
-
-    return run
+    return prepare(model, outputs, runtime).start()
 
 
-def _tensorflow(frozen):
+def _to_graph(frozen):
+    return frozen.graph.as_graph_def().SerializeToString()
+
+
+def _start_graph(content, names):
     import tensorflow as tf
 
-    return _batched(lambda images: [np.asarray(values, dtype=np.float32) for values in frozen(tf.constant(images))], BATCH)
+    graph_def = tf.compat.v1.GraphDef.FromString(content)
+    wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph_def, name=""), [])
+    call = wrapped.prune("image:0", names)
+    return _batched(lambda images: [np.asarray(values, dtype=np.float32) for values in call(tf.constant(images))], BATCH)
 
 
-def _litert(frozen):
+def _to_litert(frozen):
     with silence():  # LiteRT speaks once, on stderr
-        blob = litert_converter(frozen).convert()
-        call = litert(model_content=blob, names=[tensor.op.name for tensor in frozen.outputs])
-    return _batched(call, CHUNK)
+        return litert_converter(frozen).convert()
 
 
-def _onnx(frozen):
+def _start_litert(content, names):
+    with silence():
+        return _batched(litert(model_content=content, names=names), CHUNK)
+
+
+def _to_onnx(frozen):
     try:
-        session = onnx_session(onnx_model(frozen).SerializeToString())
+        return onnx_model(frozen).SerializeToString()
     except ImportError as error:
-        hint = f"features.runtime: onnx needs the package {error.name}: pip install 'graft-vision[onnx]'"
-        raise GraftError(hint) from None
-    outputs = [tensor.name for tensor in frozen.outputs]
-    return _batched(lambda images: session.run(outputs, {frozen.inputs[0].name: images}), CHUNK)
+        raise _lacks(error) from None
+
+
+def _start_onnx(content, names):
+    try:
+        session = onnx_session(content)
+    except ImportError as error:
+        raise _lacks(error) from None
+    pixels = session.get_inputs()[0].name
+    return _batched(lambda images: session.run(names, {pixels: images}), CHUNK)
+
+
+def _lacks(error):
+    return GraftError(f"features.runtime: onnx needs the package {error.name}: pip install 'graft-vision[onnx]'")
 
 
 def _batched(call, size):
@@ -234,4 +289,5 @@ def _batched(call, size):
     return compute
 
 
-RUNTIMES = {"tensorflow": _tensorflow, "litert": _litert, "onnx": _onnx}
+# Name -> what makes a Program's content of a frozen graph, and what starts it.
+RUNTIMES = {"tensorflow": (_to_graph, _start_graph), "litert": (_to_litert, _start_litert), "onnx": (_to_onnx, _start_onnx)}

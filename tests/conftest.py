@@ -41,6 +41,36 @@ class Pixels:
             self.reads += len(chosen)
             yield self.array[chosen]
 
+    def select(self, indices):
+        return Part(self, indices)
+
+
+class Part:
+    """Some images of a Pixels, whose `reads` count them."""
+
+    def __init__(self, whole, indices):
+        self.whole, self.indices = whole, np.asarray(indices, int)
+        self.size, self.resize = whole.size, whole.resize
+        self.paths, self.sha256 = ([of[i] for i in self.indices] for of in (whole.paths, whole.sha256))
+
+    def __len__(self):
+        return len(self.indices)
+
+    def read(self, indices):
+        return self.whole.read(self.indices[np.asarray(indices, int)])
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Ray, for a cluster of this machine; what it reads of the environment when it is imported is set."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    yield ray
+    ray.shutdown()
+
 
 @pytest.fixture(scope="session")
 def pixels():

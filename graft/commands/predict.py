@@ -3,10 +3,12 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from graft.network import backbones
+from graft.serving.distributed import predict_on_cluster
 from graft.serving.predict import Prediction, Sources, open_model
 from graft.serving.predict import predict as predict_files
 from graft.serving.readers import Loaded
@@ -14,6 +16,8 @@ from graft.serving.sorting import Sorter
 from graft.serving.table import Columns, check_suffix, open_table
 from graft.system import files, paths
 from graft.system.console import GraftError, Progress, log, warn
+
+RowsOf = Callable[[Loaded, Iterable[Path]], Iterable[Prediction]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sort-into", type=Path, metavar="DIR", help="link each photo into a folder of its class there")
     parser.add_argument("--unsure-below", type=float, metavar="P", help="photos of less confidence go into unsure/")
+    parser.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="ray: on the machines of a Ray cluster, the same rows"
+    )
     parser.add_argument("--copy", action="store_true", help="copy photos there, instead of hard links")
 
 
 def predict(args: argparse.Namespace) -> None:
-    """`graft predict SOURCE … [--model MODEL] [--output FILE] [--top K] [--sort-into DIR]`.
+    """`graft predict SOURCE … [--model MODEL] [--output FILE] [--top K] [--sort-into DIR] [--executor ray]`.
 
     A line per file on the terminal, or a table in a file; an interrupted table is gone on with. Ends with exit status 2 where
     some files could not be read, with 1 where none could.
@@ -46,7 +53,9 @@ def predict(args: argparse.Namespace) -> None:
     total = None if sources.once else sum(1 for _ in sources)  # which also says that there is something to do
     limit = args.unknown_below
     model = open_model(args.model, suits_litert=_suits_litert, knowing=limit is not None)
-    columns = Columns(model.description.classes, args.top, known=model.judged is not None)
+    on_cluster = args.executor == "ray"
+    columns = Columns(model.description.classes, args.top, known=not on_cluster and model.judged is not None)
+    rows_of: RowsOf = predict_on_cluster if on_cluster else partial(predict_files, unknown_below=limit)
     sorter = None
     if args.sort_into:
         sorter = Sorter(args.sort_into, model.description.classes, args.unsure_below or 0.0, args.copy)
@@ -54,9 +63,9 @@ def predict(args: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters is a problem
         if args.output is None:
-            rows, problems = _print(_sorted(predict_files(model, sources, unknown_below=limit), sorter), columns)
+            rows, problems = _print(_sorted(rows_of(model, sources), sorter), columns)
         else:
-            rows, problems = _write(model, sources, sorter, (args.output, columns, total), limit)
+            rows, problems = _write(model, sources, sorter, (args.output, columns, total), limit, rows_of)
     done = rows - problems
     parts = [f"{done} image{'s' * (done != 1)} predicted by {model.name}"]
     parts += [f"{problems} could not be read"] * bool(problems)
@@ -78,6 +87,8 @@ def _check(args):
         raise GraftError(f"--top {args.top}: at least 1")
     if args.sort_into is None and (args.copy or args.unsure_below is not None):
         raise GraftError("--copy and --unsure-below say how photos are sorted: add --sort-into DIR")
+    if args.executor == "ray" and args.unknown_below is not None:
+        raise GraftError("--executor ray: --unknown-below needs TensorFlow, which workers do without; leave one out")
 
 
 def _sorted(rows: Iterable[Prediction], sorter: Sorter | None) -> Iterable[Prediction]:
@@ -101,15 +112,16 @@ def _print(rows, columns):
 
 
 def _write(
-    model: Loaded, sources: Sources, sorter: Sorter | None, table: tuple[Path, Columns, int | None], limit: float | None
-) -> tuple[int, int]:
+    model: Loaded, sources: Sources, sorter: Sorter | None, table: tuple[Path, Columns, int | None], limit: float | None,
+    rows_of: RowsOf,
+) -> tuple[int, int]:  # fmt: skip
     """All Predictions as a table: (file, its columns, number of rows if known). Returns as `_print` does."""
     output, columns, total = table
     identity = model.identity or files.sha256(model.name)
     identity += "" if limit is None else f", unknown below {limit}"
     with open_table(output, columns, identity) as written, Progress("predict", total) as progress:
         first = True
-        for row in _sorted(predict_files(model, written.rest(sources), unknown_below=limit), sorter):
+        for row in _sorted(rows_of(model, written.rest(sources)), sorter):
             if first:
                 progress.advance(written.done.rows)
                 first = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,6 +140,10 @@ class ImageSet:
         names, digests = (row.path for row in chosen), [row.sha256 for row in chosen]
         return iter_batches(self.root, names, self.size, batch_size=self.batch_size, resize=self.resize, sha256=digests,
                             white=self.white)  # fmt: skip
+
+    def select(self, indices: Iterable[int]) -> ImageSet:
+        """The images at `indices` (positions in the manifest) alone, in that order."""
+        return replace(self, manifest=replace(self.manifest, rows=tuple(self.manifest.rows[i] for i in indices)))
 
 
 def sample(images: ImageSet, most: int, *, seed: int) -> np.ndarray:

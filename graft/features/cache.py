@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -134,7 +134,8 @@ class Writer:
     """Gathers rows into segments. Where there is no room (any more), it drops them, after one warning."""
 
     def __init__(self, space: Space, keep: set[Path]):
-        self.space, self.keep, self.full = space, keep, False
+        self.space, self.keep, self.full = space, keep, ""  # why there is no room
+        self.segments: list[Path] = []
         self.names: list[bytes] = []
         self.rows: list[np.ndarray] = []
 
@@ -153,10 +154,11 @@ class Writer:
         try:
             if not self.space.cache.make_room(len(self.rows) * self.space.row_bytes, frozenset(self.keep)):
                 raise OSError("no room within cache.max_gb, or on the disk")
-            self.keep.add(self._write(index))
+            self.segments.append(self._write(index))
+            self.keep.add(self.segments[-1])
         except OSError as error:
-            self.full = True
-            warn(f"feature cache: {error.strerror or error}; going on without it, features are computed when they are needed")
+            self.full = error.strerror or str(error)
+            warn_of_no_room(self.full)
         self.names, self.rows = [], []
 
     def _write(self, index):
@@ -165,9 +167,13 @@ class Writer:
         files.sweep(folder)
         if not (folder / ABOUT).exists():
             _write_whole(folder / ABOUT, json.dumps(self.space.about).encode())
-        path = folder / f"{os.getpid():x}-{time.time_ns():x}{SUFFIX}"
+        path = folder / f"{hashlib.sha256(index).hexdigest()[:32]}{SUFFIX}"  # the same rows, whoever computes them: one file
         _write_whole(path, index, *self.rows)
         return path
+
+
+def warn_of_no_room(why: str) -> None:
+    warn(f"feature cache: {why}; going on without it, features are computed when they are needed")
 
 
 def _write_whole(path, *parts):

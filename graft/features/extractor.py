@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from graft import pixels, runtimes
-from graft.features.cache import FeatureCache, Rows
+from graft.features.blocks import Halves, Images, Work, augmented, compute, cut_into_blocks, read, report_clipped, wait_for
+from graft.features.cache import FeatureCache, Rows, warn_of_no_room
 from graft.features.views import Augmentation
-from graft.system.console import GraftError, Progress, log, warn
-from graft.system.prefetch import prefetch, processors
+from graft.system.console import Progress, log, warn
 
 if TYPE_CHECKING:
     import keras
@@ -24,26 +23,7 @@ if TYPE_CHECKING:
     from graft.params import Params
 
 FORMAT = 3  # raise it when the meaning of a row changes
-HALF = np.finfo(np.float16).max
 MANY = 500  # views from which on it is worth telling how long they take
-
-
-class Images(Protocol):
-    """A list of images that can be read again and again: `sha256` of each file, `paths` to name them, `size` in pixels,
-    `resize`, the rule of resizing; `read` gives the images at some positions, in that order, in batches uint8 (b, S, S, 3)."""
-
-    @property
-    def sha256(self) -> Sequence[str]: ...
-    @property
-    def paths(self) -> Sequence[str]: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def resize(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]: ...
 
 
 class Cut(Protocol):
@@ -88,19 +68,21 @@ class Features(Generic[Some]):
 @dataclass(frozen=True)
 class FeatureExtractor:
     """augmentation: the pool of views. runtime: of the frozen layers (see `runtimes`). cache: where features are kept.
-    announce: called before many views are computed, with the rate of the frozen layers, images/s."""
+    announce: called before many views are computed here, with the rate of the frozen layers, images/s. executor: where blocks
+    of images are computed: local, in this process; ray, on a cluster (see `system.cluster`). It changes no byte."""
 
     augmentation: Augmentation
     runtime: str
     cache: FeatureCache
     announce: Callable[[float], None] | None = None
+    executor: str = "local"
 
     @classmethod
     def of(cls, params: Params, runtime: str, announce: Callable[[float], None] | None = None) -> FeatureExtractor:
         """From params.yaml, whose `features.runtime` may say auto: `runtime` is what that came out as."""
         a = params.augment
         augmentation = Augmentation(a.flip, a.rotation, a.zoom, a.translation, a.contrast, params.seed)
-        return cls(augmentation, runtime, FeatureCache(max_gb=params.cache.max_gb), announce)
+        return cls(augmentation, runtime, FeatureCache(max_gb=params.cache.max_gb), announce, params.features.executor)
 
     def extract(
         self, model: keras.Model, cuts: Sequence[Cut], images: Some, *, views: int = 1, label: str = "train"
@@ -169,39 +151,53 @@ class FeatureExtractor:
     def _fill(self, model, cuts, images, spaces, rows, missing, label):
         """Compute the rows of the (cut, view) pairs in `missing` and hand them to the cache."""
         wanted = sorted({c for c, _ in missing})
-        needed = {v: np.any([rows[c][v].missing for c, w in missing if w == v], axis=0) for _, v in missing}
-        todo = np.flatnonzero(np.any(list(needed.values()), axis=0))
-        total, started = int(sum(mask.sum() for mask in needed.values())), time.monotonic()
-        run = runtimes.start(model, [cuts[c].tensors[0] for c in wanted], self.runtime)
-        if self.announce and total >= MANY:
-            self.announce(runtimes.rate(run, images.size))
-        keep = frozenset(path for per_cut in rows for found in per_cut for path in found.files)
-        halves = _Halves(images, [cuts[c].name for c in wanted])
-        with contextlib.ExitStack() as stack:
-            writers = {(c, v): stack.enter_context(spaces[c][v].writer(keep=keep)) for c, v in missing}
-            progress = stack.enter_context(Progress(f"{label}: features", total))
-            for indices, batch in _read(images, todo):
-                for v, mask in needed.items():
-                    chosen = mask[indices]
-                    if not chosen.any():
-                        continue
-                    values = halves(run(self._views(batch[chosen], indices[chosen], images, v)), indices[chosen])
-                    for c, computed in zip(wanted, values):
-                        _append(writers.get((c, v)), rows[c][v].missing, images.sha256, indices[chosen], computed)
-                    progress.advance(int(chosen.sum()))
-        halves.report()
+        lacking = np.zeros((len(wanted), len(spaces[0]), len(images)), bool)
+        for c, v in missing:
+            lacking[wanted.index(c), v] = rows[c][v].missing
+        total, started = int(lacking.any(axis=0).sum()), time.monotonic()
+        work = Work(
+            runtimes.prepare(model, [cuts[c].tensors[0] for c in wanted], self.runtime),
+            tuple(cuts[c].name for c in wanted),
+            tuple(tuple(spaces[c]) for c in wanted),
+            self.augmentation, images.size, images.resize,
+            {path for per_cut in rows for found in per_cut for path in found.files},
+        )  # fmt: skip
+        full: dict[tuple[int, int], str] = {}
+        execute = self._on_cluster if self.executor == "ray" else self._here
+        with Progress(f"{label}: features", total) as progress:
+            done = []
+            for each in execute(work, cut_into_blocks(images, lacking, full), total, progress):
+                full |= each.full
+                done.append(replace(each, names=(), segments=()))
+        report_clipped(done)
         seconds = time.monotonic() - started
         log(
-            f"{label}: features of {len(todo)} of {len(images)} images computed, {total} views by {self.runtime} in "
-            f"{seconds:.1f} s, {total / seconds:.0f} images/s"
+            f"{label}: features of {lacking.any(axis=(0, 1)).sum()} of {len(images)} images computed, {total} views by "
+            f"{self.runtime} in {seconds:.1f} s, {total / seconds:.0f} images/s"
         )
 
-    def _views(self, batch, indices, images, view):
-        if view == 0 or self.augmentation.is_identity:
-            return batch
-        pairs = zip(batch, (images.sha256[i] for i in indices))
-        made = prefetch(lambda pair: self.augmentation.view(*pair, view), pairs, workers=processors(), depth=len(batch) + 1)
-        return np.array(list(made), np.uint8).reshape(batch.shape)
+    def _here(self, work, blocks, total, progress):
+        """The Done of each block, computed in this process."""
+        run = work.program.start()
+        if self.announce and total >= MANY:
+            self.announce(runtimes.rate(run, work.size))
+        for block in blocks:
+            yield compute(work, run, block, progress.advance)
+
+    def _on_cluster(self, work, blocks, total, progress):
+        """The Done of each block, computed on a cluster. What it says of room, its workers have said where nobody reads."""
+        from graft.system import cluster
+
+        warned = set()
+        with cluster.connect() as workers:
+            for block, done in workers.run(work, blocks):
+                wait_for(done.segments)
+                for pair, why in done.full.items():
+                    if pair not in warned:
+                        warn_of_no_room(why)
+                    warned.add(pair)
+                progress.advance(int(block.missing.any(axis=0).sum()))
+                yield done
 
     def _on_demand(self, model, cut, images):
         """compute(indices, view) for what the cache does not hold; the runtime starts when it is first needed."""
@@ -209,56 +205,15 @@ class FeatureExtractor:
 
         def compute(indices, view):
             if not started:
-                started.extend((runtimes.start(model, cut.tensors, self.runtime), _Halves(images, [cut.name])))
+                started.extend((runtimes.start(model, cut.tensors, self.runtime), Halves(images, [cut.name])))
             run, halves = started
-            parts = [halves(run(self._views(batch, these, images, view)), these)[0] for these, batch in _read(images, indices)]
+            parts = [
+                halves(run(augmented(batch, these, images, view, self.augmentation)), these)[0]
+                for these, batch in read(images, indices)
+            ]
             return np.concatenate(parts)
 
         return compute
-
-
-def _read(images, indices):
-    """(indices, batch) of the images at `indices`, in that order."""
-    start = 0
-    for batch in images.read(indices):
-        yield np.asarray(indices[start : start + len(batch)]), batch
-        start += len(batch)
-
-
-def _append(writer, missing, names, indices, values):
-    for i, row in zip(indices, values):
-        if writer is not None and missing[i]:
-            writer.append(names[i], row)
-
-
-class _Halves:
-    """Makes values what is kept: half precision, pixels as they are. Counts what half precision cannot hold."""
-
-    def __init__(self, images, names):
-        self.images, self.names, self.clipped = images, names, {}
-
-    def __call__(self, values, indices):
-        return [self._half(array, name, indices) for array, name in zip(values, self.names)]
-
-    def _half(self, values, name, indices):
-        if values.dtype == np.uint8:
-            return values
-        flat = np.abs(values.reshape(len(values), -1)).max(axis=1)
-        if not np.isfinite(flat).all():
-            first = self.images.paths[indices[int(np.flatnonzero(~np.isfinite(flat))[0])]]
-            raise GraftError(
-                f"the frozen layers up to {name} give values that are not finite for {first}: the backbone's weights hold "
-                "such values or do not fit its scaling; check backbone.weights"
-            )
-        beyond = flat > HALF
-        if beyond.any():
-            count, first = self.clipped.get(name, (0, self.images.paths[indices[int(np.flatnonzero(beyond)[0])]]))
-            self.clipped[name] = count + int(beyond.sum()), first
-        return np.clip(values, -HALF, HALF).astype(np.float16)
-
-    def report(self):
-        for name, (count, first) in self.clipped.items():
-            warn(f"features at {name} exceed half precision (65504) in {count} views, first of {first}: clipped to it")
 
 
 def _dtype(tensor):

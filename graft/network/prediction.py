@@ -17,7 +17,7 @@ from graft.system.console import Progress
 if TYPE_CHECKING:
     import keras
 
-    from graft.features.extractor import Images
+    from graft.features.blocks import Images
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from graft.features.extractor import Features, Images
+from graft.features.blocks import Images
+from graft.features.extractor import Features
 from graft.network.checkpoint import Checkpoint
 from graft.network.cut import Cut, split_at
 from graft.scoring.calibration import calibrated_losses, fit_temperature, log_probabilities

@@ -58,7 +58,7 @@ def images(pixels):
 @pytest.fixture
 def no_runtime(monkeypatch):
     """Call it, and from then on no frozen layer may be computed."""
-    return lambda: monkeypatch.setattr(runtimes, "start", lambda *_: pytest.fail("the frozen layers were started"))
+    return lambda: monkeypatch.setattr(runtimes, "prepare", lambda *_: pytest.fail("the frozen layers were started"))
 
 
 def test_features_are_what_the_frozen_layers_give_of_each_view_in_half_precision(model, extract, images):
@@ -209,10 +209,10 @@ def test_a_cleared_cache_costs_time_and_nothing_else(extract, images, tmp_path):
 
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "not finite for set/0.png"), (1e6, None)])
 def test_values_that_half_precision_cannot_hold_are_named(extract, images, monkeypatch, capsys, value, words):
-    def start(model, outputs, runtime):
+    def start():
         return lambda batch: [np.full((len(batch), 4), value, np.float32)]
 
-    monkeypatch.setattr(runtimes, "start", start)
+    monkeypatch.setattr(runtimes, "prepare", lambda *_: SimpleNamespace(start=start))
     if words:
         with pytest.raises(GraftError, match=words):
             extract(images, views=1)

@@ -168,7 +168,7 @@ def test_the_champion_is_challenged_on_validation_images(clone):
 def test_a_second_experiment_computes_no_frozen_layer_again(clone, given, monkeypatch, capsys):
     root, *_ = clone
     monkeypatch.chdir(root)
-    monkeypatch.setattr("graft.runtimes.start", lambda *_: pytest.fail("the trunk was started"))
+    monkeypatch.setattr("graft.runtimes.prepare", lambda *_: pytest.fail("the trunk was started"))
     before = (root / paths.FINE_TUNE / "model.weights.h5").read_bytes()
     run("fine-tune", changed(given, lr=1e-5))
     assert "12 images x 2 views" in capsys.readouterr().out
