@@ -159,15 +159,15 @@ def choose_runtime(setting: str, backbone: str) -> str:
 def resolve_size(name: str, image_size: int | str, shorter_sides: Sequence[int] = ()) -> int:
     """Image side in pixels: `image_size`, or for "auto" what suits network and images.
 
-    shorter_sides: of the images, pixels. "auto" is the native size, or for smaller images three times their median
-    shorter side, in steps of 32 and at least 96: enlarging further costs time and shows nothing more. Raises GraftError
+    shorter_sides: of the images, pixels. "auto" is the native size, or for smaller images four times their median
+    shorter side, in steps of 32 and at least 96: more costs time (see benchmarks/README.md). Raises GraftError
     below the smallest size.
     """
     entry = row(name)
     if isinstance(image_size, int):
         size = image_size
     else:
-        wanted = 32 * math.ceil(3 * float(np.median(shorter_sides)) / 32) if len(shorter_sides) else entry.native_size
+        wanted = 32 * math.ceil(4 * float(np.median(shorter_sides)) / 32) if len(shorter_sides) else entry.native_size
         size = max(entry.smallest_size, min(entry.native_size, max(SMALLEST_AUTO, wanted)))
     if size < entry.smallest_size:
         raise GraftError(f"params.yaml: image_size must be at least {entry.smallest_size} for {name}, not {size}")

@@ -206,8 +206,9 @@ def test_auto_is_the_native_size(name, size, resolved):
         (160, (500,), 160),
         ("auto", (), 224),
         ("auto", (500, 300), 224),
-        ("auto", (28, 28, 4000), 96),  # three times 28, in steps of 32
-        ("auto", (50,), 160),
+        ("auto", (28, 28, 4000), 128),  # four times 28, in steps of 32
+        ("auto", (50,), 224),
+        ("auto", (40,), 160),
         ("auto", (8,), 96),
     ],
 )
