@@ -24,6 +24,7 @@ EMBEDDED = "graft.json"  # the description's name inside exported files
 VERSION = 2
 INPUT = "uint8 RGB pixels (n, image_size, image_size, 3), 0..255; the model scales them itself"
 OUTPUT = "float32 probabilities (n, classes)"
+OUTPUT_8_BITS = "uint8 (n, classes): 256 times the probability, 255 at most"  # of tflite_int8
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Description:
     def replace(self, **changes: Any) -> Description:
         return dataclasses.replace(self, **changes)
 
-    def to_json(self) -> str:
+    def to_json(self, output: str = OUTPUT) -> str:
         """The same text for the same description, with what goes in and comes out in words."""
-        tree = {**dataclasses.asdict(self), "input": INPUT, "output": OUTPUT, "version": VERSION}
+        tree = {**dataclasses.asdict(self), "input": INPUT, "output": output, "version": VERSION}
         return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graft import runtimes
-from graft.description import EMBEDDED, FILES, LABELS, Description
+from graft.description import EMBEDDED, FILES, LABELS, OUTPUT, OUTPUT_8_BITS, Description
 from graft.serving import tflite_metadata
 from graft.system import files
 from graft.system.console import log
@@ -106,7 +106,7 @@ def _write_one(format, model, frozen, description, folder, representative):
         else:
             path.write_bytes(tflite_metadata.annotate(_converter(frozen, format, representative).convert(), description))
             with zipfile.ZipFile(path, "a") as archive:
-                _add_description(archive, description)
+                _add_description(archive, description, OUTPUT_8_BITS if format == "tflite_int8" else OUTPUT)
     log(f"export: {path} {KINDS.get(format, '')}".rstrip())
 
 
@@ -162,8 +162,8 @@ def _add(archive, name, data):
     archive.writestr(info, data)
 
 
-def _add_description(archive, description):
-    _add(archive, EMBEDDED, description.to_json().encode())
+def _add_description(archive, description, output=OUTPUT):
+    _add(archive, EMBEDDED, description.to_json(output).encode())
     _add(archive, LABELS, description.labels_text().encode())
 
 
