@@ -18,12 +18,19 @@ FILES = {
     "tflite_int8": "model_int8.tflite",
     "tflite_dynamic": "model_dynamic.tflite",
     "onnx": "model.onnx",
+    "onnx_any_size": "model_any_size.onnx",
+    "saved_model_any_size": "saved_model_any_size",
+    "openvino": "openvino",
+    "coreml": "model.mlpackage",
 }
+ANY_SIZE = ("onnx_any_size", "saved_model_any_size")  # formats that make the photo small themselves
 LABELS = "labels.txt"
 EMBEDDED = "graft.json"  # the description's name inside exported files
 VERSION = 2
 INPUT = "uint8 RGB pixels (n, image_size, image_size, 3), 0..255; the model scales them itself"
+INPUT_ANY_SIZE = "uint8 RGB pixels (height, width, 3) of one photo, 0..255; the model makes it small and scales it itself"
 OUTPUT = "float32 probabilities (n, classes)"
+OUTPUT_8_BITS = "uint8 (n, classes): 256 times the probability, 255 at most"  # of tflite_int8
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,11 @@ class Description:
     def replace(self, **changes: Any) -> Description:
         return dataclasses.replace(self, **changes)
 
-    def to_json(self) -> str:
-        """The same text for the same description, with what goes in and comes out in words."""
-        tree = {**dataclasses.asdict(self), "input": INPUT, "output": OUTPUT, "version": VERSION}
+    def to_json(self, format: str = "") -> str:
+        """The same text for the same description, with what goes in and comes out in words: of `format`, one of FILES."""
+        goes_in = INPUT_ANY_SIZE if format in ANY_SIZE else INPUT
+        comes_out = OUTPUT_8_BITS if format == "tflite_int8" else OUTPUT
+        tree = {**dataclasses.asdict(self), "input": goes_in, "output": comes_out, "version": VERSION}
         return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from graft.system import paths
 from graft.system.console import GraftError
 
-Format = Literal["keras", "h5", "saved_model", "tflite", "tflite_fp16", "tflite_int8", "tflite_dynamic", "onnx"]
+Format = Literal["keras", "h5", "saved_model", "tflite", "tflite_fp16", "tflite_int8", "tflite_dynamic", "onnx",
+                 "onnx_any_size", "saved_model_any_size", "openvino", "coreml"]  # fmt: skip
 Gate = Literal["accuracy", "balanced_accuracy", "macro_f1", "min_class_recall"]
 RENAMED = {"data.leaks": "data.leakage", "trunk.engine": "features.runtime"}
 TRAINED_HEAD = {"lr": 3e-3, "epochs": 40, "patience": 8}  # act where the head is trained and not solved; as params.yaml comes
@@ -216,7 +217,8 @@ class Evaluate(Block):
 class Export(Block):
     formats: tuple[Format, ...] = Field(
         strict=False,  # YAML knows lists only
-        description="what is written; keras, which the others are checked against, must be among them",
+        description="what is written; keras, which the others are checked against, must be among them. onnx_any_size and "
+        "saved_model_any_size take photos of any size; openvino and coreml need the extras of these names",
     )
     min_agreement: float = Field(
         ge=0,

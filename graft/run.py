@@ -20,7 +20,10 @@ Recipe = Callable[[Params, StageRun], object]
 Check = Callable[[Params], object]
 PLAIN = ("split",)  # stages without a network
 EXACT = ("export",)  # whose network is compared to the last digits
-ONNX = ("onnx", "tf2onnx", "onnxruntime")  # packages to write and check that format, an extra of graft's
+ONNX = ("onnx", "tf2onnx", "onnxruntime")
+# Packages to write and check a format, and the extra of graft's that has them.
+EXTRAS = {"onnx": (ONNX, "onnx"), "onnx_any_size": (ONNX, "onnx"), "openvino": (("openvino", *ONNX[:2]), "openvino"),
+          "coreml": (("coremltools",), "coreml")}  # fmt: skip
 
 
 def run_stage(recipe: Recipe, *, check: Check | None = None) -> None:
@@ -58,8 +61,10 @@ def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
 
 def _check_formats(params):
     """Raise GraftError where a package is missing that export will need: in the first stage, not after hours of training."""
-    if "onnx" in params.export.formats and (lacking := missing(ONNX)):
-        names = " and ".join(lacking)
-        raise GraftError(
-            f"export.formats: onnx needs {names}; pip install 'graft-vision[onnx]', or drop it from export.formats"
-        )
+    for format in params.export.formats:
+        packages, extra = EXTRAS.get(format, ((), ""))
+        if lacking := missing(packages):
+            names = " and ".join(lacking)
+            raise GraftError(
+                f"export.formats: {format} needs {names}; pip install 'graft-vision[{extra}]', or drop it from export.formats"
+            )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -132,8 +133,9 @@ def _dequantised(values, scale, zero):
     return (values.astype(np.float32) - zero) * np.float32(scale) if scale else values
 
 
-def onnx_model(frozen: Frozen) -> onnx.ModelProto:
+def onnx_model(frozen: Frozen, opset: int = OPSET) -> onnx.ModelProto:
     """What `freeze` gave as an ONNX ModelProto, inputs and outputs named alike. Raises ImportError without tf2onnx."""
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"  # else the graph is copied before each of 36 passes, for half of the time
     import tf2onnx
 
     with silence():
@@ -141,7 +143,7 @@ def onnx_model(frozen: Frozen) -> onnx.ModelProto:
             frozen.graph.as_graph_def(add_shapes=True),
             input_names=[tensor.name for tensor in frozen.inputs],
             output_names=[tensor.name for tensor in frozen.outputs],
-            opset=OPSET,
+            opset=opset,
         )
     return model
 

@@ -58,8 +58,8 @@ class Clone:
             **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }
 
-    def run(self, *command, check=True):
-        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=600)
+    def run(self, *command, check=True, timeout=600):
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
         self.out = done.stdout + done.stderr
         assert done.returncode == 0 or not check, f"{command} failed:\n{self.out}"
         return done

@@ -75,6 +75,17 @@ def test_what_the_check_refuses_is_not_recorded(params, log):
     assert log == []
 
 
+@pytest.mark.parametrize(
+    ("format", "lacking", "extra"), [("onnx_any_size", "onnxruntime", "onnx"), ("openvino", "openvino", "openvino")]
+)
+def test_a_missing_package_of_another_format_is_named_with_its_extra(params, log, monkeypatch, format, lacking, extra):
+    monkeypatch.setattr(running, "missing", lambda names: [lacking] if lacking in names else [])
+    export = params.export.model_copy(update={"formats": ("keras", format)})
+    with pytest.raises(GraftError, match=rf"^export\.formats: {format} needs {lacking}; pip install 'graft-vision\[{extra}\]'"):
+        running.execute(split, params.model_copy(update={"export": export}))
+    assert log == []
+
+
 @pytest.mark.parametrize("recipe", [split, train_head])
 def test_a_missing_onnx_package_is_named_in_the_first_stage(recipe, params, log, monkeypatch):
     """Not by export, after hours of training."""

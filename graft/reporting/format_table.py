@@ -17,6 +17,7 @@ HEADER = (
     "p95",
     "ms at 32",
     "p95",
+    "of predict",
     "memory MB",
 )
 
@@ -31,7 +32,7 @@ def _row(row):
     times = [f"{figure:.1f}" for batch in ("1", "32") for figure in row.ms[batch]]
     photo = f"{row.photo_agreement:.4f} {row.worst if row.photo_agreement < 1 else ''}".rstrip()
     figures = [f"{row.bytes / 1e6:.2f}", f"{row.accuracy:.4f}", f"{low:.3f} to {high:.3f}", f"{row.agreement:.4f}", photo]
-    return [row.format, *figures, *times, f"{row.memory_mb:.0f}"]
+    return [row.format, *figures, *times, f"{row.of_predict:.2f}", f"{row.memory_mb:.0f}"]
 
 
 def text(rows: Sequence[Any]) -> str:

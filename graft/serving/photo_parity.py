@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graft import pixels
+from graft.description import ANY_SIZE
 from graft.serving import parity, readers, resizers
 from graft.system.console import warn
 from graft.system.prefetch import prefetch, processors
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from graft.dataset.images import ImageSet
 
 MEGAPIXELS = 200  # of photos that are decoded whole, at most: 16 of a phone's with 12, in about 20 CPU seconds
+MOST = 64  # photos, by six resizers each: as many answers as all formats together are asked for
 PHOTOS = 16  # at a time
 KEY = "from_photos"  # in checks.json, beside the formats
 
@@ -34,12 +37,17 @@ class PhotoCheck:
 
 
 def check(
-    loaded: readers.Loaded, against: parity.Reference, image_set: ImageSet, *, most: int = parity.SAMPLE
+    loaded: readers.Loaded,
+    against: parity.Reference,
+    image_set: ImageSet,
+    *,
+    most: int = MOST,
+    any_size: Sequence[readers.Loaded] = (),
 ) -> list[PhotoCheck]:
-    """What `loaded` says of photos of an ImageSet by each of RESIZERS. against: its `parity.reference`.
+    """What `loaded` says of photos of an ImageSet by each of RESIZERS. against: what was `parity.decided` of it.
 
     At most `most` photos of those, and MEGAPIXELS of them together, evenly spread. A photo of which a resizer makes the pixels
-    that training had is not asked again.
+    that training had is not asked again. any_size: models that make the photo small themselves, and get the whole of it.
     """
     manifest, order = image_set.manifest, parity.spread(len(image_set), parity.SAMPLE)
     megapixels = sum(manifest.rows[i].width * manifest.rows[i].height for i in order) / 1e6
@@ -58,18 +66,43 @@ def check(
             answers = loaded(np.stack([pixels for *_, pixels in asked])).argmax(axis=1)
             for (name, row, _), answer in zip(asked, answers):
                 found[name][row] = answer
+    if any_size:
+        found |= _asked_whole(any_size, prefetch(_whole(image_set), order[chosen], workers=processors(), depth=PHOTOS))
     return [
         PhotoCheck(name, len(chosen), float((given == expected).mean()), float((given == labels).mean()))
         for name, given in found.items()
     ]
 
 
-def _made_small(image_set):
+def check_formats(folder: Path, formats: Sequence[str], against: parity.Reference, image_set: ImageSet) -> list[PhotoCheck]:
+    """`check` of an export folder: of one format that is given small photos, and of all that make them small themselves."""
+    outside = readers.load("tflite" if "tflite" in formats else "keras", folder)
+    inside = [readers.load(format, folder) for format in formats if format in ANY_SIZE]
+    return check(outside, against, image_set, any_size=inside)
+
+
+def _asked_whole(models, photos):
+    """{format: int (n,), the top class of each photo}."""
+    answers = [[model.run([photo])[0].argmax() for model in models] for photo in photos]
+    return {model.format: np.array(given) for model, given in zip(models, zip(*answers))}
+
+
+def _whole(image_set):
     def load(position):
-        content = (Path(image_set.root) / image_set.paths[position]).read_bytes()
-        return list(resizers.each(content, image_set.size, image_set.resize, white=image_set.white))
+        return np.asarray(pixels.open_rgb(_content(image_set, position), max_megapixels=None, white=image_set.white))
 
     return load
+
+
+def _made_small(image_set):
+    def load(position):
+        return list(resizers.each(_content(image_set, position), image_set.size, image_set.resize, white=image_set.white))
+
+    return load
+
+
+def _content(image_set, position):
+    return (Path(image_set.root) / image_set.paths[position]).read_bytes()
 
 
 def figures(checks: Sequence[PhotoCheck]) -> dict[str, dict[str, float]]:

@@ -84,7 +84,7 @@ def register(
         version = registry.find(run, found, stage)
         if version is None:
             made = Path(place) / "model"
-            save(made, model, description, knows)
+            save(made, model, description, knows, written=folder and folder / FILES["keras"])
             if folder is not None:
                 shutil.copytree(folder, made / FORMATS, ignore=shutil.ignore_patterns(FILES["keras"]))
             version = registry.create(run, made, digest=found, stage=stage)
@@ -153,11 +153,14 @@ def _pins():
     return [f"{name}=={packages.version(name)}" for name in REQUIRED]
 
 
-def save(folder: Path, model: keras.Model, description: Description, knows: Path | None = None) -> None:
+def save(
+    folder: Path, model: keras.Model, description: Description, knows: Path | None = None, *, written: Path | None = None
+) -> None:
     """Write a keras.Model, its temperature applied, as an MLflow model into `folder`, which must not exist.
 
     The folder holds the model, the code that calls it, the image decoder that training used, a signature, an input example and
     the versions of the six packages that it needs. knows: file of a `graft.known.Known`, with which it gives `known` too.
+    written: the same model as `writers.write_keras` wrote it, if it has.
     """
     quiet_mlflow()
     import mlflow
@@ -175,8 +178,9 @@ def save(folder: Path, model: keras.Model, description: Description, knows: Path
     signature = ModelSignature(outputs=Schema(columns + [ColSpec(DataType.double, "known")] * bool(more)))
     model, description = writers.self_contained(model, description)
     with silence(), tempfile.TemporaryDirectory(prefix="graft-") as place:
-        file = Path(place) / FILES["keras"]
-        writers.write_keras(model, description, file)
+        file = written or Path(place) / FILES["keras"]
+        if written is None:
+            writers.write_keras(model, description, file)
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(CODE),

@@ -13,13 +13,16 @@ import numpy as np
 
 from graft import known, runtimes
 from graft.description import EMBEDDED, FILES, Description
+from graft.serving import any_size
 from graft.system.console import GraftError
 from graft.system.environment import missing, silence
+from graft.system.prefetch import processors
 
 if TYPE_CHECKING:
     import keras
 
-NEEDS = {"onnx": ("onnxruntime",)}  # packages to load a format, beside TensorFlow
+# Packages to load a format, beside TensorFlow.
+NEEDS = {"onnx": ("onnxruntime",), "onnx_any_size": ("onnxruntime",), "openvino": ("openvino",)}
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ def load_file(path: Path, format: str | None = None) -> Loaded:
     format = format or _format_of(path)
     if not path.exists():
         raise GraftError(f"{path}: no such model; run `dvc repro export` first")
+    if format == "coreml":
+        raise GraftError(f"{path}: Core ML is run by Apple's systems alone; take another format of the same export")
     if lacking := missing(NEEDS.get(format, ())):
-        raise GraftError(f"{path}: {format} needs {' and '.join(lacking)}; pip install 'graft-vision[onnx]'")
+        names, extra = " and ".join(lacking), format.partition("_")[0]
+        raise GraftError(f"{path}: {format} needs {names}; pip install 'graft-vision[{extra}]'")
     description = read_description(path, format)
     try:
         with silence():
@@ -101,8 +107,12 @@ def load_knowing(folder: Path) -> Loaded:
 
 
 def _format_of(path):
+    if path.suffix == ".mlpackage":
+        return "coreml"
+    if named := [format for format, name in FILES.items() if name == path.name]:
+        return named[0]
     if path.is_dir():
-        return "saved_model"
+        return "openvino" if (path / "model.xml").exists() else "saved_model"
     by_suffix = {".keras": "keras", ".h5": "h5", ".hdf5": "h5", ".tflite": "tflite", ".onnx": "onnx"}
     if path.suffix not in by_suffix:
         raise GraftError(f"{path}: not an exported model: neither a SavedModel's folder nor one of {', '.join(by_suffix)}")
@@ -113,14 +123,16 @@ def read_description(path: Path, format: str | None = None) -> Description:
     """The Description inside an exported model. Raises GraftError where there is none."""
     format = format or _format_of(path)
     try:
-        if format == "saved_model":
+        if format.startswith("saved_model"):
             text = (path / "assets.extra" / EMBEDDED).read_text(encoding="utf-8")
         elif format == "h5":
             import h5py
 
             with h5py.File(path) as file:
                 text = file["graft"][()].decode()
-        elif format == "onnx":
+        elif format == "openvino":
+            text = (path / EMBEDDED).read_text(encoding="utf-8")
+        elif format.startswith("onnx"):
             text = runtimes.onnx_session(str(path)).get_modelmeta().custom_metadata_map["graft"]
         else:
             with zipfile.ZipFile(path) as archive:
@@ -154,7 +166,11 @@ def _load_saved_model(path):
     import tensorflow as tf
 
     module = tf.saved_model.load(str(path))
-    return lambda images: module.serve(tf.constant(images))["probabilities"].numpy()
+
+    def run(images):
+        return module.serve(tf.constant(images))["probabilities"].numpy()
+
+    return _one_by_one(run) if any_size.INPUT in module.signatures["serving_default"].structured_input_signature[1] else run
 
 
 def _load_tflite(path):
@@ -164,8 +180,31 @@ def _load_tflite(path):
 
 def _load_onnx(path):
     session = runtimes.onnx_session(str(path))
-    return lambda images: session.run(["probabilities"], {"image": images})[0]
+    name = session.get_inputs()[0].name
+
+    def run(images):
+        return session.run(["probabilities"], {name: images})[0]
+
+    return _one_by_one(run) if name == any_size.INPUT else run
+
+
+def _load_openvino(path):
+    import openvino
+
+    how = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": processors()}
+    model = openvino.Core().compile_model(path / "model.xml", "CPU", how)
+    return lambda images: model(images)["probabilities"].copy()
+
+
+def _one_by_one(run):
+    return lambda photos: np.concatenate([run(photo) for photo in photos])
 
 
 KERAS = ("keras", "h5")
-LOADERS = {"saved_model": _load_saved_model, "onnx": _load_onnx}
+LOADERS = {
+    "saved_model": _load_saved_model,
+    "saved_model_any_size": _load_saved_model,
+    "onnx": _load_onnx,
+    "onnx_any_size": _load_onnx,
+    "openvino": _load_openvino,
+}

@@ -29,13 +29,14 @@ def annotate(blob: bytes, description: Description) -> bytes:
     from tensorflow.lite.python import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(blob, 0))
+    in_bytes = model.subgraphs[0].tensors[model.subgraphs[0].outputs[0]].type == schema.TensorType.UINT8
     graph, signature = model.subgraphs[0], schema.SignatureDefT()
     signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
     signature.inputs = [_named(schema, graph, graph.inputs[0], INPUT)]
     signature.outputs = [_named(schema, graph, graph.outputs[0], OUTPUT)]
     model.signatureDefs = [signature]
     entry, content = schema.MetadataT(), schema.BufferT()
-    entry.name, entry.buffer, content.data = METADATA, len(model.buffers), metadata(description)
+    entry.name, entry.buffer, content.data = METADATA, len(model.buffers), metadata(description, in_bytes=in_bytes)
     model.buffers.append(content)
     model.metadata = [*(model.metadata or []), entry]
     builder = flatbuffers.Builder(len(blob) + (1 << 16))
@@ -50,8 +51,11 @@ def _named(schema, graph, index, name):
     return entry
 
 
-def metadata(description: Description) -> bytes:
-    """A flatbuffer of metadata_schema.fbs, table ModelMetadata. Fields go by their place in the schema."""
+def metadata(description: Description, *, in_bytes: bool = False) -> bytes:
+    """A flatbuffer of metadata_schema.fbs, table ModelMetadata. Fields go by their place in the schema.
+
+    in_bytes: the output is uint8, which the reader scales by what the tensor says of itself.
+    """
     import flatbuffers
 
     labels = {0: LABELS, 1: "classes, one per line, in the order of the output", 2: Byte(AXIS_LABELS)}
@@ -61,7 +65,8 @@ def metadata(description: Description) -> bytes:
         f"{description.resize}",
         3: {0: Byte(IMAGE_PROPERTIES), 1: {0: Byte(RGB)}},
     }
-    scores = {0: OUTPUT, 1: "probability of each class", 3: {0: Byte(FEATURE_PROPERTIES), 1: {}}, 6: [labels]}
+    meaning = "probability of each class" + ", in steps of 1/256" * in_bytes
+    scores = {0: OUTPUT, 1: meaning, 3: {0: Byte(FEATURE_PROPERTIES), 1: {}}, 6: [labels]}
     graph = {0: "classifier", 2: [image], 3: [scores]}
     builder = flatbuffers.Builder(1024)
     whole = {0: "image classifier", 1: f"made by graft on {description.backbone}", 3: [graph], 7: MIN_PARSER}

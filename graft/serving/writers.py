@@ -7,8 +7,10 @@ file, where the format has room for it:
     *.tflite       the same of an archive that is appended to it, as TFLite's own metadata tools do: `unzip model.tflite` works;
                    signature and TFLite Metadata inside (`tflite_metadata`)
     model.h5       data set "graft"
-    saved_model    assets.extra/graft.json and labels.txt
-    model.onnx     metadata_props "graft"
+    saved_model    assets.extra/graft.json and labels.txt; so in saved_model_any_size
+    model.onnx     metadata_props "graft"; so in model_any_size.onnx
+    openvino       graft.json and labels.txt beside model.xml and model.bin
+    coreml         user-defined metadata "graft"; the classes are the model's own
 
 All but Keras' own two formats are made from one frozen graph (variables as constants): MobileNetV2 takes 0.8 s to TFLite that
 way and 5 s by `from_keras_model`, 0.3 s to a SavedModel and 6 s by `model.export`. Such a SavedModel serves; it cannot be
@@ -20,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import uuid
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -29,7 +32,7 @@ import numpy as np
 
 from graft import runtimes
 from graft.description import EMBEDDED, FILES, LABELS, Description
-from graft.serving import tflite_metadata
+from graft.serving import any_size, tflite_metadata
 from graft.system import files
 from graft.system.console import log
 from graft.system.environment import silence
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 KINDS = {
     "tflite_int8": "(full integer: uint8 in and out)",
     "tflite_dynamic": "(8-bit weights, activations in float)",
+    "coreml": "(run by Apple's systems alone: not compared with the original)",
 }
 FROM_KERAS = {"keras", "h5"}  # the others are made from the frozen graph
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
@@ -106,7 +110,7 @@ def _write_one(format, model, frozen, description, folder, representative):
         else:
             path.write_bytes(tflite_metadata.annotate(_converter(frozen, format, representative).convert(), description))
             with zipfile.ZipFile(path, "a") as archive:
-                _add_description(archive, description)
+                _add_description(archive, description, format)
     log(f"export: {path} {KINDS.get(format, '')}".rstrip())
 
 
@@ -162,8 +166,8 @@ def _add(archive, name, data):
     archive.writestr(info, data)
 
 
-def _add_description(archive, description):
-    _add(archive, EMBEDDED, description.to_json().encode())
+def _add_description(archive, description, format=""):
+    _add(archive, EMBEDDED, description.to_json(format).encode())
     _add(archive, LABELS, description.labels_text().encode())
 
 
@@ -183,13 +187,29 @@ def _write_h5(model, description, path):
 def _write_saved_model(frozen, description, path):
     import tensorflow as tf
 
-    module = tf.Module()
     spec = tf.TensorSpec(frozen.inputs[0].shape, "uint8", name="image")
-    module.serve = tf.function(lambda image: {"probabilities": frozen(image)[0]}, input_signature=[spec])
+    _save_function(lambda image: {"probabilities": frozen(image)[0]}, spec, path, description.to_json(), description)
+
+
+def _write_saved_model_any_size(frozen, description, path):
+    import tensorflow as tf
+
+    def serve(photo):
+        return {"probabilities": frozen(any_size.tensorflow(photo, description.image_size, description.resize)[None])[0]}
+
+    spec = tf.TensorSpec((None, None, 3), "uint8", name=any_size.INPUT)
+    _save_function(serve, spec, path, description.to_json("saved_model_any_size"), description)
+
+
+def _save_function(serve, spec, path, about, description):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.serve = tf.function(serve, input_signature=[spec], autograph=False)
     tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
     (path / "fingerprint.pb").unlink(missing_ok=True)  # optional, and holds a random number
     _sort_functions(path / "saved_model.pb")
-    files.write_text(path / "assets.extra" / EMBEDDED, description.to_json())
+    files.write_text(path / "assets.extra" / EMBEDDED, about)
     files.write_text(path / "assets.extra" / LABELS, description.labels_text())
 
 
@@ -223,11 +243,70 @@ def _converter(frozen, format, representative=None):
 
 
 def _write_onnx(frozen, description, path):
-    model = runtimes.onnx_model(frozen)
+    _save_onnx(_onnx(frozen, runtimes.OPSET), description.to_json(), path)
+
+
+def _write_onnx_any_size(frozen, description, path):
+    model = _onnx(frozen, any_size.OPSET)
+    any_size.onnx_front(model, description.image_size, description.resize)
+    _save_onnx(model, description.to_json("onnx_any_size"), path)
+
+
+def _write_openvino(frozen, description, path):
+    import openvino
+
+    # Not its convert_model, which tells its maker.
+    model = openvino.Core().read_model(_onnx(frozen, runtimes.OPSET).SerializeToString())
+    openvino.save_model(model, path / "model.xml", compress_to_fp16=False)
+    files.write_text(path / EMBEDDED, description.to_json())
+    files.write_text(path / LABELS, description.labels_text())
+
+
+def _write_coreml(frozen, description, path):
+    import coremltools
+
+    graph_def, inputs, outputs = runtimes.with_float_input(frozen)
+    size = description.image_size
+    model = coremltools.convert(
+        graph_def,
+        source="tensorflow",
+        inputs=[coremltools.ImageType(name=inputs[0].op.name, shape=(1, size, size, 3))],
+        outputs=[coremltools.TensorType(name=outputs[0].op.name)],
+        classifier_config=coremltools.ClassifierConfig(list(description.classes)),
+        compute_precision=coremltools.precision.FLOAT32,
+        minimum_deployment_target=coremltools.target.iOS15,
+        convert_to="mlprogram",
+    )
+    spec = model.get_spec()
+    about = spec.description.metadata
+    about.userDefined["graft"] = description.to_json("coreml")
+    about.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    model.save(str(path))
+    inside = path / "Data" / "com.apple.CoreML"
+    (inside / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
+    _number_members(path / "Manifest.json")
+
+
+def _number_members(manifest):
+    """Identifiers of a package's members by their names, in place of random ones."""
+    tree = json.loads(manifest.read_text(encoding="utf-8"))
+    entries = tree["itemInfoEntries"]
+    new = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for old, entry in entries.items()}
+    tree["itemInfoEntries"] = {new[old]: entry for old, entry in sorted(entries.items(), key=lambda item: item[1]["path"])}
+    tree["rootModelIdentifier"] = new[tree["rootModelIdentifier"]]
+    files.write_json(manifest, tree)
+
+
+def _onnx(frozen, opset):
+    model = runtimes.onnx_model(frozen, opset)
     _drop_idle_reshapes(model)
     _canonical_names(model.graph)
     model.graph.name, model.graph.doc_string = "classifier", ""
-    model.metadata_props.add(key="graft", value=description.to_json())
+    return model
+
+
+def _save_onnx(model, about, path):
+    model.metadata_props.add(key="graft", value=about)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -280,4 +359,6 @@ def _unused(name, names):
     return name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
-WRITERS = {"keras": write_keras, "h5": _write_h5, "saved_model": _write_saved_model, "onnx": _write_onnx}
+WRITERS = {"keras": write_keras, "h5": _write_h5, "saved_model": _write_saved_model, "onnx": _write_onnx,
+           "saved_model_any_size": _write_saved_model_any_size, "onnx_any_size": _write_onnx_any_size,
+           "openvino": _write_openvino, "coreml": _write_coreml}  # fmt: skip

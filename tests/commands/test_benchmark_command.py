@@ -19,14 +19,14 @@ from graft.tracking import runs, store
 from tests.serving.conftest import make_images, write_all
 
 ROW = formats.Measured(
-    "tflite", 13_480_000, 200, 0.92, 0.995, 50, 0.98, "jpeg_75", {"1": (10.26, 10.8), "32": (8.0, 9.5)}, 182.4
+    "tflite", 13_480_000, 200, 0.92, 0.995, 50, 0.98, "jpeg_75", {"1": (10.26, 10.8), "32": (8.0, 9.5)}, 182.4, 0.2163
 )
 
 
 def test_a_row_has_what_was_measured():
     (cells,) = format_table.cells([ROW])
     assert cells[:6] == ["tflite", "13.48", "0.9200", "0.874 to 0.950", "0.9950", "0.9800 jpeg_75"]
-    assert cells[6:] == ["10.3", "10.8", "8.0", "9.5", "182"]
+    assert cells[6:] == ["10.3", "10.8", "8.0", "9.5", "0.22", "182"]
     lines = format_table.text([ROW, dataclasses.replace(ROW, format="tflite_dynamic")]).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
 
@@ -47,6 +47,16 @@ def test_times_are_of_one_photo(monkeypatch):
     assert set(asked) == {32} and len(asked) >= 4
 
 
+def test_a_format_and_predict_take_turns_and_the_first_does_not_count(monkeypatch):
+    turns = [(t, t + (9 if t == 0 else 1), t + 2, t + 6) for t in (0, 10, 20, 30)]  # 9 s and 4 s, then 1 s and 4 s
+    clock = iter([0.0, *(moment for turn in turns for moment in turn), 40.0])
+    monkeypatch.setattr(formats.time, "perf_counter", lambda: next(clock))
+    asked = []
+    network = SimpleNamespace(predict=lambda pixels, verbose: asked.append("predict"))
+    assert formats.beside_predict(lambda pixels: asked.append("format"), network, np.zeros((1, 2, 2, 3), np.uint8), 0) == 0.25
+    assert asked == ["format", "predict"] * 4
+
+
 def test_a_format_is_measured(tmp_path, monkeypatch):
     write_all(tmp_path)
     images = make_images(24)
@@ -59,7 +69,7 @@ def test_a_format_is_measured(tmp_path, monkeypatch):
     assert (found.format, found.n, found.accuracy, found.agreement) == ("tflite", 24, 1.0, 1.0)
     assert (found.worst, found.photo_agreement, found.photos) == ("nearest", 0.8, 5)
     assert found.bytes == (tmp_path / "model.tflite").stat().st_size
-    assert set(found.ms) == {"1", "32"} and found.memory_mb > 20
+    assert set(found.ms) == {"1", "32"} and found.memory_mb > 20 and found.of_predict > 0
     json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
@@ -84,6 +94,7 @@ def test_the_page_and_the_figures_are_kept(recorded, clone, capsys):
     assert recorded["benchmark.html"] == page
     assert list(json.loads((clone / "measured" / "benchmark.json").read_text())) == ["keras", "tflite"]
     figures = recorded["benchmark"]["tflite"]
+    assert figures["of_predict"] == 0.2163
     assert (figures["batch_32"], figures["memory_mb"]) == ({"p50_ms": 8.0, "p95_ms": 9.5}, 182.4)
     assert "recorded with export of exp" in capsys.readouterr().out
     assert sorted(p.name for p in (clone / paths.EXPORT).iterdir()) == ["model.keras", "model.tflite"]

@@ -122,6 +122,14 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     assert shipped == {p.name for p in folder.iterdir()} - {"model.keras"}
 
 
+def test_formats_that_take_any_size_are_asked_by_the_whole_photo(clone, unregistered):
+    export(settings(formats=("keras", "onnx_any_size", "saved_model_any_size")), NullRun())
+    checks = read_json(clone / paths.EXPORT / "checks.json")
+    for name in ("onnx_any_size", "saved_model_any_size"):
+        assert checks[name]["max_difference"] < 1e-4
+        assert checks["from_photos"][name] == {"n": 20, "agreement": 1.0, "accuracy": 0.95}
+
+
 def test_the_registered_model_is_the_exported_one(clone):
     import mlflow
 

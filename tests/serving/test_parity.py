@@ -96,13 +96,13 @@ def test_evaluate_must_have_found_the_same_but_for_near_ties(wrong, margin, refu
     found = own.copy()
     found[:wrong] = found[:wrong, [1, 0, 2]]
     shown = Shown(np.zeros((20, 4, 4, 3), np.uint8), np.zeros(20, int))
-    evaluated = Predictions(shown.paths, shown.labels, found, CLASSES)
+    evaluated = parity.decided(Predictions(shown.paths, shown.labels, found, CLASSES), shown)
     against = parity.Reference(shown.images, shown.labels, own)
     if not refused:
-        parity.require_evaluated(against, shown, evaluated)
+        parity.require_evaluated(against, evaluated)
         return
     with pytest.raises(GraftError, match=rf"^export: the model answers otherwise on {wrong} of 20 test images than evaluate "):
-        parity.require_evaluated(against, shown, evaluated)
+        parity.require_evaluated(against, evaluated)
 
 
 def test_check_measures_a_file(exported, images, expected):
@@ -134,7 +134,7 @@ def test_disagreement_is_counted_and_ties_apart(exported, images, expected):
 def test_the_reference_applies_the_temperature_that_is_not_applied_yet(trained, images, expected):
     model, description = trained
     network, _ = writers.self_contained(model, description)
-    shown = Shown(images, np.arange(24) % 3)
+    shown = parity.Reference(images, np.arange(24) % 3, expected)
     against = parity.reference(model, description, network, shown)
     # A graph may fuse what is computed step by step otherwise: the last bits differ, and the temperature spreads them.
     np.testing.assert_allclose(against.probabilities, expected, atol=1e-5)
@@ -143,6 +143,20 @@ def test_the_reference_applies_the_temperature_that_is_not_applied_yet(trained, 
     for plain in (description.replace(temperature=1.0), description.replace(calibrated=True)):
         found = parity.reference(model, plain, model, shown).probabilities
         np.testing.assert_allclose(found, model(images, training=False), atol=1e-5)
+
+
+def test_exact_formats_are_compared_on_some_of_the_images_and_the_two_agree_on_which(trained, images, expected, monkeypatch):
+    monkeypatch.setattr(parity, "EXACT_SAMPLE", 5)
+    turned = expected[:, [1, 2, 0]]
+    among = parity.Reference(images, np.arange(24), turned)
+    against = parity.reference(*trained, trained[0], among)
+    assert against.labels.tolist() == [0, 6, 12, 17, 23]
+    np.testing.assert_allclose(against.probabilities, expected[against.labels], atol=1e-5)
+    parity.require_evaluated(against, dataclasses.replace(among, probabilities=expected))
+    others = int((expected.max(1) - expected[np.arange(24), turned.argmax(1)] > parity.TIE)[against.labels].sum())
+    assert others > 0
+    with pytest.raises(GraftError, match=rf"otherwise on {others} of 5 "):
+        parity.require_evaluated(against, among)
 
 
 def test_figures_hold_no_times():

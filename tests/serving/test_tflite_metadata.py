@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -44,10 +45,23 @@ def embedded(path):
 @pytest.mark.parametrize("format", TFLITE)
 def test_every_file_has_metadata_that_names_its_classes(format, exported, trained):
     found = embedded(exported / FILES[format])
-    assert found == tflite_metadata.metadata(trained[1])
+    assert found == tflite_metadata.metadata(trained[1], in_bytes=format == "tflite_int8")
     assert found[4:8] == b"M001"  # file identifier of metadata_schema.fbs
     for text in (b"labels.txt", b"image", b"probabilities", b"1.0.0"):
         assert text in found
+
+
+@pytest.mark.parametrize("format", TFLITE)
+def test_what_a_file_says_of_its_tensors_is_what_they_are(format, exported):
+    from ai_edge_litert.interpreter import Interpreter
+
+    path = exported / FILES[format]
+    said = json.loads(zipfile.ZipFile(path).read("graft.json"))
+    interpreter = Interpreter(model_path=str(path))
+    (pixels,), (scores,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (said["input"].split()[0], said["output"].split()[0]) == tuple(np.dtype(t["dtype"]).name for t in (pixels, scores))
+    assert ("256 times the probability" in said["output"]) == (scores["quantization"][0] == 1 / 256)
+    assert (b"in steps of 1/256" in embedded(path)) == (scores["dtype"] == np.uint8)
 
 
 @pytest.mark.slow

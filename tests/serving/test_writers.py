@@ -11,7 +11,7 @@ import pytest
 from graft.description import FILES, Description
 from graft.serving import readers, writers
 
-from .conftest import CLASSES, SIZE, make_classifier, make_images
+from .conftest import CLASSES, SIZE, WRITABLE, make_classifier, make_images
 
 ROOT = Path(__file__).parents[2]
 LABELS = "a\nb c\nä\n".encode()
@@ -40,16 +40,19 @@ def test_bytes_are_the_same_in_another_process(exported, tmp_path):
         command = [sys.executable, "-c", script, tmp_path / seed]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        assert len(run.stdout.splitlines()) == len(FILES)  # a line per format, and nothing else
+        assert len(run.stdout.splitlines()) == len(WRITABLE)  # a line per format, and nothing else
 
     def digests(folder):
         files = (p for p in folder.rglob("*") if p.is_file())
         return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
     one, two, here = digests(tmp_path / "1"), digests(tmp_path / "7"), digests(exported)
-    assert len(one) == 13
+    assert len(one) == 18 + 4 * ("openvino" in WRITABLE) + 3 * ("coreml" in WRITABLE)
     assert one == two
-    assert {name for name in one if one[name] != here[name]} <= {"saved_model/saved_model.pb"}
+    assert {name for name in one if one[name] != here[name]} <= {
+        "saved_model/saved_model.pb",
+        "saved_model_any_size/saved_model.pb",
+    }
 
 
 def test_onnx_reshapes_nothing_to_the_shape_it_has(exported):
@@ -72,6 +75,22 @@ def test_what_is_embedded_is_the_description_with_its_temperature_applied(export
     text = zipfile.ZipFile(exported / "model.keras").read("graft.json").decode()
     assert text == Description("mobilenet_v2", 0.35, SIZE, CLASSES, 0, 0.2, "squash", 0, 2.0, True).to_json()
     assert (exported / "saved_model" / "assets.extra" / "graft.json").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.skipif("coreml" not in WRITABLE, reason="coremltools is not installed")
+def test_core_ml_takes_an_image_and_knows_the_classes(exported, trained):
+    """Which is all that can be said of it where it cannot be run."""
+    import coremltools
+
+    spec = coremltools.models.MLModel(str(exported / "model.mlpackage"), skip_model_load=True).get_spec()
+    (image,) = spec.description.input
+    assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", SIZE, SIZE)
+    assert image.type.imageType.colorSpace == image.type.imageType.ColorSpace.Value("RGB")
+    assert spec.description.predictedProbabilitiesName
+    assert list(spec.mlProgram.functions["main"].block_specializations) != []
+    assert [name for name in CLASSES if name.encode() not in spec.SerializeToString()] == []
+    about = spec.description.metadata.userDefined
+    assert about["graft"] == writers.self_contained(*trained)[1].to_json() and not any("date" in key for key in about)
 
 
 def test_sizes_shrink_with_precision(exported):

@@ -1,9 +1,11 @@
 """Real servers for the tests: `mlflow server` over HTTP, PostgreSQL of Debian's package."""
 
+import base64
 import contextlib
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -26,19 +28,34 @@ def free_port():
 
 
 @contextlib.contextmanager
-def mlflow_server(folder, backend, *, port=None):
-    """Address of an `mlflow server` on the database `backend`, its artifacts, which it hands on itself, below `folder`."""
+def mlflow_server(folder, backend, *, port=None, password=None):
+    """Address of an `mlflow server` on the database `backend`, its artifacts, which it hands on itself, below `folder`.
+
+    password: of its user `admin`; without one it asks nobody. The address holds neither.
+    """
     port = port or free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--artifacts-destination", str(folder / "served")]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, *where]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**kept, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PATH": path}
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1")
+    if password:
+        if importlib.util.find_spec("flask_wtf") is None:
+            pytest.skip("MLflow's basic authentication needs Flask-WTF: pip install 'mlflow[auth]'")
+        command += ["--app-name", "basic-auth"]
+        settings = folder / "basic_auth.ini"
+        users = f"database_uri = sqlite:///{folder}/users.db\nadmin_username = admin\ndefault_permission = READ"
+        rule = "authorization_function = mlflow.server.auth:authenticate_request_basic_auth"
+        settings.write_text(f"[mlflow]\n{users}\n{rule}\n")
+        environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+                        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex()}  # fmt: skip
+        asked.add_header("Authorization", "Basic " + base64.b64encode(f"admin:{password}".encode()).decode())
     with (folder / f"server-{port}.log").open("ab") as output:
         options = {"env": environment, "cwd": folder, "stdout": output, "stderr": output, "start_new_session": True}
         process = subprocess.Popen(command, **options)
     try:
-        _wait(process, f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1")
+        _wait(process, asked)
         yield f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(ProcessLookupError):
