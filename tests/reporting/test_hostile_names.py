@@ -21,6 +21,7 @@ from graft.scoring.results import Results
 from graft.second_look import drift
 from graft.second_look.evidence import Evidence
 from graft.system import files
+from graft.system.console import GraftError
 
 # What a table of labels may say, the first four of which are no name of a folder.
 NAMES = (
@@ -96,12 +97,18 @@ def test_folders_and_tables_of_labels_give_classes_of_these_names(tmp_path):
         (tmp_path / "photos" / name / "1.jpg").touch()
     walked = layout.walk(tmp_path / "photos")
     assert sorted(file.path for file in walked.files) == sorted(f"{name}/1.jpg" for name in FOLDERS)
-    single = [name for name in FOLDERS if "|" not in name and not name.startswith("{")]  # these would be several labels
+    # Those with | or { would be several labels; what cannot be printed is refused.
+    single = [name for name in FOLDERS if "|" not in name and not name.startswith("{") and name.isprintable()]
     table = {f"{n}.jpg": Place(name) for n, name in enumerate(single)}
     labels.write_table(tmp_path / "photos" / "labels.csv", table)
     data = parameters.load(ROOT / "params.yaml").data.model_copy(update={"labels": "labels.csv"})
     read = labels.read(tmp_path / "photos", [*table, "labels.csv"], data)
     assert {path: place.label for path, place in read.rows.items()} == {path: p.label.strip() for path, p in table.items()}
+    for name in (name for name in NAMES if not name.isprintable()):
+        labels.write_table(tmp_path / "photos" / "labels.csv", {"0.jpg": Place(name)})
+        with pytest.raises(GraftError, match="cannot be printed") as error:
+            labels.read(tmp_path / "photos", ["0.jpg", "labels.csv"], data)
+        assert str(error.value).isprintable()
 
 
 @pytest.fixture(scope="module")
