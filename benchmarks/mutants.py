@@ -84,7 +84,7 @@ def ways(node: ast.AST) -> Iterator[str]:
         yield from (f"without element {k}" for k in range(len(node.elts)))
     elif isinstance(node, ast.Dict) and len(node.keys) > 1:
         yield from (f"without key {k}" for k in range(len(node.keys)))
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and getattr(node.value, "value", node.value) is not None:  # None would stay None
         yield "None returned"
     elif isinstance(node, (ast.Raise, ast.Continue, ast.Break)) or (
         isinstance(node, ast.Expr) and not isinstance(node.value, (ast.Constant, ast.Yield))

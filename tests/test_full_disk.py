@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from graft.system import console
+from graft.system import console, files
 from tests import small_clone
 
 
@@ -43,6 +43,17 @@ def copy(fresh, name):
 def repro(clone, **options):
     clone.status = clone.dvc("repro", **options).returncode
     return clone
+
+
+def test_weights_are_not_begun_where_they_do_not_fit(tmp_path):
+    """HDF5 ends the process with a segmentation fault where the disk fills up under it."""
+    with small_disk(tmp_path / "small", "2m") as enlarge:
+        with pytest.raises(OSError, match="No space left on device") as error:
+            files.need_room(tmp_path / "small" / "deep", 3 << 20)
+        assert error.value.filename == str(tmp_path / "small" / "deep")
+        assert not list((tmp_path / "small").rglob("*.*"))
+        enlarge()
+        files.need_room(tmp_path / "small" / "deep", 3 << 20)
 
 
 # What is small, its size, and whether a run gets through all the same.

@@ -88,6 +88,7 @@ def unfreeze(model: keras.Model, layers: int) -> int:
 
 def save(model: keras.Model, description: Description, folder: Path) -> None:
     """Write `model.weights.h5` and `model.json` into `folder`; the same model gives the same bytes."""
+    files.need_room(Path(folder), 4 * model.count_params() + files.OF_HDF5)
     with files.whole(Path(folder) / WEIGHTS) as part:
         model.save_weights(part)
     files.write_text(Path(folder) / DESCRIPTION, description.to_json())

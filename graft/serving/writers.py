@@ -105,6 +105,8 @@ def write(
 def _write_one(format, model, frozen, description, folder, representative):
     path = folder / FILES[format]
     with silence():
+        if format in FROM_KERAS:
+            files.need_room(folder, 4 * model.count_params() + files.OF_HDF5)
         if format in WRITERS:
             WRITERS[format](model if format in FROM_KERAS else frozen, description, path)
         else:

@@ -96,7 +96,7 @@ def _full(error: BaseException | None) -> str:
     while error is not None:
         text = " ".join(str(error).split())
         if found := next((words for words in FULL if words in text), ""):
-            name = getattr(error, "filename", None)
+            name = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the second: where it was copied to
             return f"{name}: {found}" if name else found
         error = error.__cause__ or error.__context__
     return ""

@@ -127,6 +127,8 @@ def quiet_mlflow() -> None:
     }.items():
         os.environ.setdefault(key, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It prints a traceback of every error of the database that it raises, too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

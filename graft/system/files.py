@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 BLOCK = 1 << 20  # bytes read at a time
+OF_HDF5 = 1 << 20  # bytes that a file of weights takes beside them, at most
 PART = ".part-"  # begins the name of what is not whole yet
 STALE_SECONDS = 3600  # after which an unfinished file, whoever wrote it, was left by a process that was killed
 
@@ -80,6 +83,18 @@ def whole(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def need_room(folder: Path, size: int) -> None:
+    """Raise OSError where `size` bytes do not fit into `folder`: HDF5 crashes where the disk fills up under it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others: a file system that cannot tell
+                    raise OSError(error.errno, os.strerror(error.errno), str(folder)) from None
 
 
 def sweep(folder: Path) -> None:

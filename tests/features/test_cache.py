@@ -201,6 +201,25 @@ print(before, peak())
     assert after < 250  # MiB; the rows are 256
 
 
+def test_a_row_is_tested_when_it_is_first_read_and_not_again(space, monkeypatch):
+    fill(space, range(3))
+    tested, checksum = [], module._checksum
+    monkeypatch.setattr(module, "_checksum", lambda name, row: tested.append(name) or checksum(name, row))
+    rows, out = space.find(names(0, 1, 2)), np.empty((3, *SHAPE), np.float16)
+    for positions in ([0, 1], [0, 1, 2], [0, 1, 2]):
+        assert rows.read(np.array(positions), out[: len(positions)]).all()
+    assert sorted(tested) == [name.encode() for name in names(0, 1, 2)]
+
+
+def test_room_is_made_beside_a_process_that_does_the_same(cache, space, monkeypatch):
+    fill(space, [0])
+    held = list(module._segments(cache.folder))
+    monkeypatch.setattr(module, "_segments", lambda folder: held)
+    held[0][0].unlink()  # by the other one, between the look and the removal
+    cache.max_bytes = held[0][1].st_size
+    assert cache.make_room(held[0][1].st_size)
+
+
 def test_opening_reads_no_row(space, monkeypatch):
     fill(space, range(3))
     monkeypatch.setattr(module, "_checksum", lambda *_: pytest.fail("a row was read"))

@@ -189,3 +189,13 @@ def test_groups_of_single_images_change_nothing_and_the_seed_decides(simulate):
     alone = dataclasses.replace(found, groups=[f"{k}" for k in range(120)])
     assert metrics.summary(alone, resamples=300, seed=1) == plain
     assert metrics.summary(found, resamples=300, seed=2)["macro_f1_low"] != plain["macro_f1_low"]
+
+
+def test_photos_of_one_group_alone_count_as_one():
+    """A class of one patient: between what is right and what is wrong of it there is nothing to tell the spread by."""
+    group = np.array([0, 0, 0, 0, 0, 0, 1, 2, 2])
+    inside = np.stack([group == 0, group > 0], axis=1)
+    right = inside & np.array([1, 1, 1, 0, 0, 0, 1, 0, 1], bool)[:, None]
+    low, high = metrics.proportions(inside, right, group)
+    assert (low[0], high[0]) == pytest.approx(wilson(0.5, 1))
+    assert np.isfinite([low, high]).all()
