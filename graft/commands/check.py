@@ -11,17 +11,22 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from graft import params as parameters
 from graft.commands.import_ import add_label_arguments, given_rules
+from graft.dataset import manifest
 from graft.dataset.archives import SUFFIX
 from graft.dataset.intake import doubtful_counts, take_in
 from graft.dataset.layout import Unclear, printable
 from graft.network import backbones
+from graft.second_look.choice import across
 from graft.system import git, paths
 from graft.system.console import GraftError, log, warn
 from graft.system.override import override
 from graft.system.prefetch import processors
 
+ALIKE, ALIKE_SHOWN = 0.75, 40  # least similarity of the features: see docs/photos.md
 SHOWN = 5  # of each kind of problem
 UNSEEN = (".git", ".hg", ".dvc")  # DVC does not look into them
 RULES = ("layout", "labels", "label_by")
@@ -33,10 +38,11 @@ VIEW_BYTES, OUTPUT_BYTES = 45_000, 300_000_000  # of the feature cache at 224 px
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of photos")
     add_label_arguments(parser)
+    parser.add_argument("--deep", action="store_true", help="after a run: photos across the split that look alike to it")
 
 
 def check(args: argparse.Namespace) -> None:
-    """`graft check PATH [--labels FILE | --label-by REGEX] [--layout KIND]`.
+    """`graft check PATH [--labels FILE | --label-by REGEX] [--layout KIND] [--deep]`.
 
     Raises GraftError for what the pipeline, or DVC before it, would stop at.
     """
@@ -52,6 +58,8 @@ def check(args: argparse.Namespace) -> None:
     _show_problems(taken.problems)
     for line in (*doubtful_counts(taken.manifest), *awkward_names(file.path for file in taken.found.walked)):
         warn(line)
+    if args.deep:
+        _show_alike(root, taken.manifest)
     _show_estimate(params, taken.manifest)
     told = [override(f"data.{key}", value) for key, value in _changes(params.data, data).items()]
     if not root.is_absolute() and not _is_versioned(root):
@@ -214,6 +222,21 @@ def _show_problems(problems):
             log(f"  {problem.path}: {problem.action}")
         if n > SHOWN:
             log(f"  … and {n - SHOWN} more; `dvc repro split` lists all in {paths.SPLIT / 'problems.csv'}")
+
+
+def _show_alike(root, rows):
+    """Pairs of photos across the split that look alike to the network, most alike first."""
+    file = paths.SECOND_LOOK / "features.npy"
+    known = manifest.read() if file.exists() else None
+    if known is None or known.rows != rows.rows:
+        raise GraftError(f"--deep: {file} is not of the photos of {root} as they are now; run `dvc repro second-look` first")
+    pairs = across(np.load(file), [row.split for row in rows.rows], least=ALIKE)
+    log(f"{len(pairs)} pairs of photos in different splits look alike to the network (similarity {ALIKE} or more)")
+    for similarity, *pair in pairs[:ALIKE_SHOWN]:
+        one, other = (rows.rows[i] for i in pair)
+        log(f"  {similarity:.3f}  {one.split} {one.path} ~ {other.split} {other.path}")
+    if pairs:
+        log("look at them; what must not be parted is named by data.group_by, or by a column group in labels.csv")
 
 
 def _show_estimate(params, rows):

@@ -311,6 +311,8 @@ def _near_in_a_part(left, right, parts, max_distance, crosswise):
             for first in range(0, len(i) if len(j) else 0, step):
                 some = i[first : first + step]
                 a, b = np.nonzero(np.bitwise_count(left[some, None] ^ right[None, j]) <= max_distance)
+                if not len(a):  # as a rule
+                    continue
                 found = np.stack([some[a], j[b]], axis=1)
                 differ = left[found[:, 0]] ^ right[found[:, 1]]
                 new = np.all([differ & (m << s) != 0 for s, m in parts[:number]], axis=0)  # in no earlier part

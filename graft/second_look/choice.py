@@ -1,10 +1,13 @@
 """Which photos to look at: the most telling of many unlabelled ones, the nearest of those that are known."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from graft.second_look.layout import principal
 
 AXES = 30
+BLOCK = 1024  # photos that are compared with all others at once
 POOL = 10  # times as many as are wanted: the least certain, among which those are spread
 
 
@@ -35,9 +38,37 @@ def telling(features: np.ndarray, margin: np.ndarray, n: int) -> np.ndarray:
 def nearest(features: np.ndarray, feature: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(positions int (k,), similarities float (k,)) of the rows of `features`, float (n, d), most like `feature`, (d,), the
     most similar first: cosines of features standardised by `features`."""
-    x = np.asarray(features, np.float32)
-    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-12)
-    x, y = (x - mean) / scale, (np.asarray(feature, np.float32) - mean) / scale
+    mean, scale = _scales(features)
+    x, y = (np.asarray(features, np.float32) - mean) / scale, (np.asarray(feature, np.float32) - mean) / scale
     cosine = x @ y / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y), 1e-9)
     order = np.argsort(-cosine, kind="stable")[:k]
     return order, cosine[order]
+
+
+def across(features: np.ndarray, splits: Sequence[str], *, least: float) -> list[tuple[float, int, int]]:
+    """(similarity, i, j) of the photos i and j of two different splits that are at least so similar, as of `nearest`, the most
+    similar first; i is of train where one of the two is.
+
+    features: float (n, d). splits: n names. Blocks of BLOCK rows are compared with all: memory does not grow with n squared.
+    """
+    mean, scale = _scales(features)
+    part = np.asarray(splits)
+    found = []
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        left, right = np.flatnonzero(part == first), np.flatnonzero(part == second)
+        others = _directions(features[right], mean, scale)
+        for start in range(0, len(left), BLOCK):
+            rows = left[start : start + BLOCK]
+            cosines = _directions(features[rows], mean, scale) @ others.T
+            found += [(float(cosines[a, b]), int(rows[a]), int(right[b])) for a, b in np.argwhere(cosines >= least)]
+    return sorted(found, key=lambda pair: (-pair[0], pair[1:]))
+
+
+def _scales(features):
+    x = np.asarray(features, np.float32)
+    return x.mean(axis=0), np.maximum(x.std(axis=0), 1e-12)
+
+
+def _directions(features, mean, scale):
+    x = (np.asarray(features, np.float32) - mean) / scale
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)

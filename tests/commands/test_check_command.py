@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graft import params as parameters
 from graft.commands import check, main
+from graft.dataset import intake, manifest
 from graft.dataset.labels import TABLE
 from graft.system.console import GraftError
 
@@ -210,3 +212,22 @@ def test_the_command_that_is_shown_works_with_the_real_dvc(tmp_path, capsys, mon
         done = subprocess.run(shown, shell=True, capture_output=True, text=True)
         assert f"GOT {str(folder)!a}" in done.stdout, (line, done.stderr[-500:])
         subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
+
+
+def test_deep_lists_photos_across_the_split_that_look_alike_to_the_network(clone, capsys, tmp_path_factory):
+    root = photos(tmp_path_factory.mktemp("photos"))
+    data = parameters.load().data.model_copy(update={"path": root.as_posix()})
+    rows = intake.take_in(data, seed=parameters.load().seed, cache_file=None).manifest
+    status, _, err = run(capsys, root, "--deep")
+    assert status == 1 and "is not of the photos of" in err
+    manifest.write(rows, clone / "data" / "split")
+    features = np.random.default_rng(0).normal(size=(24, 300))
+    one, other, third = (next(i for i, row in enumerate(rows.rows) if row.split == name) for name in ("train", "test", "val"))
+    features[other] = features[one] + 0.3 * features[other]
+    (clone / "data" / "second-look").mkdir(parents=True)
+    np.save(clone / "data" / "second-look" / "features.npy", features.astype(np.float16))
+    status, out, _ = run(capsys, root, "--deep")
+    assert status == 0 and "1 pairs of photos in different splits look alike" in out
+    assert f"  train {rows.rows[one].path} ~ test {rows.rows[other].path}\n" in out
+    (root / rows.rows[third].path).unlink()
+    assert run(capsys, root, "--deep")[0] == 1

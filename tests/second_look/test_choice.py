@@ -41,3 +41,19 @@ def test_the_nearest_of_a_photo_is_itself():
     assert positions[0] == 7
     assert similarities[0] == pytest.approx(1, abs=1e-3)
     assert similarities[0] >= similarities[1] >= similarities[2]
+
+
+def test_what_is_alike_across_the_split_comes_most_alike_first(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 400))
+    splits = ["train"] * 40 + ["val"] * 10 + ["test"] * 10
+    x[45] = x[3] + 0.2 * rng.normal(size=400)
+    x[55] = x[45] + 0.1 * rng.normal(size=400)
+    x[4] = x[5]  # in one split
+    found = choice.across(x, splits, least=0.8)
+    assert [pair[1:] for pair in found] == [(45, 55), (3, 45), (3, 55)]
+    one, similarity = choice.nearest(x, x[45], 3)
+    assert one.tolist() == [45, 55, 3] and [pair[0] for pair in found[:2]] == pytest.approx(similarity[1:])
+    monkeypatch.setattr(choice, "BLOCK", 7)
+    assert [pair[1:] for pair in choice.across(x, splits, least=0.8)] == [(45, 55), (3, 45), (3, 55)]
+    assert choice.across(x, splits, least=1.1) == choice.across(x[:1], splits[:1], least=0.0) == []
