@@ -42,6 +42,7 @@ NOT_RUN = {
     "graft relabel": "needs labels that a person has corrected; test_relabel_command.py runs it",
     "graft predict photos/ --unknown-below": "loads TensorFlow for a column; tests/serving/test_known.py runs it",
     "graft next": "needs photos without labels; test_next_command.py runs it",
+    "graft check photos --deep": "needs features of a run; test_check_command.py runs it",
     "graft similar": "takes a photo of yours; test_next_command.py runs it",
     "graft drift": "needs new photos; test_drift_command.py runs it",
     "source": "sets up the shell",

@@ -26,7 +26,7 @@ from graft.system.console import GraftError, log, warn
 from graft.system.override import override
 from graft.system.prefetch import processors
 
-ALIKE, ALIKE_SHOWN = 0.75, 40  # least similarity of the features: see docs/photos.md
+ALIKE, ALIKE_SHOWN = 0.75, 40  # least similarity of features: what it finds is in docs/photos.md
 SHOWN = 5  # of each kind of problem
 UNSEEN = (".git", ".hg", ".dvc")  # DVC does not look into them
 RULES = ("layout", "labels", "label_by")
