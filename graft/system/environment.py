@@ -8,8 +8,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graft.system import paths
 from graft.system.console import GraftError
 
 if TYPE_CHECKING:
@@ -79,6 +81,18 @@ def set_tensorflow_environment() -> None:
     os.environ.update(DECISIVE)
     for name in MISLEADING:
         os.environ.pop(name, None)
+    if "MPLCONFIGDIR" not in os.environ and not _can_be_made("~/.config/matplotlib"):
+        # Else matplotlib makes a temporary folder, says so, and each process that forks tries to remove it once more.
+        os.environ["MPLCONFIGDIR"] = str(paths.cache() / "matplotlib")
+
+
+def _can_be_made(folder):
+    """Whether there is such a folder that can be written; made if it can be, as matplotlib does at its import."""
+    try:
+        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return False
+    return os.access(Path(folder).expanduser(), os.W_OK)
 
 
 def quiet_tensorflow() -> None:

@@ -93,3 +93,16 @@ def test_no_check_is_an_assert():
     """`python -O` drops them."""
     sources = [p for folder in ("graft", "stages") for p in (ROOT / folder).rglob("*.py")]
     assert [str(p) for p in sources if re.search(r"^\s+assert\b", p.read_text(encoding="utf-8"), re.MULTILINE)] == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_where_home_cannot_be_written_matplotlib_keeps_its_things_with_the_cache(tmp_path, monkeypatch):
+    from graft.system import environment, paths
+
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    environment.set_tensorflow_environment()
+    assert "MPLCONFIGDIR" not in os.environ
+    monkeypatch.setenv("HOME", "/proc")  # in which not even root can make a folder
+    environment.set_tensorflow_environment()
+    assert os.environ["MPLCONFIGDIR"] == str(paths.cache() / "matplotlib")

@@ -59,9 +59,9 @@ def test_a_server_on_postgresql_with_a_password_that_is_left_nowhere(tmp_path, m
 
 
 def test_a_strict_umask_and_a_home_that_cannot_be_written(tmp_path):
-    """A home that is no folder: not even root can write into it."""
+    """/proc is a folder into which not even root can write."""
     made = small_clone.make(tmp_path)
-    made.env["HOME"] = "/dev/null/home"
+    made.env["HOME"] = "/proc"
     made.run("sh", "-c", 'umask 077 && exec "$0" -m dvc repro', sys.executable, timeout=PATIENCE)
     assert made.executed() == STAGES
     assert made.path("data/export/checks.json").stat().st_mode & 0o077 == 0
