@@ -62,12 +62,23 @@ def predict(
         except OSError as error:
             return path, None, f"unreadable: {error.strerror or error}"
 
-    decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
-    while batch := list(islice(decoded, batch_size)):
+    own = threading.local()  # a lane for each thread that comes to need one
+
+    def judge(batch):
         images = [image for _, image, _ in batch if image is not None]
-        judge = model if unknown_below is None else model.judged
-        found = judge(np.stack(images)) if images else ((), ())
-        probabilities, known = (iter(some) for some in ((found, ()) if unknown_below is None else found))
+        if not images:
+            return batch, (), ()
+        if unknown_below is not None:
+            return batch, *model.judged(np.stack(images))
+        if not hasattr(own, "lane"):
+            own.lane = readers.lane(model)
+        return batch, own.lane(np.stack(images)), ()
+
+    decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
+    batches = iter(lambda: list(islice(decoded, batch_size)), [])
+    lanes = readers.lanes(model) if unknown_below is None else 1
+    for batch, probabilities, known in prefetch(judge, batches, workers=lanes, depth=lanes + 1):
+        probabilities, known = iter(probabilities), iter(known)
         for path, image, problem in batch:
             if image is None:
                 yield Prediction(path.as_posix(), problem=problem)
