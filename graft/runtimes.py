@@ -99,15 +99,16 @@ def with_float_input(frozen: Frozen) -> tuple[Any, list[str], list[str]]:
     return graph_def, *tensors
 
 
-def litert(*, names: Sequence[str] | None = None, **source: str | bytes) -> Run:
+def litert(*, names: Sequence[str] | None = None, threads: int | None = None, **source: str | bytes) -> Run:
     """run(images): uint8 (n, S, S, 3) -> list of arrays (n, …), the outputs called `names`, in that order; by default all.
 
     source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is why they can be named. Outputs
-    in 8 bits come back as the float32 numbers that they stand for.
+    in 8 bits come back as the float32 numbers that they stand for. threads: by default as many as there are processors; they
+    change no bit.
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(**source, num_threads=processors())
+    interpreter = Interpreter(**source, num_threads=threads or processors())
     interpreter.allocate_tensors()
     pixels = interpreter.get_input_details()[0]["index"]
     details = interpreter.get_output_details()

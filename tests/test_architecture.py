@@ -15,7 +15,7 @@ RECIPES = ("split", "train_head", "second_look", "fine_tune", "evaluate", "expor
 MAY_IMPORT = {
     "stages": "run system dataset features known network scoring second_look reporting serving description tracking.champion",
     "graft.commands": "params system dataset features serving tracking network scoring second_look reporting runtimes "
-    "description known pixels",
+    "description known pixels forkserver",
     "graft.run": "params system tracking forkserver",
     "graft.network": "features runtimes scoring system keras_graph description known",
     "graft.serving": "pixels known runtimes scoring tracking system description",

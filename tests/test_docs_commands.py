@@ -45,6 +45,8 @@ NOT_RUN = {
     "graft check photos --deep": "needs features of a run; test_check_command.py runs it",
     "graft similar": "takes a photo of yours; test_next_command.py runs it",
     "graft drift": "needs new photos; test_drift_command.py runs it",
+    "dvc exp run -S features.executor=ray": "needs Ray, an extra; tests/features/test_blocks.py runs it without DVC",
+    "graft predict photos/ --output predictions.csv --executor ray": "needs Ray; tests/serving/test_distributed.py runs it",
     "source": "sets up the shell",
     "pip install": NETWORK,
     "graft new": "needs an installed wheel, in whose environment test_new_project.py runs it",

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from graft import params as parameters
+from graft.forkserver import client
 from graft.params import Params
 from graft.scoring.calibration import calibrated_losses
 from graft.scoring.predictions import Predictions
@@ -55,6 +57,7 @@ def tune(args: argparse.Namespace) -> None:
     folder.mkdir(exist_ok=True)
     study = Study(name, space, {key: flat[key] for key in space}, args.storage or f"sqlite:///{folder / 'tune.db'}")
     run = StudyRun(base, name, space)
+    os.environ |= client.lend()
     log(f"tune: study {name}, {len(study.finished())} of {args.trials} trials done; what they print is in {study.folder}")
     try:
         _search(study, run, args.trials, args.metric, base.seed)

@@ -8,10 +8,11 @@ environment, arguments, limits and standard streams, and runs in a fork of it: a
 its own, with the code of its own folder as it is then, the same result and the same exit status, but
 with nothing to import.
 
-The server belongs to one `dvc` and ends with it. Without one among the ancestors (a stage run by
-hand), under a debugger, with one processor, on other systems than Linux, and with
-`GRAFT_FORKSERVER=0`, there is no server. Nor is there one with a GPU: a fork after the driver has
-been initialised is not safe.
+The server belongs to one `dvc` and ends with it; in a search of many experiments to the command that
+makes them (LENT), since a trial is often one stage, which would import everything itself and for a
+server too. Without a `dvc` among the ancestors (a stage run by hand), under a debugger, with one
+processor, on other systems than Linux, and with `GRAFT_FORKSERVER=0`, there is no server. Nor is
+there one with a GPU: a fork after the driver has been initialised is not safe.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 from graft.system import files, paths
 
 SWITCH = "GRAFT_FORKSERVER"  # 0: no server
+LENT = "GRAFT_FORKSERVER_OF"  # process id and start time of a command whose server is for all `dvc` that it starts
 FORKED = "GRAFT_FORKED"  # set in a fork: the stage shall run here
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
@@ -77,17 +79,30 @@ def usable() -> bool:
 
 
 def owner() -> tuple[int, int] | None:
-    """(process id, start time in clock ticks) of the nearest ancestor that is a `dvc`; None without one."""
-    pid = os.getppid()
+    """(process id, start time in clock ticks) of the ancestor whose server this process may use: the one that LENT names, if it
+    made the nearest `dvc`, else that; None without a `dvc`."""
+    pid, dvc, lent = os.getppid(), None, os.environ.get(LENT)
     with contextlib.suppress(OSError):
         while pid > 1:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:3]
             names = [Path(os.fsdecode(word)).name for word in words]
             parent, started = process_times(pid)
-            if "dvc" in names[:2] or names[1:] == ["-m", "dvc"]:
+            if dvc is not None and lent == f"{pid} {started}":
                 return pid, started
+            if dvc is None and ("dvc" in names[:2] or names[1:] == ["-m", "dvc"]):
+                dvc = pid, started
+                if lent is None:
+                    break
             pid = parent
-    return None
+    return dvc
+
+
+def lend() -> dict[str, str]:
+    """Environment for many `dvc` one after the other, whose stages shall use one server; it ends with this process."""
+    try:
+        return {LENT: f"{os.getpid()} {process_times(os.getpid())[1]}"}
+    except OSError:  # no /proc, no server
+        return {}
 
 
 def process_times(pid: int) -> tuple[int, int]:

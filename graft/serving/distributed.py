@@ -33,11 +33,17 @@ class PredictionJob:
         return [*runtimes.computer("onnx" if self.suffix == ".onnx" else "litert"), f"pixels {probe[:12]}"]
 
     def start(self) -> Callable[[list[Path]], list[Prediction]]:
-        with tempfile.TemporaryDirectory(prefix="graft-") as folder:
-            path = Path(folder) / f"model{self.suffix}"
-            path.write_bytes(self.content)
-            model = readers.load_file(path)
-        return lambda files: list(predict(model, files))
+        folder = tempfile.TemporaryDirectory(prefix="graft-")
+        path = Path(folder.name) / f"model{self.suffix}"
+        path.write_bytes(self.content)
+        model = readers.load_file(path)
+        if readers.lanes(model) == 1:  # as with a worker's one processor: nobody opens the file again
+            folder.cleanup()
+
+        def block(files: list[Path], kept: object = folder) -> list[Prediction]:
+            return list(predict(model, files))
+
+        return block
 
 
 def predict_on_cluster(model: readers.Loaded, files: Iterable[Path]) -> Iterator[Prediction]:

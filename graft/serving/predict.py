@@ -5,7 +5,7 @@ import glob
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,16 +64,27 @@ def predict(
         except OSError as error:
             return path, None, f"unreadable: {error.strerror or error}"
 
-    decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
-    while batch := list(islice(decoded, batch_size)):
+    own = threading.local()  # a lane for each thread that comes to need one
+
+    def judge(batch):
         images = [image for _, image, _ in batch if image is not None]
-        found, p_values = np.empty((0, len(described.classes))), np.empty(0)
-        if images and model.judged:
-            found, p_values = model.judged(np.stack(images))
-        elif images:
-            found = model(np.stack(images))
+        if not images:
+            return batch, (), ()
+        known: Sequence[float] | np.ndarray = ()
+        if model.judged:
+            found, known = model.judged(np.stack(images))
+        else:
+            if not hasattr(own, "lane"):
+                own.lane = readers.lane(model)
+            found = own.lane(np.stack(images))
         if not np.isfinite(found).all():
             raise GraftError(f"{model.name}: gives probabilities that are not finite; its weights hold NaN, or are damaged")
+        return batch, found, known
+
+    decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
+    batches = iter(lambda: list(islice(decoded, batch_size)), [])
+    lanes = 1 if model.judged else readers.lanes(model)
+    for batch, found, p_values in prefetch(judge, batches, workers=lanes, depth=lanes + 1):
         probabilities, known = iter(found), iter(p_values)
         for path, image, problem in batch:
             if image is None:

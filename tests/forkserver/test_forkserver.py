@@ -354,3 +354,28 @@ def test_has_gpu_asks_tensorflow(monkeypatch):
     assert server._has_gpu()
     monkeypatch.delattr(TensorFlow, "config")
     assert server._has_gpu(), "where it cannot say, there may be one"
+
+
+def test_each_dvc_of_one_search_is_served_by_the_searchs_server(clone, monkeypatch):
+    monkeypatch.setenv(client.LENT, client.lend()[client.LENT])  # this process is the search
+    one, other = Dvc(clone), Dvc(clone)
+    server = one.served()["parent"]
+    try:
+        one.process.stdin.close()
+        one.process.wait(60)
+        assert other.probe()[1]["parent"] == server
+        assert [folder.name.split("-")[0] for folder in other.folders()] == [str(os.getpid())]
+    finally:
+        os.kill(server, signal.SIGKILL)
+        for each in (one, other):
+            each.process.stdin.close()
+            each.process.wait(60)
+            each.process.stdout.close()
+
+
+def test_a_search_that_is_no_ancestor_lends_nothing(clone, monkeypatch):
+    monkeypatch.setenv(client.LENT, "1 1")
+    dvc = Dvc(clone)
+    dvc.served()
+    assert dvc.folders()[0].name.startswith(f"{dvc.process.pid}-")
+    dvc.end()

@@ -175,6 +175,19 @@ def test_a_second_experiment_computes_no_frozen_layer_again(clone, given, monkey
     assert (root / paths.FINE_TUNE / "model.weights.h5").read_bytes() != before
 
 
+@pytest.mark.slow
+def test_a_cluster_changes_no_byte_of_a_stages_outputs(clone, given, ray, monkeypatch, tmp_path):
+    root, *_ = clone
+    copy = shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns(".cache"))
+    shutil.rmtree(copy / paths.TRAIN_HEAD)
+    monkeypatch.chdir(copy)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    run("train-head", changed(given, features={"executor": "ray"}))
+    assert list((copy / ".cache" / "features").glob("*/*.seg"))
+    for name in FILES:
+        assert (copy / paths.TRAIN_HEAD / name).read_bytes() == (root / paths.TRAIN_HEAD / name).read_bytes(), name
+
+
 def test_no_layer_to_unfreeze_leaves_the_heads_model_as_it_is(clone, given, monkeypatch):
     from graft.network import classifier
 
