@@ -140,6 +140,15 @@ def test_given_splits_are_kept_and_missing_ones_carved(splits, expected):
     assert all(got[item.path] == item.given for item in items if item.given != "train")
 
 
+def test_groups_that_lie_in_a_given_train_alone_are_carved_as_others_are():
+    items = [item for label in "ab" for item in given("train", label, 20) + given("test", label, 5)]
+    items = [Item(i.path, i.label, i.order, f"{i.label}{k // 2}" if i.given == "train" else "", i.given)
+             for k, i in enumerate(items)]  # fmt: skip
+    got = splitting.assign(items, **SHARES)
+    assert tally(items, got)["a"][1] > 0 and tally(items, got)["b"][1] > 0
+    assert len({(item.group, got[item.path]) for item in items if item.group}) == len({i.group for i in items if i.group})
+
+
 def test_images_of_train_that_resemble_a_given_test_are_not_carved_into_val():
     items = given("train", "a", 20) + given("train", "b", 20) + given("test", "a", 5) + given("test", "b", 5)
     items = [Item(i.path, i.label, i.order, "near", i.given) if i.path in ("train/a/3", "test/a/1") else i for i in items]

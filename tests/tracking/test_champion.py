@@ -40,6 +40,7 @@ def test_reason_is_a_sentence_with_the_numbers():
         "difference +0.0500 (-0.0100 to +0.1100), p = 0.23"
     )
     assert (decision.accuracy, decision.champion_accuracy, decision.n) == (0.85, 0.80, 100)
+    assert (decision.difference, decision.low, decision.high, decision.p_value) == (0.05, -0.01, 0.11, 0.23)
     assert decide(None).reason == "there is no champion yet"
 
 
