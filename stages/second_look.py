@@ -32,7 +32,8 @@ def second_look(params, run):
         sizes=tuple((row.width, row.height) for row in rows.rows),
     )  # fmt: skip
     near = unknown.near(acquaintance.without_a_class(
-        features, rows.labels, evidence.splits, classes=len(rows.classes), seed=params.seed
+        features, rows.labels, evidence.splits, classes=len(rows.classes), seed=params.seed,
+        shallow=classifier.shallow_width(model),
     ), rows.classes)  # fmt: skip
     found = report.write(paths.SECOND_LOOK, evidence, near, images=photos, seed=params.seed)
     run.log_metrics(found.metrics)

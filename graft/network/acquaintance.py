@@ -9,7 +9,7 @@ import numpy as np
 
 from graft.features.extractor import Features
 from graft.known import Known, fit
-from graft.network import head_solver, top_training
+from graft.network import classifier, head_solver, top_training
 from graft.network.cut import Cut
 from graft.network.prediction import Inside, inner, look_inside
 from graft.network.top_training import LabelledImages
@@ -27,7 +27,8 @@ def acquaint(model: keras.Model, cut: Cut, train: Features[LabelledImages], val:
     indices = _some(len(train))
     seen, judged = (_inside(model, cut, *part) for part in ((train, indices), (val, _some(len(val)))))
     labels = np.asarray(train.images.labels)[indices]
-    return fit(seen.features, labels, judged.features, judged.logits, classes=model.output.shape[1])
+    shape = {"classes": model.output.shape[1], "shallow": classifier.shallow_width(model)}
+    return fit(seen.features, labels, judged.features, judged.logits, **shape)
 
 
 def p_values(known: Known, model: keras.Model, pictures: Mapping[str, np.ndarray], *, runtime: str) -> dict[str, np.ndarray]:
@@ -40,11 +41,12 @@ def p_values(known: Known, model: keras.Model, pictures: Mapping[str, np.ndarray
 
 
 def without_a_class(
-    features: np.ndarray, labels: np.ndarray, splits: Sequence[str], *, classes: int, seed: int
+    features: np.ndarray, labels: np.ndarray, splits: Sequence[str], *, classes: int, seed: int, shallow: int = 0
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """What a network that never saw a class would say of it: (class, p-values of known photos, of that class's photos).
 
-    features: (n, d), pooled, of a frozen backbone, which was trained on none of these. splits: n names. A head and a Known are
+    features: (n, d), pooled, of a frozen backbone, which was trained on none of these; the first `shallow` of the shallowest
+    depth. splits: n names. A head and a Known are
     made from training photos of the other classes and calibrated on validation photos of them; the known are their test
     photos. Of more than LEFT_OUT classes `seed` draws. Nothing comes for two classes: to leave one out leaves none to
     choose from.
@@ -65,7 +67,8 @@ def without_a_class(
         def logits(at, kernel=kernel, bias=bias):
             return features[at].astype(np.float32) @ kernel + bias
 
-        known = fit(features[train], renumbered[train], features[val], logits(val), classes=len(others))
+        shape = {"classes": len(others), "shallow": shallow}
+        known = fit(features[train], renumbered[train], features[val], logits(val), **shape)
         yield k, known.p_values(features[test], logits(test)), known.p_values(features[unknown], logits(unknown))
 
 

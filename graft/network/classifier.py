@@ -62,6 +62,11 @@ def head_input(model: keras.Model) -> str:
     return "pooled" if any(layer.name == "pooled" for layer in model.layers) else "pooling"
 
 
+def shallow_width(model: keras.Model) -> int:
+    """How many of the pooled features, the first, are of the shallowest depth; 0 where all are of one."""
+    return model.get_layer("pooling_0").output.shape[-1] if head_input(model) == "pooled" else 0
+
+
 def backbone_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers between scaling and pooling, bottom first, as `keras.applications` counts them but for its input layer."""
     names = [layer.name for layer in model.layers]
