@@ -44,16 +44,16 @@ def test_what_is_at_hand_is_tried_at_the_size_of_the_photos_and_at_two_thirds_of
         Candidate("efficientnet_b0", 1.0, "imagenet", 160),
     ]
     small = {(c.name, c.size) for c in suggestion.candidates([28])}
-    assert small == {("efficientnet_lite0", 96), ("efficientnet_lite2", 96), ("inception_v3", 96), ("efficientnet_b0", 96)}
+    assert small == {("efficientnet_lite0", 128), ("efficientnet_lite2", 128), ("inception_v3", 128), ("efficientnet_b0", 128)}
 
 
 def test_a_file_that_only_params_know_is_tried_where_they_say(at_hand):
     at_hand(own=["other.h5"])
     assert list(suggestion.candidates([28])) == []
     found = list(suggestion.candidates([28], own=("mobilenet_v2", 0.35, "other.h5")))
-    assert found == [Candidate("mobilenet_v2", 0.35, "other.h5", 96)]
+    assert found == [Candidate("mobilenet_v2", 0.35, "other.h5", 128)]
     (found,) = suggestion.candidates([28], own=("resnet50_v2", 0.35, "other.h5"))  # whose one width params do not say
-    assert found == Candidate("resnet50_v2", 1.0, "other.h5", 96)
+    assert found == Candidate("resnet50_v2", 1.0, "other.h5", 128)
 
 
 def trial(losses, operations, name="a"):

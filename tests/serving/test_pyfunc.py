@@ -351,7 +351,7 @@ def params(tmp_path, monkeypatch):
     return parameters.load()
 
 
-def _stub(folder, model, description, knows=None):
+def _stub(folder, model, description, knows=None, *, written=None):
     from mlflow.models import Model
 
     folder.mkdir()
@@ -364,7 +364,7 @@ def test_register_saves_a_model_once(params, trained, monkeypatch):
     with runs.stage_run("fine-tune", params) as run:
         assert pyfunc.register(run, model, description, alias="fine-tuned", tags={"note": "größer"}) == "1"
         assert run.client.get_run(run.run_id).data.tags["model.version"] == "1"
-        monkeypatch.setattr(pyfunc, "save", lambda *_: pytest.fail("saved again"))
+        monkeypatch.setattr(pyfunc, "save", lambda *_, **__: pytest.fail("saved again"))
         assert pyfunc.register(run, model, description, alias="again") == "1"
     with runs.stage_run("evaluate", params) as run:  # adds what it measured to the version that is there
         found = pyfunc.register(run, model, description, alias="fine-tuned", stage="fine-tune", metrics={"accuracy": 0.97})
@@ -418,7 +418,9 @@ def test_other_serving_code_takes_the_aliases_along(params, trained, monkeypatch
 
 def test_without_calibration_the_registered_model_has_no_temperature(params, trained, monkeypatch):
     saved = []
-    monkeypatch.setattr(pyfunc, "save", lambda folder, _, description, knows: saved.append(description) or _stub(folder, 0, 0))
+    monkeypatch.setattr(
+        pyfunc, "save", lambda folder, _, description, knows, **__: saved.append(description) or _stub(folder, 0, 0)
+    )
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"calibrate": False})})
     with runs.stage_run("fine-tune", params) as run:
         pyfunc.register(run, *trained, alias="fine-tuned")
@@ -488,7 +490,7 @@ def test_what_another_version_says_of_photos(params, trained, images, expected, 
 
 
 def test_a_model_that_cannot_be_saved_leaves_no_version(params, trained, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise OSError("no space left")
 
     monkeypatch.setattr(pyfunc, "save", broken)

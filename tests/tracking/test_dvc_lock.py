@@ -13,7 +13,7 @@ def test_stage_keys_are_those_of_dvc_yaml(params, clone):
     )
     assert set(dvc_lock.stage_keys("split", params)) == {"seed", *(k for k in params.flat() if k.startswith("data."))}
     tuned = dvc_lock.stage_keys("fine-tune", params)
-    assert tuned == {"lr": 1e-4, "head.class_weights": "balanced", "features.runtime": "auto"}
+    assert tuned == {"lr": 1e-4, "head.class_weights": "balanced", "features.runtime": "auto", "features.executor": "local"}
     assert dvc_lock.stage_keys("no such stage", params) == params.flat()
 
 
