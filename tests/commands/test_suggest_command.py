@@ -41,7 +41,7 @@ def test_a_row_per_network_and_the_command_to_run(photos, capsys):
     assert first.startswith("20 photos of my photos in 4 folds")
     assert heads.split() == ["network", "size", "val", "loss", "accuracy", "images/s", "MB"]
     name, _, alpha, file, size, loss, _, error, accuracy, rate, megabytes = row.split()
-    assert (name, alpha, file, size) == ("mobilenet_v2", "0.35", "mine.weights.h5", "96")
+    assert (name, alpha, file, size) == ("mobilenet_v2", "0.35", "mine.weights.h5", "128")
     assert 0.3 < float(loss) < 1.5 and 0 < float(error) < 0.5
     assert (float(accuracy) * 20).is_integer() and float(rate) > 0
     assert float(megabytes) == 1.7  # 410,208 values and the head's 2,562, 4 bytes each

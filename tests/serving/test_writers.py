@@ -47,7 +47,7 @@ def test_bytes_are_the_same_in_another_process(exported, tmp_path):
         return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
     one, two, here = digests(tmp_path / "1"), digests(tmp_path / "7"), digests(exported)
-    assert len(one) == 18 + 4 * ("openvino" in WRITABLE) + 3 * ("coreml" in WRITABLE)
+    assert len(one) == 19 + 4 * ("openvino" in WRITABLE) + 3 * ("coreml" in WRITABLE)
     assert one == two
     assert {name for name in one if one[name] != here[name]} <= {
         "saved_model/saved_model.pb",
