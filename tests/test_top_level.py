@@ -164,6 +164,15 @@ def test_what_git_ignores(path, ignored):
     assert done.returncode == (0 if ignored else 1)
 
 
+@pytest.mark.parametrize("folder", ["data/raw", "data/weights"])
+def test_dvc_looks_for_its_files_where_users_add_data(folder):
+    """Where it takes the folder itself for ignored, the next experiment removes what `dvc add` has linked there as unused."""
+    from dvc.repo import Repo
+
+    with Repo(ROOT) as repo:
+        assert not repo.scm.is_ignored(f"{ROOT / folder}/")
+
+
 def test_the_demo_is_whole():
     names = {path.parent.name: path.parent for path in DEMO.glob("*/*.png")}
     assert sorted(names) == CLASSES
