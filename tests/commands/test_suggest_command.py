@@ -45,7 +45,7 @@ def test_a_row_per_network_and_the_command_to_run(photos, capsys):
     assert 0.3 < float(loss) < 1.5 and 0 < float(error) < 0.5
     assert (float(accuracy) * 20).is_integer() and float(rate) > 0
     assert float(megabytes) == 1.7  # 410,208 values and the head's 2,562, 4 bytes each
-    assert reason.startswith("mobilenet_v2 alpha 0.35 mine.weights.h5 at 96 px has the smallest loss")
+    assert reason.startswith("mobilenet_v2 alpha 0.35 mine.weights.h5 at 128 px has the smallest loss")
     assert command == "dvc exp run -S 'data.path=\"my photos\"'"  # the rest is what params.yaml says
     assert said[1][2].split()[:-2] == row.split()[:-2]  # but for the speed
 
