@@ -261,8 +261,9 @@ def _kill_until_through(run, seconds, rng, done, most):
         if not repro(run, forkserver=forkserver):
             return
         if "RWLock-file" in run.attempts[-1][1]:  # DVC's own, half written; any command of graft mends it
-            subprocess.run([sys.executable, "-m", "graft.commands.main", "cache"], cwd=run.clone, check=True, capture_output=True,
-                           env=os.environ | {"PYTHONPATH": str(run.clone), "DVC_ROOT": str(run.clone)})  # fmt: skip
+            own = {"PYTHONPATH": str(run.clone), "DVC_ROOT": str(run.clone)}
+            command = [sys.executable, "-m", "graft.commands.main", "cache"]
+            subprocess.run(command, cwd=run.clone, env=os.environ | own, check=True, capture_output=True)
             run.mended += 1
 
 
