@@ -260,9 +260,11 @@ def latencies(checks: Sequence[Check]) -> dict[str, dict[str, float]]:
 
 def table(checks: Sequence[Check]) -> str:
     """The checks as text, one line per format."""
-    lines = [f"{'format':20}  {'MB':>6}  {'agreement':>9}  {'difference':>10}  {'accuracy':>8}  {'p50 ms':>7}  {'p95 ms':>7}"]
+    lines = [
+        f"{'format':20}  {'MB':>6}  {'n':>3}  {'agreement':>9}  {'difference':>10}  {'accuracy':>8}  {'p50 ms':>7}  {'p95 ms':>7}"
+    ]
     lines += [
-        f"{c.format:20}  {c.bytes / 1e6:6.2f}  {c.agreement:9.4f}  {c.max_difference:10.1e}  {c.accuracy:8.4f}  "
+        f"{c.format:20}  {c.bytes / 1e6:6.2f}  {c.n:3d}  {c.agreement:9.4f}  {c.max_difference:10.1e}  {c.accuracy:8.4f}  "
         f"{1e3 * c.latency_p50:7.1f}  {1e3 * c.latency_p95:7.1f}"
         for c in checks
     ]
