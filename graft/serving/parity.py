@@ -261,7 +261,8 @@ def latencies(checks: Sequence[Check]) -> dict[str, dict[str, float]]:
 def table(checks: Sequence[Check]) -> str:
     """The checks as text, one line per format."""
     lines = [
-        f"{'format':20}  {'MB':>6}  {'n':>3}  {'agreement':>9}  {'difference':>10}  {'accuracy':>8}  {'p50 ms':>7}  {'p95 ms':>7}"
+        f"{'format':20}  {'MB':>6}  {'n':>3}  {'agreement':>9}  {'difference':>10}  {'accuracy':>8}  "
+        f"{'p50 ms':>7}  {'p95 ms':>7}"
     ]
     lines += [
         f"{c.format:20}  {c.bytes / 1e6:6.2f}  {c.n:3d}  {c.agreement:9.4f}  {c.max_difference:10.1e}  {c.accuracy:8.4f}  "

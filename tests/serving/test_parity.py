@@ -170,4 +170,4 @@ def test_table_has_a_line_per_format():
     lines = parity.table([dataclasses.replace(GOOD, format=name) for name in FILES]).splitlines()
     assert len(lines) == 1 + len(FILES)
     assert len({len(line) for line in lines}) == 1
-    assert lines[4].split() == ["tflite", "0.00", "1.0000", "1.0e-06", "0.9000", "10.0", "20.0"]
+    assert lines[4].split() == ["tflite", "0.00", "100", "1.0000", "1.0e-06", "0.9000", "10.0", "20.0"]
