@@ -9,7 +9,7 @@ import pytest
 
 from graft.features import cache as module
 from graft.features.cache import FeatureCache
-from graft.system import files
+from graft.system import files, paths
 
 SHAPE = (2, 3)
 
@@ -43,6 +43,10 @@ def cache(tmp_path):
 @pytest.fixture
 def space(cache):
     return cache.space("ab" * 32, SHAPE, np.dtype(np.float16), {"cut": "block", "size": 8, "view": 0, "runtime": "tensorflow"})
+
+
+def test_the_features_of_a_clone_lie_in_its_cache_folder():
+    assert FeatureCache(max_gb=1).folder == paths.cache() / "features"
 
 
 def test_a_row_is_found_by_its_photo_whatever_else_is_asked_for(space):

@@ -1,6 +1,7 @@
 """Figures against values worked out by hand or by another road; degenerate test sets; do the intervals cover."""
 
 import dataclasses
+import itertools
 import warnings
 
 import numpy as np
@@ -183,6 +184,21 @@ def test_bootstrap_equals_the_plain_one(simulate):
         assert interval == pytest.approx(tuple(np.quantile(column, [0.025, 0.975])), abs=0.012)
 
 
+def test_a_class_that_one_image_of_a_resample_speaks_of_counts_in_its_average():
+    """By hand, for each resample of three images: macro F1 over the classes that are there or were claimed."""
+    labels, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
+    found = certain(labels, predicted, 3)
+    values = []
+    for some in itertools.product(range(3), repeat=3):
+        true, claimed = labels[list(some)], predicted[list(some)]
+        classes = np.union1d(true, claimed)
+        hits = [((true == k) & (claimed == k)).sum() for k in classes]
+        sizes = [(true == k).sum() + (claimed == k).sum() for k in classes]
+        values.append(np.mean(2 * np.array(hits) / sizes))
+    averages = metrics._bootstrap_averages(found, np.arange(3), resamples=4000, seed=0)["macro_f1"]
+    assert set(np.round(averages, 9)) == set(np.round(values, 9))
+
+
 def test_groups_of_single_images_change_nothing_and_the_seed_decides(simulate):
     found = simulate(120, 4)
     plain = metrics.summary(found, resamples=300, seed=1)
@@ -199,3 +215,18 @@ def test_photos_of_one_group_alone_count_as_one():
     low, high = metrics.proportions(inside, right, group)
     assert (low[0], high[0]) == pytest.approx(wilson(0.5, 1))
     assert np.isfinite([low, high]).all()
+
+
+def test_the_interval_of_a_proportion_follows_the_spread_between_groups():
+    """The design effect, group by group: squared residuals of the ratio, over what single images would give."""
+    rng = np.random.default_rng(2)
+    group = np.repeat(np.arange(12), rng.integers(1, 9, 12))
+    inside = rng.random((len(group), 1)) < 0.9
+    right = inside & (rng.random((len(group), 1)) < np.linspace(0.2, 0.95, 12)[group][:, None])
+    n, p = inside.sum(), right.sum() / inside.sum()
+    of = [(inside[group == g].sum(), right[group == g].sum()) for g in np.unique(group[inside[:, 0]])]
+    robust = sum((hits - p * size) ** 2 for size, hits in of) / n**2 * len(of) / (len(of) - 1)
+    effect = robust / (p * (1 - p) / n)
+    assert 1 < effect < sum(size**2 for size, _ in of) / n  # neither bound decides here
+    low, high = metrics.proportions(inside, right, group)
+    assert (low[0], high[0]) == pytest.approx(wilson(p * n / effect, n / effect))
