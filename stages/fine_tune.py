@@ -33,12 +33,9 @@ def fine_tune(params, run):
     description = description.replace(trainable_layers=layers, temperature=trained.temperature)
     classifier.save(model, description, paths.FINE_TUNE)
     acquaintance.acquaint(model, cut, seen, val_seen).write(paths.KNOWN)
-    summary = report.write_training(
-        paths.FINE_TUNE, trained.predictions, trained.history, temperature=trained.temperature, epochs=trained.epochs,
-        seed=params.seed,
-    )  # fmt: skip
+    summary = report.write_training(paths.FINE_TUNE, trained, seed=params.seed)
     run.log_metrics(summary)
-    plots.log_training(run, trained.predictions, trained.history, model)
+    plots.log_training(run, trained, model)
     version = pyfunc.register(run, model, description, alias="fine-tuned", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})
     checkpoint.remove()
     log(f"fine-tune: validation accuracy {summary['accuracy']:.4f} (n = {len(val)}), model version {version} in the registry")

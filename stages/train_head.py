@@ -45,12 +45,9 @@ def train_head(params, run):
 
     description = description.replace(temperature=trained.temperature)
     classifier.save(model, description, paths.TRAIN_HEAD)
-    summary = report.write_training(
-        paths.TRAIN_HEAD, trained.predictions, trained.history, temperature=trained.temperature, epochs=trained.epochs,
-        seed=params.seed,
-    )  # fmt: skip
+    summary = report.write_training(paths.TRAIN_HEAD, trained, seed=params.seed)
     run.log_metrics(summary)
-    plots.log_training(run, trained.predictions, trained.history, model)
+    plots.log_training(run, trained, model)
     version = pyfunc.register(run, model, description, alias="head", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})
     checkpoint.remove()
     log(f"train-head: validation accuracy {summary['accuracy']:.4f} (n = {len(val)}), model version {version} in the registry")

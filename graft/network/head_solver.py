@@ -21,10 +21,11 @@ import numpy as np
 from graft.features.extractor import Features
 from graft.network.classifier import head_input
 from graft.network.cut import Cut, split_at
-from graft.network.top_training import LabelledImages, TrainingResult, predict
+from graft.network.top_training import LabelledImages, predict
 from graft.scoring.calibration import fit_temperature, log_probabilities
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
+from graft.scoring.results import TrainingResult
 from graft.system.console import log
 
 if TYPE_CHECKING:
