@@ -19,7 +19,8 @@ def fine_tune(params, run):
     layers = classifier.unfreeze(model, params.fine_tune.layers)
     cut = find_cut(model, layers)
     train, val = images.image_sets(manifest.read(), params.data.path, description, "train", "val")
-    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
+    runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
+    extractor = FeatureExtractor.of(params, runtime)
     (seen,) = extractor.extract(model, [cut], train, views=params.augment.views, label="train")
     (val_seen,) = extractor.extract(model, [cut], val, label="val")
 
@@ -36,9 +37,11 @@ def fine_tune(params, run):
     summary = report.write_training(paths.FINE_TUNE, trained, seed=params.seed)
     run.log_metrics(summary)
     plots.log_training(run, trained, model)
-    version = pyfunc.register(run, model, description, alias="fine-tuned", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})
+    accuracy = f"{summary['accuracy']:.4f}"
+    tags = {"val_accuracy": accuracy}
+    version = pyfunc.register(run, model, description, alias="fine-tuned", tags=tags)
     checkpoint.remove()
-    log(f"fine-tune: validation accuracy {summary['accuracy']:.4f} (n = {len(val)}), model version {version} in the registry")
+    log(f"fine-tune: validation accuracy {accuracy} (n = {len(val)}), model version {version} in the registry")
 
 
 if __name__ == "__main__":
