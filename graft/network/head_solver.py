@@ -2,7 +2,7 @@
 
 For a strength C the objective is scikit-learn's, each image counted once however many views it has:
 
-    sum over rows of  weight / views * cross-entropy  +  ||W||^2 / (2 C),     the bias not penalised,
+    sum over rows of  weight / views * cross-entropy  +  ||W||^2 / (2 C),   the bias not penalised,
 
 on standardised features. The penalty does not change under rotation, so the features are rotated once to their
 principal axes, where the Hessian is nearly diagonal, curvature * variance + 1 / C: scaled by its root, L-BFGS needs
