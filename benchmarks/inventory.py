@@ -1,9 +1,14 @@
 """Speed, memory, recall and stability of the scan and the split.
 
-    python -m benchmarks.inventory speed FOLDER             images/s of a first and a second pass; peak memory
-    python -m benchmarks.inventory make FOLDER N --to OUT    N images: random parts of FOLDER's, 96 px, 10 classes
-    python -m benchmarks.inventory recall FOLDER             altered copies of 100 photos: how many are found
-    python -m benchmarks.inventory stability FOLDER          add 10% more photos: how many old ones change their split
+    python -m benchmarks.inventory speed FOLDER
+    python -m benchmarks.inventory make FOLDER N --to OUT
+    python -m benchmarks.inventory recall FOLDER
+    python -m benchmarks.inventory stability FOLDER
+
+speed: images/s of a first and a second pass; peak memory.
+make: N images, random parts of FOLDER's, 96 px, 10 classes.
+recall: altered copies of 100 photos, how many of them are found.
+stability: 10% more photos, how many of the old ones then change their split.
 
 The scan's cache goes to a temporary folder; nothing but OUT is written elsewhere.
 """

@@ -1,6 +1,7 @@
 """`graft predict` beside a `model.predict` loop over `image_dataset_from_directory`, on the same photos and network.
 
-    python benchmarks/predict.py --data FOLDER [--images 10000] [--repeats 2] [--backbone efficientnet_lite0]
+    python benchmarks/predict.py --data FOLDER [--images 10000] [--repeats 2]
+        [--backbone efficientnet_lite0]
 
 FOLDER: one sub-folder per class. Its photos are linked, again and again, into a folder of --images. The network is the
 default's with a head of random weights, which takes as long as a trained one. Every run is a process of its own, in turns;
@@ -25,8 +26,11 @@ import sys, time
 import keras, tensorflow as tf
 model = keras.saving.load_model(sys.argv[1], compile=False)
 started = time.perf_counter()
-data = keras.utils.image_dataset_from_directory(sys.argv[2], image_size=model.input_shape[1:3], shuffle=False, verbose=False)
-data = data.map(lambda images, _: tf.cast(images, tf.uint8), num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+data = keras.utils.image_dataset_from_directory(
+    sys.argv[2], image_size=model.input_shape[1:3], shuffle=False, verbose=False
+)
+data = data.map(lambda images, _: tf.cast(images, tf.uint8), num_parallel_calls=tf.data.AUTOTUNE)
+data = data.prefetch(tf.data.AUTOTUNE)
 print(len(model.predict(data, verbose=0)), time.perf_counter() - started)
 """
 START = "from graft.commands.main import main; main(['predict', *__import__('sys').argv[1:]])"

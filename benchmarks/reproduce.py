@@ -70,7 +70,7 @@ def figures_agree(committed: dict, made: dict) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--source", type=Path, default=ROOT, help="repository whose HEAD is cloned (default: this one)")
     parser.add_argument("--into", type=Path, help="folder that keeps the clones (default: a temporary one)")
     args = parser.parse_args(arguments)

@@ -45,7 +45,7 @@ def draw(n, d, classes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--photos", type=int, default=100_000)
     parser.add_argument("--features", type=int, default=1904)
     parser.add_argument("--classes", type=int, default=10)

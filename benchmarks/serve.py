@@ -1,6 +1,7 @@
 """A server under load: 20 clients at once ask `graft serve` for a photo each, again and again. How long, and does memory grow?
 
-    python benchmarks/serve.py PHOTOS [--model models:/graft@champion] [--clients 20] [--seconds 60] [--port 5059]
+    python benchmarks/serve.py PHOTOS [--model models:/graft@champion] [--clients 20] [--seconds 60]
+        [--port 5059]
 
 PHOTOS is a folder; each client posts its photos one after the other. Printed are answers per second, the median and the 95th
 percentile of the time to an answer, and the server's memory after a tenth of the time and at the end, as JSON at the end.

@@ -27,10 +27,10 @@ READ_IN_THE_FILE = {
 HEAD = """\
 # Licences
 
-What `requirements.lock` installs, with the licence that each package states. Written by [licences.py](licences.py)
-(`make licences`); nothing here forbids commercial use. The weights of the default backbone are Apache-2.0 like the package
-that carries them; those that Keras downloads (`backbone.weights: imagenet`) have licences of their own, named in its
-documentation.
+What `requirements.lock` installs, with the licence that each package states. Written by
+[licences.py](licences.py) (`make licences`); nothing here forbids commercial use. The weights of
+the default backbone are Apache-2.0 like the package that carries them; those that Keras downloads
+(`backbone.weights: imagenet`) have licences of their own, named in its documentation.
 
 | package | version | licence |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""What the tuned model is worth: measured once on the test images, beside the head-only one; the champion is challenged."""
+"""What the tuned model is worth: measured once, on the test images; the champion is challenged."""
 
 from graft.dataset import images, manifest
 from graft.known import Known
@@ -45,7 +45,8 @@ def evaluate(params, run):
     )  # fmt: skip
     figures = found.report["summary"]
     run.log_metrics(figures)
-    run.log_text(model_card.with_provenance(found.page, params=run.shown_params, provenance=run.provenance), "card.html")
+    shown = {"params": run.shown_params, "provenance": run.provenance}
+    run.log_text(model_card.with_provenance(found.page, **shown), "card.html")
     plots.log_images(run, found.images)
     pyfunc.contest(run, (head, head_description), (model, description), figures, images.image_sets)
     log(

@@ -1,4 +1,4 @@
-"""The tuned model for use elsewhere: one self-contained classifier in several formats, each checked on test images."""
+"""The tuned model for use elsewhere: one classifier in several formats, each checked on images."""
 
 import json
 import shutil
@@ -12,21 +12,25 @@ from graft.serving import parity, photo_parity, pyfunc, readers, writers
 from graft.system import files, paths
 from graft.system.console import log
 
-REPRESENTATIVE_IMAGES = 32  # training images that set the ranges of tflite_int8; more cost 50 ms each and change nothing
+REPRESENTATIVE_IMAGES = 32  # of training, for tflite_int8's ranges; more change nothing
 
 
 def export(params, run):
-    folder, gates = paths.EXPORT, params.export.model_dump(include={"min_agreement", "max_accuracy_drop"})
+    folder = paths.EXPORT
+    gates = params.export.model_dump(include={"min_agreement", "max_accuracy_drop"})
     model, description = classifier.load(paths.FINE_TUNE)
     if not params.evaluate.calibrate:
         description = description.replace(temperature=1.0)
-    train, val, test = images.image_sets(manifest.read(), params.data.path, description, "train", "val", "test")
-    validated, evaluated = (Predictions.read(stage / "predictions.csv") for stage in (paths.FINE_TUNE, paths.EVALUATE))
+    sets = images.image_sets(manifest.read(), params.data.path, description, "train", "val", "test")
+    train, val, test = sets
+    validated = Predictions.read(paths.FINE_TUNE / "predictions.csv")
+    evaluated = Predictions.read(paths.EVALUATE / "predictions.csv")
     shipped, shipped_description = writers.self_contained(model, description)
-    # The choice is made on other images than those that set the ranges, and than those that the formats are judged on.
+    # Chosen on other images than those that set the ranges, and those that formats are judged on.
     refuse = partial(parity.verdict, "tflite_int8", folder, val, validated, gates)
     with run.timed("convert"):
-        representative = parity.some(train, REPRESENTATIVE_IMAGES)[0] if "tflite_int8" in params.export.formats else None
+        ranges = "tflite_int8" in params.export.formats
+        representative = parity.some(train, REPRESENTATIVE_IMAGES)[0] if ranges else None
         wanted = (params.export.formats, shipped, shipped_description, folder)
         formats = writers.write(*wanted, representative=representative, refuse=refuse)
     with run.timed("check"):
@@ -36,7 +40,7 @@ def export(params, run):
         # One after the other: seven networks with their buffers would take gigabytes together.
         run_here = [format for format in formats if format not in parity.UNCHECKED]
         against = {format: exact if format in parity.EXACT else decided for format in run_here}
-        checks = [parity.check(readers.load(format, folder), against[format]) for format in run_here]
+        checks = [parity.check(readers.load(name, folder), against[name]) for name in run_here]
         log(parity.table(checks))
         latencies = parity.latencies(checks)
         photos = photo_parity.check_formats(folder, formats, decided, test)

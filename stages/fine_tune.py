@@ -19,7 +19,8 @@ def fine_tune(params, run):
     layers = classifier.unfreeze(model, params.fine_tune.layers)
     cut = find_cut(model, layers)
     train, val = images.image_sets(manifest.read(), params.data.path, description, "train", "val")
-    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
+    runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
+    extractor = FeatureExtractor.of(params, runtime)
     (seen,) = extractor.extract(model, [cut], train, views=params.augment.views, label="train")
     (val_seen,) = extractor.extract(model, [cut], val, label="val")
 
@@ -33,15 +34,14 @@ def fine_tune(params, run):
     description = description.replace(trainable_layers=layers, temperature=trained.temperature)
     classifier.save(model, description, paths.FINE_TUNE)
     acquaintance.acquaint(model, cut, seen, val_seen).write(paths.KNOWN)
-    summary = report.write_training(
-        paths.FINE_TUNE, trained.predictions, trained.history, temperature=trained.temperature, epochs=trained.epochs,
-        seed=params.seed,
-    )  # fmt: skip
+    summary = report.write_training(paths.FINE_TUNE, trained, seed=params.seed)
     run.log_metrics(summary)
-    plots.log_training(run, trained.predictions, trained.history, model)
-    version = pyfunc.register(run, model, description, alias="fine-tuned", tags={"val_accuracy": f"{summary['accuracy']:.4f}"})
+    plots.log_training(run, trained, model)
+    accuracy = f"{summary['accuracy']:.4f}"
+    tags = {"val_accuracy": accuracy}
+    version = pyfunc.register(run, model, description, alias="fine-tuned", tags=tags)
     checkpoint.remove()
-    log(f"fine-tune: validation accuracy {summary['accuracy']:.4f} (n = {len(val)}), model version {version} in the registry")
+    log(f"fine-tune: validation accuracy {accuracy} (n = {len(val)}), model version {version} in the registry")
 
 
 if __name__ == "__main__":

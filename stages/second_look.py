@@ -19,7 +19,8 @@ def second_look(params, run):
     rows = manifest.read()
     model, description = classifier.load(paths.TRAIN_HEAD)
     (photos,) = images.image_sets(rows, params.data.path, description)
-    extractor = FeatureExtractor.of(params, backbones.choose_runtime(params.features.runtime, description.backbone))
+    runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
+    extractor = FeatureExtractor.of(params, runtime)
     (seen,) = extractor.extract(model, [find_cut(model, 0)], photos, label="all photos")
     features = seen.take(np.arange(len(photos)))
     judged = head_solver.out_of_fold(

@@ -21,7 +21,8 @@ DROP = """<script>addEventListener("load", async () => {
   const photo = new File([await (await fetch("photo.png")).blob()], "photo.png");
   const transfer = new DataTransfer();
   transfer.items.add(photo);
-  document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
+  const dropped = new DragEvent("drop", {dataTransfer: transfer, bubbles: true});
+  document.getElementById("drop").dispatchEvent(dropped);
   const told = await classify(photo).catch(error => String(error));
   while (!answer.textContent) await new Promise(resolve => setTimeout(resolve, 50));
   const seen = {};

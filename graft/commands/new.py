@@ -19,13 +19,14 @@ IDENTITY = ("-c", "user.name=graft", "-c", "user.email=graft@localhost")  # of t
 README = """\
 # {name}
 
-An image classifier, trained by graft on the photos in `{data}`: DVC runs the stages, MLflow keeps the records.
+An image classifier, trained by graft on the photos in `{data}`: DVC runs the stages, MLflow keeps
+the records.
 
-    pip install -r requirements.txt   # into the environment that is to run it; pins graft, and the stages depend on that
-    dvc repro                         # trains, measures, exports: data/evaluate/card.html says how good the model is
-    dvc exp run -S lr=1e-4            # an experiment; `graft params` explains what can be set
-    graft compare                     # experiments side by side; `graft ui` shows them in the browser
-    graft predict NEW_PHOTOS          # what other photos show
+    pip install -r requirements.txt  # where it is to run; pins graft, which the stages depend on
+    dvc repro                        # trains, measures, exports; see data/evaluate/card.html
+    dvc exp run -S lr=1e-4           # an experiment; `graft params` explains what can be set
+    graft compare                    # experiments side by side; `graft ui` shows them in a browser
+    graft predict NEW_PHOTOS         # what other photos show
 """
 
 

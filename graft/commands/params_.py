@@ -18,12 +18,14 @@ from graft.tracking import dvc_lock
 KINDS = {bool: "true or false", int: "whole number", float: "number", str: "word", type(None): "null"}
 HEADER = """# Parameters
 
-All of them stand in [params.yaml](../params.yaml), are set with `dvc exp run -S key=value`, and are checked when read: an
-unknown key or a value out of range stops the stage with a line that names it. `graft params` prints what this table says,
-`graft params KEY` one row of it. *Runs again* names the stages that read the parameter, and those that read what these make;
-DVC skips one whose inputs come out as they were.
+All of them stand in [params.yaml](../params.yaml), are set with `dvc exp run -S key=value`, and
+are checked when read: an unknown key or a value out of range stops the stage with a line that
+names it. `graft params` prints what this table says, `graft params KEY` one row of it. *Runs
+again* names the stages that read the parameter, and those that read what these make; DVC skips
+one whose inputs come out as they were.
 
-This page is made of the descriptions in `graft/params.py`: `graft params --markdown > docs/parameters.md`.
+This page is made of the descriptions in `graft/params.py`: `graft params --markdown >
+docs/parameters.md`.
 
 | key | type and limits | default | meaning | runs again |
 |---|---|---|---|---|

@@ -96,16 +96,7 @@ def scan(
     on_damaged="fail" where any file has one of the problems in DAMAGED.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise GraftError(
-            f"data.path: {root} is {'not a folder' if root.exists() else 'not there'}; name a folder of class folders"
-        )
-    seen = walk(root)
-    if seen.links:
-        raise GraftError(
-            f"data.path: {root / seen.links[0]} is a link to a folder, and what changes behind it DVC does not see; "
-            "put the folder itself there, or make a set of both by `graft import`"
-        )
+    seen = _walked(root)
     labels = _labels(root, seen, rules)
     images: list[ScannedImage] = []
     notes: dict[str, str] = {}
@@ -123,9 +114,7 @@ def scan(
             elif place.label is None:
                 problems.append(Problem(file.path, "no_class", f"set aside: {place.why}"))
             else:
-                shape = record.sha256.hex(), record.width, record.height
-                exact = None if record.pixels is None else record.pixels.hex()
-                images.append(ScannedImage(file.path, place.label, place.split, *shape, exact, place.group, looks=record.looks))
+                images.append(_image(file.path, place, record))
                 notes |= {file.path: record.note} if record.note else {}
                 most |= {file.path: record.most} if record.most else {}
     images.sort(key=lambda image: image.path)
@@ -140,6 +129,27 @@ def scan(
     for line in doubtful_names(labels, root, {image.label for image in images}):
         console.warn(line)
     return result
+
+
+def _walked(root: Path) -> Walk:
+    """What lies in `root`. Raises GraftError where that is no folder, and where it holds a link to one."""
+    if not root.is_dir():
+        raise GraftError(
+            f"data.path: {root} is {'not a folder' if root.exists() else 'not there'}; name a folder of class folders"
+        )
+    seen = walk(root)
+    if seen.links:
+        raise GraftError(
+            f"data.path: {root / seen.links[0]} is a link to a folder, and what changes behind it DVC does not see; "
+            "put the folder itself there, or make a set of both by `graft import`"
+        )
+    return seen
+
+
+def _image(path, place, record):
+    shape = record.sha256.hex(), record.width, record.height
+    exact = None if record.pixels is None else record.pixels.hex()
+    return ScannedImage(path, place.label, place.split, *shape, exact, place.group, looks=record.looks)
 
 
 def _labels(root: Path, seen: Walk, rules: Rules) -> Labels:

@@ -101,7 +101,8 @@ class _Group:
     order: bytes
 
 
-def _deal(items, wanted, seed):
+def _groups(items, seed):
+    """In the order in which they are dealt out; an image that is in no group is one by itself."""
     members = defaultdict(list)
     for item in items:
         members[(item.group, "") if item.group else ("", item.path)].append(item)
@@ -113,7 +114,11 @@ def _deal(items, wanted, seed):
         )
         for group in members.values()
     ]
-    groups.sort(key=lambda group: (group.order, group.paths))
+    return sorted(groups, key=lambda group: (group.order, group.paths))
+
+
+def _deal(items, wanted, seed):
+    groups = _groups(items, seed)
     sizes = Counter(item.label for item in items)
     target = {split: {label: max(1, round(share * n)) for label, n in sizes.items()} for split, share in wanted.items()}
     held = {split: Counter() for split in (*wanted, "train")}

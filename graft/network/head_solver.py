@@ -2,7 +2,7 @@
 
 For a strength C the objective is scikit-learn's, each image counted once however many views it has:
 
-    sum over rows of  weight / views * cross-entropy  +  ||W||^2 / (2 C),     the bias not penalised,
+    sum over rows of  weight / views * cross-entropy  +  ||W||^2 / (2 C),   the bias not penalised,
 
 on standardised features. The penalty does not change under rotation, so the features are rotated once to their
 principal axes, where the Hessian is nearly diagonal, curvature * variance + 1 / C: scaled by its root, L-BFGS needs
@@ -21,10 +21,11 @@ import numpy as np
 from graft.features.extractor import Features
 from graft.network.classifier import head_input
 from graft.network.cut import Cut, split_at
-from graft.network.top_training import LabelledImages, TrainingResult, predict
+from graft.network.top_training import LabelledImages, predict
 from graft.scoring.calibration import fit_temperature, log_probabilities
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
+from graft.scoring.results import TrainingResult
 from graft.system.console import log
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from graft.network.cut import Cut, split_at
 from graft.scoring.calibration import calibrated_losses, fit_temperature, log_probabilities
 from graft.scoring.history import History
 from graft.scoring.predictions import Labelled, Predictions
+from graft.scoring.results import TrainingResult
 from graft.system.console import GraftError, Progress, log, warn
 
 if TYPE_CHECKING:
@@ -82,17 +83,6 @@ class TrainConfig:
 
             weights = tuple(map(float, compute_class_weight("balanced", classes=np.unique(labels), y=labels)))
         return cls(phase, params.batch_size, params.seed, weights)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """history: with the epochs of `previous`. predictions: of the validation images, by the best epoch's weights, which
-    the model holds. temperature: fitted on them. epochs: that this phase trained."""
-
-    history: History
-    predictions: Predictions
-    temperature: float
-    epochs: int
 
 
 def train(

@@ -15,7 +15,7 @@ from graft.figures.image_grid import PredictedImage
 from graft.scoring.history import History
 from graft.scoring.metrics import confusion_matrix
 from graft.scoring.predictions import COLUMNS, Predictions
-from graft.scoring.results import Results
+from graft.scoring.results import Results, TrainingResult
 from graft.system import files
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def draw_training(folder: str | Path, predictions: Predictions, history: History
     return _draw(Path(folder), displays)
 
 
-def log_training(run: StageRun, predictions: Predictions, history: History, model: keras.Model) -> None:
+def log_training(run: StageRun, trained: TrainingResult, model: keras.Model) -> None:
     """The figures of a training stage as artifacts of its `run`: no DVC output, so that a colour retrains no network."""
     with tempfile.TemporaryDirectory(prefix="graft-plots-") as folder:
-        draw_training(folder, predictions, history, model)
+        draw_training(folder, trained.predictions, trained.history, model)
         run.log_artifacts(folder, "plots")
 
 

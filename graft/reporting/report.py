@@ -4,38 +4,26 @@ import unicodedata
 from pathlib import Path
 
 from graft.scoring import metrics
-from graft.scoring.history import History
-from graft.scoring.predictions import Predictions
+from graft.scoring.results import TrainingResult
 from graft.system import files
 
 TRAINING_METRICS = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss")
 
 
-def write_training(
-    folder: Path,
-    predictions: Predictions,
-    history: History,
-    *,
-    temperature: float,
-    epochs: int,
-    seed: int,
-    resamples: int = 2000,
-) -> dict[str, float]:
-    """Write what is known after a training stage, from `predictions` of the validation images.
+def write_training(folder: Path, trained: TrainingResult, *, seed: int, resamples: int = 2000) -> dict[str, float]:
+    """Write what is known after a training stage. resamples, seed: of the bootstrap behind the intervals.
 
-    history: up to the end of this stage. temperature: fitted on `predictions`. epochs: trained in this stage. resamples,
-    seed: of the bootstrap behind the intervals.
     Writes `metrics.json` (what `dvc exp show` has room for: TRAINING_METRICS, epochs, temperature), `report.json`,
     `report.txt`, `confusion_matrix.csv`, `curves.csv`, `predictions.csv`. Returns the report's summary, `metrics.summary`.
     """
     folder = Path(folder)
-    report = metrics.classification_report(predictions, resamples=resamples, seed=seed)
+    report = metrics.classification_report(trained.predictions, resamples=resamples, seed=seed)
     summary = report["summary"]
-    figures = {key: summary[key] for key in TRAINING_METRICS} | {"epochs": epochs, "temperature": temperature}
+    figures = {key: summary[key] for key in TRAINING_METRICS} | {"epochs": trained.epochs, "temperature": trained.temperature}
     files.write_json(folder / "metrics.json", figures)
     write_report(folder, report)
-    history.write(folder / "curves.csv")
-    predictions.write(folder / "predictions.csv")
+    trained.history.write(folder / "curves.csv")
+    trained.predictions.write(folder / "predictions.csv")
     return summary
 
 

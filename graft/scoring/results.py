@@ -1,4 +1,4 @@
-"""All that an evaluation starts from, and the figures that follow from it."""
+"""What a training leaves; all that an evaluation starts from, and the figures that follow from it."""
 
 from dataclasses import dataclass, field
 
@@ -9,6 +9,17 @@ from graft.scoring.calibration import Calibration, chance_calibration_error, exp
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
 from graft.scoring.statistics import Comparison, compare_predictions
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """history: of this phase and those before it. predictions: of the validation images, by the best epoch's weights, which
+    the model holds. temperature: fitted on them. epochs: that this phase trained."""
+
+    history: History
+    predictions: Predictions
+    temperature: float
+    epochs: int
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ PROPORTIONAL = """
 """
 GRAPH = """
 front (uint8[height, width, 3] photo) => (uint8[1, {size}, {size}, 3] image)
-<int64[1] S = {{{size}}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] zero = {{0}}, int64[2] zeros = {{0, 0}},
- int64[2] lead = {{1, 3}}, uint8 grey = {{{grey}}}>
+<int64[1] S = {{{size}}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] zero = {{0}},
+ int64[2] zeros = {{0, 0}}, int64[2] lead = {{1, 3}}, uint8 grey = {{{grey}}}>
 {{
     sides = Shape <start = 0, end = 2> (photo)
     {cut}

@@ -51,19 +51,6 @@ def predict(
     A file that cannot be read gives a Prediction with a `problem`. Memory does not grow with their number. Raises GraftError
     for a model that gives no numbers.
     """
-    one_large = threading.Lock()
-    described = model.description
-    how = {"resize": described.resize, "max_megapixels": described.max_megapixels, "white": described.white}
-
-    def decode(path):
-        try:
-            with one_large if pixels.is_large(path) else contextlib.nullcontext():
-                return path, pixels.load(path, described.image_size, **how), ""
-        except pixels.ImageProblem as error:
-            return path, None, str(error)
-        except OSError as error:
-            return path, None, f"unreadable: {error.strerror or error}"
-
     own = threading.local()  # a lane for each thread that comes to need one
 
     def judge(batch):
@@ -81,7 +68,7 @@ def predict(
             raise GraftError(f"{model.name}: gives probabilities that are not finite; its weights hold NaN, or are damaged")
         return batch, found, known
 
-    decoded = prefetch(decode, files, workers=workers or processors(), depth=2 * BATCH)
+    decoded = prefetch(_decoder(model.description), files, workers=workers or processors(), depth=2 * BATCH)
     batches = iter(lambda: list(islice(decoded, batch_size)), [])
     lanes = 1 if model.judged else readers.lanes(model)
     for batch, found, p_values in prefetch(judge, batches, workers=lanes, depth=lanes + 1):
@@ -92,8 +79,27 @@ def predict(
             else:
                 p = np.asarray(next(probabilities), dtype=np.float64)
                 p_value = float(next(known, np.nan))
-                name = UNKNOWN if unknown_below is not None and p_value < unknown_below else described.classes[p.argmax()]
+                name = (
+                    UNKNOWN if unknown_below is not None and p_value < unknown_below else model.description.classes[p.argmax()]
+                )
                 yield Prediction(path.as_posix(), name, float(p.max()), p, p_value)
+
+
+def _decoder(described):
+    """path -> (path, pixels or None, problem), in any thread; of large photos one at a time, for the memory."""
+    one_large = threading.Lock()
+    how = {"resize": described.resize, "max_megapixels": described.max_megapixels, "white": described.white}
+
+    def decode(path):
+        try:
+            with one_large if pixels.is_large(path) else contextlib.nullcontext():
+                return path, pixels.load(path, described.image_size, **how), ""
+        except pixels.ImageProblem as error:
+            return path, None, str(error)
+        except OSError as error:
+            return path, None, f"unreadable: {error.strerror or error}"
+
+    return decode
 
 
 class Sources:

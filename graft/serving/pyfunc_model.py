@@ -34,9 +34,10 @@ class ImageClassifier(PythonModel):
 
     images: one image or several (list, tuple, NumPy array, pandas Series, DataFrame of one column), each of them
         - bytes of an image file (JPEG, PNG, WebP, BMP, GIF, TIFF),
-        - a str: the same in base64, with or without a "data:image/…;base64," in front (what JSON can carry),
+        - a str: the same in base64 (what JSON can carry), with or without "data:image/…;base64,",
         - pixels, (height, width, 3) RGB, whole numbers 0..255, any size; an array or nested lists,
-        - a `pathlib.Path`. A str is never taken for a path: who may send requests shall not read the server's disk.
+        - a `pathlib.Path`. A str is never taken for a path: who may send requests shall not read
+          the server's disk.
     A server takes them as `inputs` or `instances` (a list, or {"image": [...]} and [{"image": …}, …]) and as `dataframe_split`
     or `dataframe_records` of one column.
     Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its probability; `probabilities`, a

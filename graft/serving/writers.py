@@ -4,8 +4,9 @@ uint8 RGB pixels in, probabilities out (uint8 too in tflite_int8, in steps of 1/
 file, where the format has room for it:
 
     model.keras    members graft.json and labels.txt of the archive that it is
-    *.tflite       the same of an archive that is appended to it, as TFLite's own metadata tools do: `unzip model.tflite` works;
-                   signature and TFLite Metadata inside (`tflite_metadata`)
+    *.tflite       the same of an archive that is appended to it, as TFLite's own metadata tools do:
+                   `unzip model.tflite` works; signature and TFLite Metadata inside
+                   (`tflite_metadata`)
     model.h5       data set "graft"
     saved_model    assets.extra/graft.json and labels.txt; so in saved_model_any_size
     model.onnx     metadata_props "graft"; so in model_any_size.onnx

@@ -1,3 +1,4 @@
+import ast
 import re
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def test_set_and_rollback_exclude_each_other(clone, capsys):
 
 def test_every_use_of_it_that_a_text_recommends_exists():
     """What stands in backticks after `graft champion` is taken by the parser."""
-    sources = (path.read_text(encoding="utf-8") for path in GRAFT.rglob("*.py"))
-    recommended = [line for source in sources for line in re.findall(r"; `graft (champion [^`\n]*)`", source)]
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in GRAFT.rglob("*.py"))
+    texts = (str(node.value) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    recommended = [line for text in texts for line in re.findall(r"; `graft (champion [^`\n]*)`", text)]
     assert len(recommended) == 2
     for line in recommended:
         assert main.parser().parse_args(line.split()).set == "VERSION"

@@ -82,13 +82,15 @@ def test_a_second_look_at_another_split_is_refused(looked):
 
 
 KEYS = """<script>
-const press = (card, key) => card.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const event = key => new KeyboardEvent("keydown", { key, bubbles: true });
+const press = (card, key) => card.dispatchEvent(event(key));
 press(cards[0], "Enter");
 press(document.activeElement, "ArrowRight");
 press(document.activeElement, "d");
 cards[2].querySelector("button").click();
 cards[2].querySelector("button").click();
-document.body.append(Object.assign(document.createElement("pre"), { textContent: table(), id: "told" }));
+const told = Object.assign(document.createElement("pre"), { textContent: table(), id: "told" });
+document.body.append(told);
 </script>"""
 
 

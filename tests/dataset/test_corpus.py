@@ -30,8 +30,10 @@ from graft import pixels
 from graft.dataset import scan
 
 warnings.simplefilter("ignore")
-resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))  # a picture that takes more ends here, and not the machine
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+# A picture that takes more ends here, and not the machine.
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 base, rows = peak(), []
 for path in sorted(p for p in Path(sys.argv[1]).rglob("*") if p.is_file()):
     before = time.process_time()

@@ -286,7 +286,8 @@ def test_an_import_that_is_told_to_end_leaves_nothing(tmp_path, number):
     source = folder(tmp_path / "set", each=2)
     code = f"""
 import io, pathlib, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores Ctrl-C
+# What runs in a shell's background ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from graft.dataset import archives, importing
 from graft.params import ImportLimits
 

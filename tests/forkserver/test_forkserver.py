@@ -34,10 +34,11 @@ from graft.system import answer, console
 def main():
     import decimal
     print(json.dumps({
-        "pid": os.getpid(), "parent": os.getppid(), "folder": os.getcwd(), "mark": os.environ.get("MARK"),
-        "arguments": sys.argv,
-        "path": sys.path[0], "name": __name__, "file": sys.modules["__main__"].__file__, "answer": answer.ANSWER,
-        "forked": os.environ.get("GRAFT_FORKED"), "nice": os.nice(0), "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "pid": os.getpid(), "parent": os.getppid(), "folder": os.getcwd(),
+        "mark": os.environ.get("MARK"), "arguments": sys.argv, "path": sys.path[0],
+        "name": __name__, "file": sys.modules["__main__"].__file__, "answer": answer.ANSWER,
+        "forked": os.environ.get("GRAFT_FORKED"), "nice": os.nice(0),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "mask": os.umask(0), "processors": len(os.sched_getaffinity(0)),
     }), flush=True)
     what = sys.argv[1:]

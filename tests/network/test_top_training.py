@@ -278,7 +278,8 @@ from graft.network import classifier
 import numpy as np
 
 def pixels(n, *, seed=0, name="set"):
-    return Pixels(np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), name)
+    rng = np.random.default_rng(seed)
+    return Pixels(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), name)
 
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"]).scope():
     model = classifier.build(Description(*{tuple(vars(description).values())!r}))

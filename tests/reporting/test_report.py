@@ -7,13 +7,15 @@ from graft.reporting import report
 from graft.scoring import metrics
 from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
+from graft.scoring.results import TrainingResult
 from graft.system.files import read_csv, read_json
 
 
 def test_a_training_stage_leaves_tables_and_no_picture(simulate, history, tmp_path):
-    found, shared = simulate(60, 3), {"temperature": 1.25, "epochs": 2, "seed": 3, "resamples": 50}
-    summary = report.write_training(tmp_path / "a", found, history, **shared)
-    report.write_training(tmp_path / "b", found, history, **shared)
+    found, shared = simulate(60, 3), {"seed": 3, "resamples": 50}
+    trained = TrainingResult(history, found, temperature=1.25, epochs=2)
+    summary = report.write_training(tmp_path / "a", trained, **shared)
+    report.write_training(tmp_path / "b", trained, **shared)
     written = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
     tables = {"metrics.json", "report.json", "report.txt", "confusion_matrix.csv", "curves.csv", "predictions.csv"}

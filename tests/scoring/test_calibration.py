@@ -107,7 +107,7 @@ def test_a_calibration_tells_what_is_shipped_from_what_it_would_be(simulate):
     assert without.probabilities == pytest.approx(bare.probabilities, abs=1e-12)
 
 
-def test_chance_explains_the_calibration_error_of_a_calibrated_model_and_not_of_an_overconfident_one():
+def test_chance_explains_the_calibration_error_of_a_calibrated_model_not_of_an_overconfident_one():
     """In 300 data sets drawn from the confidences the error's mean is as said, and 5% lie above the quantile."""
     rng = np.random.default_rng(3)
     p = rng.dirichlet([4, 1, 1], 400)

@@ -98,7 +98,8 @@ def test_each_resizer_gets_the_whole_photo_upright():
 
 PAGE = """%s<p id=out></p><script>addEventListener("load", () => {
   document.getElementById("out").textContent = JSON.stringify([...document.images].map(image => {
-    const context = Object.assign(document.createElement("canvas"), {width: SIZE, height: SIZE}).getContext("2d");
+    const canvas = Object.assign(document.createElement("canvas"), {width: SIZE, height: SIZE});
+    const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0, SIZE, SIZE);
     return btoa(String.fromCharCode(...context.getImageData(0, 0, SIZE, SIZE).data));
   }));

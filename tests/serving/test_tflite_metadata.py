@@ -22,11 +22,14 @@ import mediapipe, numpy
 from mediapipe.tasks.python import vision
 from mediapipe.tasks.python.core.base_options import BaseOptions
 
-options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path=sys.argv[1]), max_results=-1)
+base = BaseOptions(model_asset_path=sys.argv[1])
+options = vision.ImageClassifierOptions(base_options=base, max_results=-1)
 model = vision.ImageClassifier.create_from_options(options)
 for pixels in numpy.load(sys.argv[2]):
-    seen = model.classify(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=numpy.ascontiguousarray(pixels)))
-    print(json.dumps({each.category_name: each.score for each in seen.classifications[0].categories}), flush=True)
+    data = numpy.ascontiguousarray(pixels)
+    seen = model.classify(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=data))
+    found = {each.category_name: each.score for each in seen.classifications[0].categories}
+    print(json.dumps(found), flush=True)
 model.close()
 os._exit(0)  # its threads outlive the interpreter otherwise
 """
