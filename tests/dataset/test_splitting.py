@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from graft.dataset import splitting
+from graft.dataset.grouping import Grouping
 from graft.dataset.scan import ScannedImage
 from graft.dataset.splitting import Item
 from graft.system.console import GraftError
@@ -43,6 +44,22 @@ def test_shares(items, expected):
     got = tally(items, splitting.assign(items, **SHARES))
     assert got["b"] == (34, 8, 8)
     assert got["a"] == expected if expected else sorted(got["a"]) == [30, 30, 40]
+
+
+def test_of_groups_that_are_all_too_large_the_first_that_helps_is_taken_not_the_smallest():
+    """26 images, 4 wanted in a split: chance decides which group comes first, so that large ones are tested too."""
+    items = grouped("a", [5, 5, 5, 5, 6]) + alone("b", 20)
+    tested = [tally(items, splitting.assign(items, **(SHARES | {"seed": seed})))["a"][2] for seed in range(20)]
+    assert set(tested) == {5, 6}
+
+
+def test_an_item_carries_what_its_image_is_ordered_and_grouped_by():
+    images = [ScannedImage(f"a/{k}", "a", "train", f"sha{k}", 9, 9, None) for k in range(2)]
+    grouping = Grouping(groups={"a/0": "g"}, orders={"a/0": "patient 1"}, problems=(), near={})
+    assert splitting.items(images, grouping) == [
+        Item("a/0", "a", "patient 1", "g", "train"),
+        Item("a/1", "a", "sha1", "", "train"),
+    ]
 
 
 @pytest.mark.parametrize("trial", range(200))
@@ -195,6 +212,15 @@ def test_leakage_warn(capsys):
     ]
     said = capsys.readouterr().err
     assert "3 image(s) of train or val" in said and "1 byte for byte" in said and "train/a/1 ~ test/a/1" in said
+
+
+@pytest.mark.parametrize("n, more", [(10, False), (11, True)])
+def test_a_long_list_of_leaks_says_that_it_goes_on(n, more, capsys):
+    copies = [(f"train/a/{k}", f"test/a/{k}") for k in range(n)]
+    splitting.resolve_leakage(LEAKY, {}, copies, policy="warn")
+    said = capsys.readouterr().err
+    assert said.count(" ~ ") == 10
+    assert ("; …" in said) == more
 
 
 def test_leakage_drop_from_train():

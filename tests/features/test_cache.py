@@ -45,6 +45,13 @@ def space(cache):
     return cache.space("ab" * 32, SHAPE, np.dtype(np.float16), {"cut": "block", "size": 8, "view": 0, "runtime": "tensorflow"})
 
 
+def test_one_process_computes_at_a_time(cache):
+    with cache.lock("space"), pytest.raises(TimeoutError):
+        cache.lock("space").acquire(timeout=0)
+    with cache.lock("space"), cache.lock("another"):
+        pass
+
+
 def test_the_features_of_a_clone_lie_in_its_cache_folder():
     assert FeatureCache(max_gb=1).folder == paths.cache() / "features"
 

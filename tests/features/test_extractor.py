@@ -165,6 +165,15 @@ def test_the_key_holds_the_images_size_and_rule_and_the_network_and_the_decoder(
     assert len(extract.entries()) == 2
 
 
+def test_the_key_of_a_drawn_view_holds_what_drawing_gives(extract, images, monkeypatch):
+    """Another way to draw voids the drawn view alone, though no param has changed."""
+    extract(images)
+    drawn = type(POOL).view
+    monkeypatch.setattr(type(POOL), "view", lambda *given: drawn(*given)[::-1])
+    extract(images)
+    assert len(extract.entries()) == 3
+
+
 @pytest.mark.parametrize("name", ["pooling", "block", "image"])
 def test_without_room_they_are_computed_at_each_request_with_the_same_bits(extract, images, capsys, name):
     (held,) = extract(images, name, folder="wide")
