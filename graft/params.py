@@ -176,10 +176,9 @@ class Head(Block):
 
 
 class FineTune(Block):
-    layers: Whole = Field(
-        ge=0,
-        le=1_000_000,
-        description="top layers of the backbone that are unfrozen; 0 skips it; BatchNorm always stays frozen",
+    layers: Annotated[int, Ge(0), Le(1_000_000), BeforeValidator(_whole)] | Literal["auto"] = Field(
+        description="top layers of the backbone that are unfrozen, or auto: above the lowest that the head sees, more for "
+        "pictures that are enlarged; 0 skips it; BatchNorm always stays frozen"
     )
     epochs: Whole = Field(ge=0, le=1_000_000, description="epochs of fine-tuning, at most; 0 skips it")
     warmup: float = Field(

@@ -16,9 +16,10 @@ from graft.system.console import log
 
 def fine_tune(params, run):
     model, description = classifier.load(paths.TRAIN_HEAD)
-    layers = classifier.unfreeze(model, params.fine_tune.layers)
+    rows = manifest.read()
+    layers = classifier.unfreeze(model, classifier.top_layers(model, params.fine_tune.layers, rows.shorter_sides))
     cut = find_cut(model, layers)
-    train, val = images.image_sets(manifest.read(), params.data.path, description, "train", "val")
+    train, val = images.image_sets(rows, params.data.path, description, "train", "val")
     runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
     extractor = FeatureExtractor.of(params, runtime)
     (seen,) = extractor.extract(model, [cut], train, views=params.augment.views, label="train")

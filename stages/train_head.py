@@ -30,7 +30,8 @@ def train_head(params, run):
     train, val = images.image_sets(rows, params.data.path, description, "train", "val")
     model = classifier.build(description, weights=params.backbone.weights)
     # The next stage's features come out of the same pass; they change no byte of these outputs.
-    cuts = find_cut(model, 0), find_cut(model, params.fine_tune.layers)
+    layers = classifier.top_layers(model, params.fine_tune.layers, rows.shorter_sides)
+    cuts = find_cut(model, 0), find_cut(model, layers)
     counts = len(train), len(val)
     announce = outlook(model, cuts[1], description, params, rows.shorter_sides, counts)
     runtime = backbones.choose_runtime(params.features.runtime, description.backbone)

@@ -45,7 +45,7 @@ def test_the_projects_own_file_loads_with_the_types_that_it_declares():
     known, asked_for = typing.get_args(parameters.Format), ("onnx_any_size", "saved_model_any_size", "openvino", "coreml")
     others = {"tflite_dynamic", *asked_for}  # the first is what int8 falls back to
     assert given.export.formats == tuple(name for name in known if name not in others)
-    assert given.flat()["fine_tune.layers"] == 46
+    assert given.flat()["fine_tune.layers"] == "auto"
     assert len(given.flat()) == 56
 
 

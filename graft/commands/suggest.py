@@ -114,7 +114,7 @@ def _flags(chosen, params, path, shorter_sides):
         "backbone.alpha": (candidate.alpha, block.alpha if backbones.row(candidate.name).has_alpha else candidate.alpha),
         "backbone.weights": (candidate.weights, block.weights),
         "image_size": ("auto" if auto else candidate.size, params.image_size),
-        "fine_tune.layers": (chosen.layers or params.fine_tune.layers, params.fine_tune.layers),
+        "fine_tune.layers": (params.fine_tune.layers if candidate.name == block.name else "auto", params.fine_tune.layers),
     }
     told = {key: new for key, (new, old) in wanted.items() if new != old}
     return [f"-S {override(key, new) if isinstance(new, str) else f'{key}={new}'}" for key, new in told.items()]

@@ -5,9 +5,13 @@ Flat, because a backbone nested as one layer hides its layers from `trainable`, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from graft import keras_graph
 from graft.description import Description
 from graft.network import backbones
 from graft.system import files
@@ -16,6 +20,7 @@ from graft.system.console import GraftError
 if TYPE_CHECKING:
     import keras
 
+ENLARGED = 2  # times the median shorter side: pictures of 32 px are given 128, photos their own size or less
 MODEL_FILES = WEIGHTS, DESCRIPTION = "model.weights.h5", "model.json"
 
 
@@ -72,6 +77,24 @@ def backbone_layers(model: keras.Model) -> list[keras.Layer]:
     names = [layer.name for layer in model.layers]
     inside = model.layers[names.index("scaling") + 1 : names.index(head_input(model))]
     return [layer for layer in inside if not layer.name.startswith("pooling")]
+
+
+def top_layers(model: keras.Model, setting: int | str, shorter_sides: Sequence[int]) -> int:
+    """How many of the backbone's top layers are trained: `setting`, or for "auto" what suits network and images.
+
+    shorter_sides: of the images, pixels. "auto" is what lies above the lowest depth that the head sees, or 30% of the
+    layers where it sees the last one alone; 70% where images are made larger by ENLARGED or more, since the lower layers
+    never saw such smooth ones (see benchmarks/README.md).
+    """
+    if setting != "auto":
+        return int(setting)
+    base = [layer.name for layer in backbone_layers(model)]
+    if model.input.shape[1] >= ENLARGED * np.median(shorter_sides):
+        return round(0.7 * len(base))
+    if head_input(model) == "pooled":
+        (lowest,) = keras_graph.parents(model)["pooling_0"]
+        return len(base) - 1 - base.index(lowest)
+    return round(0.3 * len(base))
 
 
 def unfreeze(model: keras.Model, layers: int) -> int:

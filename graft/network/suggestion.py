@@ -39,8 +39,7 @@ class Candidate:
 class Trial:
     """losses: float (n,), log loss of each image by a head that did not see it, fold after fold.
     accuracy: of the same. rate: images/s of the frozen layers, as measured. operations: multiply-adds of an image, which do
-    not differ from run to run. megabytes: of all weights, at 4 bytes each. layers: of the backbone above the lowest depth
-    that the head sees, 0 where it sees the last one alone."""
+    not differ from run to run. megabytes: of all weights, at 4 bytes each."""
 
     candidate: Candidate
     losses: np.ndarray
@@ -48,7 +47,6 @@ class Trial:
     rate: float
     operations: int
     megabytes: float
-    layers: int
 
     @property
     def loss(self) -> float:
@@ -110,12 +108,9 @@ def attempt(
             of_truth = predictions.probabilities[np.arange(len(held)), predictions.labels]
             losses.append(-np.log(np.maximum(of_truth, 1e-12)))
             right.append(predictions.predicted == predictions.labels)
-    base = [layer.name for layer in classifier.backbone_layers(model)]
-    lowest = backbones.row(candidate.name).depths[:1]
-    layers = len(base) - 1 - base.index(lowest[0]) if lowest else 0
     rate = runtimes.rate(runtimes.start(model, list(cut.tensors), extractor.runtime), candidate.size)
     return Trial(candidate, np.concatenate(losses), float(np.concatenate(right).mean()), rate, keras_graph.multiply_adds(model),
-                 4 * model.count_params() / 1e6, layers)  # fmt: skip
+                 4 * model.count_params() / 1e6)  # fmt: skip
 
 
 def worth(trials: Sequence[Trial]) -> Trial:

@@ -56,13 +56,16 @@ def test_what_params_do_not_say_is_in_the_command(clone):
 
     params = parameters.load()
 
-    def flags(*candidate, layers=0):
-        return suggest._flags(Trial(Candidate(*candidate), None, 0.9, 1.0, 1, 1.0, layers), params, "data/raw/fashion", [500])
+    def flags(*candidate, params=params):
+        return suggest._flags(Trial(Candidate(*candidate), None, 0.9, 1.0, 1, 1.0), params, "data/raw/fashion", [500])
 
-    assert flags("efficientnet_lite0", 1.0, "packaged", 224, layers=46) == []
-    assert flags("efficientnet_lite2", 1.0, "packaged", 192, layers=55) == [
-        "-S backbone.name=efficientnet_lite2", "-S image_size=192", "-S fine_tune.layers=55"
-    ]  # fmt: skip
+    assert flags("efficientnet_lite0", 1.0, "packaged", 224) == []
+    lite2 = ["-S backbone.name=efficientnet_lite2", "-S image_size=192"]
+    assert flags("efficientnet_lite2", 1.0, "packaged", 192) == lite2
+    # A number of layers is of one network: it stays with it, and means something else in another.
+    counted = params.model_copy(update={"fine_tune": params.fine_tune.model_copy(update={"layers": 20})})
+    assert flags("efficientnet_lite0", 1.0, "packaged", 224, params=counted) == []
+    assert flags("efficientnet_lite2", 1.0, "packaged", 192, params=counted) == [*lite2, "-S fine_tune.layers=auto"]
     assert flags("mobilenet_v2", 0.5, "imagenet", 224) == [
         "-S backbone.name=mobilenet_v2", "-S backbone.alpha=0.5", "-S backbone.weights=imagenet"
     ]  # fmt: skip

@@ -27,9 +27,9 @@ SPACE = ["-S", "lr=1e-5..1e-2:log", "-S", "fine_tune.layers=20,100"]
 
 
 def loss(values):
-    """Least at lr = 1e-3 with 100 layers; today's are 3e-4 and 46."""
-    values = {"lr": "3e-4", "fine_tune.layers": "46", **values}
-    return abs(math.log10(float(values["lr"])) + 3) + {"20": 0.5, "46": 0.2, "100": 0.0}[values["fine_tune.layers"]]
+    """Least at lr = 1e-3 with 100 layers; today's are 3e-4 and auto."""
+    values = {"lr": "3e-4", "fine_tune.layers": "auto", **values}
+    return abs(math.log10(float(values["lr"])) + 3) + {"20": 0.5, "auto": 0.2, "100": 0.0}[values["fine_tune.layers"]]
 
 
 class Dvc:
@@ -96,13 +96,13 @@ def tune(*words):
 def test_todays_params_are_first_and_the_best_alone_runs_through(dvc, capsys):
     tune("--trials", 14, *SPACE)
     (name, values, _), *_ = dvc.ran
-    assert values == {"lr": "0.0003", "fine_tune.layers": "46"} and name.endswith("-0")
+    assert values == {"lr": "0.0003", "fine_tune.layers": "auto"} and name.endswith("-0")
     assert [targets for _, _, targets in dvc.ran] == [("fine-tune",)] * (len(dvc.ran) - 1) + [()]
     name, best, _ = dvc.ran[-1]
     assert name.endswith("-best") and loss(best) <= min(map(loss, dvc.kept.values())) + 0.01 < loss(values)
     assert all(1e-5 <= float(values["lr"]) <= 1e-2 for values in dvc.kept.values())
     out = capsys.readouterr().out
-    assert re.search("trial 0: lr=0.0003 fine_tune.layers=46: loss 0.26.., accuracy 0.9270; best so far: trial 0\n", out)
+    assert re.search("trial 0: lr=0.0003 fine_tune.layers=auto: loss 0.26.., accuracy 0.9270; best so far: trial 0\n", out)
     assert "validation accuracy against today's params +0." in out and f"dvc exp apply {name}" in out
     assert [number for number, *_ in Run.last.recorded[:-1]] == list(range(14)) and Run.last.tags["best"] in dvc.kept
 

@@ -41,6 +41,19 @@ def test_unfreezing_frees_the_top_layers_and_no_batch_norm(model, layers, kernel
         assert layer.trainable == wanted, layer.name
 
 
+def test_what_is_trained_suits_network_and_pictures(model, description):
+    """auto: all above the lowest depth that the head sees, a share where it sees one; more where pictures are enlarged."""
+    lite = classifier.build(description.replace(backbone="efficientnet_lite0", alpha=1.0, image_size=64))
+    size = model.input.shape[1]
+    assert classifier.top_layers(model, 20, [size]) == 20
+    assert classifier.top_layers(model, 0, [8]) == 0
+    assert classifier.top_layers(model, "auto", [size, 2 * size, 3 * size]) == 46  # 30% of 153
+    assert classifier.top_layers(model, "auto", [size / 2]) == 107
+    assert classifier.top_layers(lite, "auto", [33, 64, 1000]) == 46
+    assert classifier.backbone_layers(lite)[-46].name == "block_11_expand"  # just above the end of the fifth stage
+    assert classifier.top_layers(lite, "auto", [8, 32, 1000]) == 98
+
+
 def test_saved_and_loaded_it_is_the_same_and_so_are_the_bytes(model, description, pixels, tmp_path):
     description = description.replace(temperature=1.25, trainable_layers=20)
     classifier.save(model, description, tmp_path / "one")

@@ -57,7 +57,7 @@ def test_a_file_that_only_params_know_is_tried_where_they_say(at_hand):
 
 
 def trial(losses, operations, name="a"):
-    return Trial(Candidate(name, 1.0, "packaged", 96), np.array(losses, float), 0.9, 100.0, operations, 10.0, 0)
+    return Trial(Candidate(name, 1.0, "packaged", 96), np.array(losses, float), 0.9, 100.0, operations, 10.0)
 
 
 def test_what_is_worth_its_time_is_the_cheapest_that_is_as_good():
