@@ -40,5 +40,5 @@ def serve(args: argparse.Namespace) -> None:
     import uvicorn
 
     where = f"http://{HOST}:{args.port}{server.PATH}"
-    log(f"{uri}, which tells {few(described.classes)}, on {where} (Ctrl-C ends it); docs/server.md says how to ask")
+    log(f"{uri} (classes: {few(described.classes)}) on {where} (Ctrl-C ends it); docs/server.md says how to ask")
     uvicorn.run(server.application(model), host=HOST, port=args.port, log_level="warning")

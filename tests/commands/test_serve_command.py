@@ -114,7 +114,7 @@ def test_a_champion_of_other_photos_than_the_latest_is_said(exported, options, w
     (clone / "data" / "export" / "labels.txt").write_text("".join(f"{name}\n" for name in exported))
     main.main(["serve", "--port", "0", *options])
     said = capsys.readouterr()
-    assert "which tells a, b, on http://127.0.0.1:0/invocations (Ctrl-C ends it)" in said.out
+    assert "(classes: a, b) on http://127.0.0.1:0/invocations (Ctrl-C ends it)" in said.out
     assert ("`graft champion --set exported` makes that one the champion" in said.err) == warned
 
 
