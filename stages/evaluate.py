@@ -51,7 +51,8 @@ def evaluate(params, run):
     pyfunc.contest(run, (head, head_description), (model, description), figures, images.image_sets)
     log(
         f"evaluate: test accuracy {figures['accuracy']:.4f} ({figures['accuracy_low']:.4f} to "
-        f"{figures['accuracy_high']:.4f}, n = {len(test)}), head alone {figures['head_accuracy']:.4f}"
+        f"{figures['accuracy_high']:.4f}, n = {len(test)}), head alone {figures['head_accuracy']:.4f}; "
+        f"the model card: {paths.EVALUATE / 'card.html'}"
     )
 
 

@@ -25,9 +25,14 @@ DROP = """<script>addEventListener("load", async () => {
   document.getElementById("drop").dispatchEvent(dropped);
   const told = await classify(photo).catch(error => String(error));
   while (!answer.textContent) await new Promise(resolve => setTimeout(resolve, 50));
-  const seen = {};
+  const shown = answer.innerText, none = new DataTransfer();
+  none.items.add(new File(["no photo"], "notes.txt"));
+  document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: none, bubbles: true}));
+  const between = [answer.textContent, answer.ariaBusy];
+  while (!answer.textContent) await new Promise(resolve => setTimeout(resolve, 50));
+  const refused = answer.textContent, seen = {};
   for (const rule of ["crop", "squash", "pad"]) seen[rule] = [...await pixels(photo, 32, rule)];
-  fetch("answer", {method: "POST", body: JSON.stringify({told, seen, shown: answer.innerText})});
+  fetch("answer", {method: "POST", body: JSON.stringify({told, seen, shown, between, refused})});
 })</script>"""
 
 
@@ -107,4 +112,6 @@ def test_a_dropped_photo_gets_the_models_answer(tmp_path):
     expected = readers.load("onnx", tmp_path / "data" / "export")(cropped)[0]
     assert [each["name"] for each in found["told"]] == list(CLASSES), found
     np.testing.assert_allclose([each["probability"] for each in found["told"]], expected, atol=1e-4)
+    assert found["between"] == ["", "true"]  # not the answer to the photo before
+    assert found["refused"].startswith("This is no photo that can be read")
     assert found["shown"].split("\n")[0].startswith(CLASSES[expected.argmax()])

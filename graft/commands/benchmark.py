@@ -46,7 +46,10 @@ def benchmark(args: argparse.Namespace) -> None:
     there = [format for format, name in FILES.items() if (paths.EXPORT / name).exists() and format not in parity.UNCHECKED]
     if not there:
         raise GraftError(f"{paths.EXPORT}: no exported model in it; run `dvc repro export` first")
-    rows = [_in_a_process(format, args) for format in there]
+    rows = []
+    for number, format in enumerate(there, 1):
+        log(f"{format}, {number} of {len(there)}: timed in a process of its own")
+        rows.append(_in_a_process(format, args))
     log(format_table.text(rows))
     about = {"processor": f"{runtimes.instruction_set()}, {processors()} in use", "system": platform.platform(),
              "Python": platform.python_version(), "data": params.load().data.path}  # fmt: skip

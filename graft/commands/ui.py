@@ -33,7 +33,7 @@ def ui(args: argparse.Namespace) -> None:
     log(f"MLflow UI on {where} (Ctrl-C ends it)")
     options = ["--host", HOST, "--port", str(args.port), "--workers", "1"]
     # Else MLflow starts seven more processes, 1.7 GB, for jobs that nothing here gives it.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore", **os.environ}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri  # not as an argument: a database's password would show in `ps`
     os.chdir(paths.root())
     # In place of this process, whose 225 MB of imports are not needed any more.

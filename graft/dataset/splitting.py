@@ -178,6 +178,5 @@ def _check(items, splits, needed, where):
             remedy = f"needs {len(needed)} groups or more, which are never parted: add photos of others, or let fewer be joined"
         else:
             joined, remedy = "", f"needs {len(needed)} or more: add photos, or take the class out"
-        raise GraftError(
-            f"{where}: class {label!r}{more} has {n} usable images{joined}, and none is left for {lacking}; each class {remedy}"
-        )
+        usable = f"{n} usable image{'s' * (n != 1)}{joined}"
+        raise GraftError(f"{where}: class {label!r}{more} has {usable}, and none is left for {lacking}; each class {remedy}")

@@ -147,6 +147,8 @@ class HeadAgainstTunedDisplay(style.Display):
         ax.tick_params(axis="y", length=0)
         ax.set(ylim=(len(shown) - 0.4, -0.6), xlabel="recall")
         ax.margins(x=0.03)
+        low, high = ax.get_xlim()
+        ax.set_xlim(max(low, -0.015), min(high, 1.015))  # a recall is a share, also where all are 1 and nothing spans the axis
         ax.grid(axis="x")
         few = len(shown) < len(self.known)
         ax.set_title(f"The {len(shown)} largest changes" if few else "Head against fine-tuned", pad=18)

@@ -327,7 +327,7 @@ class TrainingMonitor:
         self.start, self.best, self.waited = self._weights(), self._weights(), 0
         self.rows: list[dict[str, Any]] = []
         self.losses = np.full(len(self.labels), np.inf)
-        self.start_losses = self.losses  # until `resume` judges what a mixture starts with
+        self.start_losses, self.start_accuracy = self.losses, 0.0  # until `resume` judges what a mixture starts with
 
     def callback(self, progress: Progress) -> keras.callbacks.Callback:
         """The same as Keras takes it; a subclass of its own class would need Keras when this module is imported."""
@@ -401,15 +401,21 @@ class TrainingMonitor:
         kept = gain.mean() <= gain.std() / math.sqrt(len(gain))
         self._put(self.start if kept else weights)
         self._warn_if_torn()
+        why = "the gain is within its standard error" if gain.mean() > 0 else "it is no worse"
         log(
             f"validation loss after temperature: {self.start_losses.mean():.4f} before, {losses.mean():.4f} after "
-            f"({name}): {'the head stays, the gain is within its standard error' if kept else 'taken'}"
+            f"({name}): {f'the head stays, {why}' if kept else 'taken'}"
         )
 
     def _warn_if_torn(self):
-        """Steps that are too long undo what the layers knew; where the rest of the training cannot mend it, say what would."""
+        """Steps that are too long undo what the layers knew; where the rest of the training cannot mend it, say what would.
+
+        Not of a rise that photos this few show by chance, nor of one that turns no photo wrong: smoothed labels raise the loss.
+        """
         before, first, last = self.start_losses.mean(), self.rows[0]["val_loss"], self.rows[-1]["val_loss"]
-        if first > TORN * before and last > before and self.losses.mean() >= before:
+        rise, wrong = self.losses - self.start_losses, self.rows[0]["val_accuracy"] < self.start_accuracy
+        sure = rise.mean() > 2 * rise.std() / math.sqrt(len(rise))
+        if first > TORN * before and last > before and wrong and sure:
             warn(
                 f"the first epoch tore the network: validation loss {before:.4f} before it, {first:.4f} after, {last:.4f} at "
                 f"the end; a lower {self.phase.lr_key} (now {self.phase.lr:g}) may gain what this one loses"
@@ -424,7 +430,9 @@ class TrainingMonitor:
     def resume(self, mix: bool) -> int:
         """Take up the checkpoint of this training, if there is one. Returns the epoch to go on with."""
         if mix:
-            self.start_losses = calibrated_losses(self.predict(), self.labels)
+            before = self.predict()
+            self.start_losses = calibrated_losses(before, self.labels)
+            self.start_accuracy = self._validation(before)["val_accuracy"]
         like = {"now": self._moving(), "best": self.start, "losses": [self.losses]}
         held = self.checkpoint.load(like)
         if held is None:

@@ -180,7 +180,10 @@ def miss(c: Check, min_agreement: float, max_accuracy_drop: float) -> str:
             else f"a probability differs from the original's by {c.max_difference:.2g} on {c.n} images, at most {TOLERANCE:.2g}"
         )
     if c.agreement < wanted - ROUNDING:
-        return f"agrees with the original on {c.agreement:.4f} of {c.n} images, at least {wanted:.4g} (export.min_agreement)"
+        less = f" less {ALLOWANCE:g} for 8 bits" if c.format in EIGHT_BITS else ""
+        return (
+            f"agrees with the original on {c.agreement:.4f} of {c.n} images, at least {wanted:.4g} (export.min_agreement{less})"
+        )
     if drop > max_accuracy_drop + ROUNDING:
         return f"loses {drop:.4f} of accuracy on {c.n} images, at most {max_accuracy_drop:.4g} (export.max_accuracy_drop)"
     return ""

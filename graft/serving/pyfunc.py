@@ -256,6 +256,10 @@ def load_mlflow(uri: str) -> PyFuncModel:
     try:
         return mlflow.pyfunc.load_model(registry.files_of(uri) if uri.startswith(IN_STORE) else uri)
     except mlflow.MlflowException as error:
+        if uri.startswith(IN_STORE) and "not found" in str(error):
+            raise GraftError(
+                f"{uri}: no such model in the registry; `dvc repro` makes one, `graft publish` registers what data/ holds"
+            ) from None
         raise GraftError(f"{uri}: {store.first_line(error)}") from None
 
 

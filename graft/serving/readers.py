@@ -61,9 +61,9 @@ def load(format: str, folder: Path) -> Loaded:
 
 def load_file(path: Path, format: str | None = None) -> Loaded:
     """An exported model by its path; `format` by its name: model.keras, .h5, .tflite, .onnx, or a SavedModel's folder."""
-    format = format or _format_of(path)
     if not path.exists():
         raise GraftError(f"{path}: no such model; run `dvc repro export` first")
+    format = format or _format_of(path)
     if format == "coreml":
         raise GraftError(f"{path}: Core ML is run by Apple's systems alone; take another format of the same export")
     if lacking := missing(NEEDS.get(format, ())):

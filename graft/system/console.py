@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import functools
+import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 FULL = ("No space left on device", "Disk quota exceeded", "database or disk is full")
+STDOUT = 1  # its file descriptor
+PIPE_CLOSED = 128 + 13  # the exit status of what SIGPIPE ends
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal to draw a bar on
 
 
@@ -79,6 +83,10 @@ def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
         except GraftError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
+        except BrokenPipeError:
+            if not _reader_gone():
+                raise
+            sys.exit(PIPE_CLOSED)
         except Exception as error:
             if not (full := _full(error)):
                 raise
@@ -89,6 +97,16 @@ def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
             sys.exit(130)
 
     return main
+
+
+def _reader_gone() -> bool:
+    """Whether what read this output has ended, as `| head` does; stdout leads nowhere then, and nothing more is said."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return gone
 
 
 def _full(error: BaseException | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -267,11 +267,12 @@ def _on_the_same_images(run, champion, ours, ask):
 
 def _class_change(old, new):
     gone, come = [c for c in old if c not in new], [c for c in new if c not in old]
-    parts = [f"{verb} {_few(names)}" for verb, names in (("without", gone), ("with", come)) if names]
+    parts = [f"{verb} {few(names)}" for verb, names in (("without", gone), ("with", come)) if names]
     return " and ".join(parts) or "in their order"
 
 
-def _few(names):
+def few(names: Sequence[str]) -> str:
+    """The first three of `names`, and how many there are beside them."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -111,7 +111,10 @@ def _chosen(params, names, latest):
         current = [r for r in known if "superseded_by" not in r.data.tags and "evaluate/accuracy" in r.data.metrics]
         chosen = current[:latest][::-1]
     if not chosen:
-        raise GraftError(f"experiment {params.tracking.experiment} has no evaluated run yet; `dvc repro` makes one")
+        raise GraftError(
+            f"experiment {params.tracking.experiment} has no evaluated run yet; `dvc repro` makes one, "
+            "`graft publish` records what data/ holds"
+        )
     return connection, tuple(map(_summary, chosen))
 
 

@@ -285,9 +285,8 @@ def _part_from_original(client, found, own):
     back = client.get_experiment_by_name(f"{name}, at {local_path(own).parent}")
     if back is not None:
         client.rename_experiment(back.experiment_id, name)
-    hint = (
-        "" if old.exists() else f"; `ln -s {shlex.quote(str(local_path(own)))} {shlex.quote(str(old))}` lets its UI show them"
-    )
+    link = f"mkdir -p {shlex.quote(str(old.parent))} && ln -s {shlex.quote(str(local_path(own)))} {shlex.quote(str(old))}"
+    hint = "" if old.exists() else f"; `{link}` lets its UI show them"
     warn(
         f"this project was copied or moved: MLflow knows artifacts of earlier runs under {old}{hint}; "
         f"those runs are in the experiment {aside!r} now, new ones go to {local_path(own)}"

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,24 @@ def test_a_port_in_use_is_found_before_any_work(clone, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             main.main(["serve", "--port", str(taken.getsockname()[1])])
     assert "name a free one, such as graft serve --port 5001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exported", "options", "warned"), [(("a", "b"), [], False), (("x", "b"), [], True), (("x", "b"), ["--model", "m"], False)]
+)
+def test_a_champion_of_other_photos_than_the_latest_is_said(exported, options, warned, clone, monkeypatch, capsys):
+    _, described = make_classifier()
+    kept = json.loads(described.replace(classes=("a", "b")).to_json())
+    loaded = SimpleNamespace(metadata=SimpleNamespace(metadata=kept))
+    monkeypatch.setattr(pyfunc, "load_mlflow", lambda uri: loaded)
+    monkeypatch.setattr(server, "application", lambda model: model)
+    monkeypatch.setattr("uvicorn.run", lambda model, **_: None)
+    (clone / "data" / "export").mkdir(parents=True, exist_ok=True)
+    (clone / "data" / "export" / "labels.txt").write_text("".join(f"{name}\n" for name in exported))
+    main.main(["serve", "--port", "0", *options])
+    said = capsys.readouterr()
+    assert "(classes: a, b) on http://127.0.0.1:0/invocations (Ctrl-C ends it)" in said.out
+    assert ("`graft champion --set exported` makes that one the champion" in said.err) == warned
 
 
 def test_without_a_store_there_is_no_champion(clone, capsys):

@@ -32,6 +32,7 @@ def test_mlflow_serves_the_store_of_the_clone_and_no_jobs(served, clone, capsys)
     where = ["--host", "127.0.0.1", "--port", port]
     assert arguments == [sys.executable, "-m", "mlflow", "ui", *where, "--workers", "1"]
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert environment["PYTHONWARNINGS"] == os.environ.get("PYTHONWARNINGS", "ignore")  # of what MLflow imports
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{clone}/mlruns/mlflow.db"
     address = f"http://127.0.0.1:{port}/#/experiments/7/runs?viewStateShareKey=graft"
     assert capsys.readouterr().out == f"MLflow UI on {address} (Ctrl-C ends it)\n"

@@ -186,7 +186,7 @@ def test_what_comes_later_joins_the_test_images_that_it_resembles():
 @pytest.mark.parametrize("items, message", [
     (alone("a", 2) + alone("b", 9), "class 'a' has 2 usable images, and none is left for train; each class needs 3 or more"),
     (grouped("a", [9, 9]) + alone("b", 9), "class 'a' has 18 usable images in 2 groups .*, and none is left for .* needs 3"),
-    (alone("a", 1) + alone("b", 2), r"class 'a' \(and 1 more\) has 1 usable images"),
+    (alone("a", 1) + alone("b", 2), r"class 'a' \(and 1 more\) has 1 usable image,"),
     (given("train", "a", 9) + given("train", "b", 9) + given("test", "a", 2) + given("test", "c", 2), "class 'c' .* for train"),
 ])  # fmt: skip
 def test_too_few(items, message):

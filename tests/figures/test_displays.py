@@ -92,6 +92,12 @@ def test_head_against_tuned_tells_rise_from_fall():
     assert [segment[:, 0].tolist() for segment in fall.get_segments()] == [[0.9, 0.6]]
 
 
+def test_no_axis_of_recalls_leads_beyond_1():
+    display = HeadAgainstTunedDisplay([1.0, 1.0], [1.0, 1.0], ["a", "b"]).plot()
+    low, high = display.ax_.get_xlim()
+    assert 0 <= low < 1 < high < 1.02
+
+
 def test_head_against_tuned_shows_the_largest_changes_of_many_classes():
     head, tuned = np.full(40, 0.5), np.full(40, 0.5)
     tuned[3], tuned[30] = 0.9, 0.1

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -139,6 +140,21 @@ def test_after_a_head_training_that_only_harms_changes_nothing_and_epochs_count_
 def test_a_rate_that_tears_the_network_is_said_with_its_key(model, pixels, tmp_path, capsys, lr, torn):
     head = run(model, pixels, tmp_path, phase(lr=0.01, epochs=10))
     run(model, pixels, tmp_path, phase(lr=lr, epochs=2), previous=head.history)
+    assert ("tore the network" in capsys.readouterr().err) == torn
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracy", "torn"),
+    [
+        ([0.9] * 12, 0.75, True),
+        ([0.02] * 11 + [3.0], 0.75, False),  # one photo of twelve: chance
+        ([0.9] * 12, 1.0, False),  # smoothed labels make every photo less sure, and none wrong
+    ],
+)
+def test_what_smoothing_or_chance_explains_is_not_called_torn(capsys, losses, accuracy, torn):
+    rows = [{"val_loss": 0.9, "val_accuracy": accuracy}]
+    before = {"start_losses": np.full(12, 0.03), "start_accuracy": 1.0}
+    top_training.TrainingMonitor._warn_if_torn(SimpleNamespace(**before, losses=np.array(losses), rows=rows, phase=phase()))
     assert ("tore the network" in capsys.readouterr().err) == torn
 
 

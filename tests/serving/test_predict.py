@@ -193,10 +193,12 @@ def test_an_onnx_or_tflite_model_needs_no_tensorflow(name, exported, photos):
         ("empty", "no exported model in it; run `dvc repro export` first"),
         ("model.txt", "not an exported model: neither a SavedModel's folder nor one of .keras"),
         ("other.keras", "no such model"),
+        ("export", "no such model; run `dvc repro export` first"),
     ],
 )
 def test_open_model_refuses_what_is_none(name, message, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "model.txt").touch()
     with pytest.raises(GraftError, match=message):
         predict.open_model(tmp_path / name)
 
@@ -208,3 +210,11 @@ def test_a_store_that_is_not_there_is_not_made(address, tmp_path, monkeypatch):
     with pytest.raises(GraftError, match=r"^models:/graft@champion: no MLflow store at .*mlflow\.db; run `dvc repro` first"):
         predict.open_model("models:/graft@champion")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_registry_without_the_model_is_said_with_what_fills_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(GraftError, match=r"^models:/graft@champion: no such model in the registry; `dvc repro` makes one"):
+        predict.open_model("models:/graft@champion")
