@@ -54,8 +54,7 @@ def train_head(params, run):
     run.log_metrics(summary)
     plots.log_training(run, trained, model)
     accuracy = f"{summary['accuracy']:.4f}"
-    tags = {"val_accuracy": accuracy}
-    version = pyfunc.register(run, model, description, alias="head", tags=tags)
+    version = pyfunc.register(run, model, description, alias="head", tags={"val_accuracy": accuracy})
     checkpoint.remove()
     log(f"train-head: validation accuracy {accuracy} (n = {len(val)}), model version {version} in the registry")
 

@@ -27,7 +27,8 @@ DROP = """<script>addEventListener("load", async () => {
   while (!answer.textContent) await new Promise(resolve => setTimeout(resolve, 50));
   const shown = answer.innerText, none = new DataTransfer();
   none.items.add(new File(["no photo"], "notes.txt"));
-  document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: none, bubbles: true}));
+  const dropped = new DragEvent("drop", {dataTransfer: none, bubbles: true});
+  document.getElementById("drop").dispatchEvent(dropped);
   const between = [answer.textContent, answer.ariaBusy];
   while (!answer.textContent) await new Promise(resolve => setTimeout(resolve, 50));
   const refused = answer.textContent, seen = {};
