@@ -42,7 +42,7 @@ def fine_tune(params, run):
     tags = {"val_accuracy": accuracy}
     version = pyfunc.register(run, model, description, alias="fine-tuned", tags=tags)
     checkpoint.remove()
-    log(f"fine-tune: validation accuracy {accuracy} (n = {len(val)}), model version {version} in the registry")
+    log(f"fine-tune: validation accuracy {accuracy} (n = {len(val)}), model version {version}")
 
 
 if __name__ == "__main__":

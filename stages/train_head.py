@@ -54,9 +54,10 @@ def train_head(params, run):
     run.log_metrics(summary)
     plots.log_training(run, trained, model)
     accuracy = f"{summary['accuracy']:.4f}"
-    version = pyfunc.register(run, model, description, alias="head", tags={"val_accuracy": accuracy})
+    tags = {"val_accuracy": accuracy}
+    version = pyfunc.register(run, model, description, alias="head", tags=tags)
     checkpoint.remove()
-    log(f"train-head: validation accuracy {accuracy} (n = {len(val)}), model version {version} in the registry")
+    log(f"train-head: validation accuracy {accuracy} (n = {len(val)}), model version {version}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ DROP = """<script>addEventListener("load", async () => {
   while (!answer.textContent) await new Promise(resolve => setTimeout(resolve, 50));
   const shown = answer.innerText, none = new DataTransfer();
   none.items.add(new File(["no photo"], "notes.txt"));
-  const dropped = new DragEvent("drop", {dataTransfer: none, bubbles: true});
-  document.getElementById("drop").dispatchEvent(dropped);
+  const refusable = new DragEvent("drop", {dataTransfer: none, bubbles: true});
+  document.getElementById("drop").dispatchEvent(refusable);
   const between = [answer.textContent, answer.ariaBusy];
   while (!answer.textContent) await new Promise(resolve => setTimeout(resolve, 50));
   const refused = answer.textContent, seen = {};
