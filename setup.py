@@ -1,4 +1,5 @@
-"""The wheel holds what `graft new` makes a project of, from the repository's own files: no second copy of them is kept."""
+"""The wheel holds what `graft new` makes a project of, from the repository's own files: no second
+copy of them is kept."""
 
 import shutil
 from pathlib import Path
@@ -8,13 +9,23 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 INTO = "graft/project"
-FILES = ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", "data/.gitignore", "data/weights/README.md")
+FILES = (
+    "dvc.yaml",
+    "params.yaml",
+    ".gitignore",
+    ".dvcignore",
+    ".dvc/config",
+    "data/.gitignore",
+    "data/weights/README.md",
+)
 FOLDERS = ("stages/*.py", "configs/*.yaml", "data/*/.gitignore")
 
 
 def project_files(root=ROOT):
     """The paths, relative to `root`, of what a new project begins with."""
-    found = [root / name for name in FILES] + sorted(path for pattern in FOLDERS for path in root.glob(pattern))
+    found = [root / name for name in FILES] + sorted(
+        path for pattern in FOLDERS for path in root.glob(pattern)
+    )
     return [path.relative_to(root) for path in found if path.parent.name != "raw"]
 
 

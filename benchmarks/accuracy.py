@@ -1,15 +1,18 @@
-"""Test accuracy over seeds: the pipeline's own stages, split to evaluate, beside a logistic regression on the same photos.
+"""Test accuracy over seeds: the pipeline's own stages, split to evaluate, beside a logistic
+regression on the same photos.
 
     python benchmarks/accuracy.py --data FOLDER [FOLDER …] --seeds 0 1 2 3 4 [--set KEY=VALUE …]
 
-Each seed gives another split, augmentation and order of training, as `dvc exp run -S seed=…` would, and the same figures;
-MLflow and the registry are left out. Beside it stands what one second of scikit-learn gives on the pipeline's own manifest:
-the frozen backbone's last features, pooled and standardised, of each training photo and its mirror image, and
-LogisticRegression with C by validation log loss.
+Each seed gives another split, augmentation and order of training, as `dvc exp run -S seed=…` would,
+and the same figures; MLflow and the registry are left out. Beside it stands what one second of
+scikit-learn gives on the pipeline's own manifest: the frozen backbone's last features, pooled and
+standardised, of each training photo and its mirror image, and LogisticRegression with C by
+validation log loss.
 
-The difference is paired: a photo's share in it is (right by graft) - (right by the regression), a photo tested under
-several seeds is one unit, and the interval resamples photos (groups, where there are any). `--keep DIR` keeps features and logs
-between calls, `--json FILE` adds a line per seed to a file, `--pool FILE …` prints the table of such files and all pooled.
+The difference is paired: a photo's share in it is (right by graft) - (right by the regression), a
+photo tested under several seeds is one unit, and the interval resamples photos (groups, where there
+are any). `--keep DIR` keeps features and logs between calls, `--json FILE` adds a line per seed to
+a file, `--pool FILE …` prints the table of such files and all pooled.
 """
 
 import argparse
@@ -41,12 +44,18 @@ from graft.system import environment, paths  # noqa: E402
 from graft.system.files import read_json  # noqa: E402
 from stages import evaluate, fine_tune, second_look, split, train_head  # noqa: E402
 
-RECIPES = {"split": split.split, "train-head": train_head.train_head, "second-look": second_look.second_look,
-           "fine-tune": fine_tune.fine_tune, "evaluate": evaluate.evaluate}  # fmt: skip
+RECIPES = {
+    "split": split.split,
+    "train-head": train_head.train_head,
+    "second-look": second_look.second_look,
+    "fine-tune": fine_tune.fine_tune,
+    "evaluate": evaluate.evaluate,
+}
 GRID = [10.0 ** (e / 2) for e in range(-8, 5)]
-FIELDS = {"accuracy": "test", "head": "head alone", "regression": "regression", "val_accuracy": "val",
-          "val_flips": "val, flips", "val_loss": "val loss", "head_val_loss": "head's",
-        "log_loss": "test loss", "ece": "ECE", "seconds": "seconds"}  # fmt: skip
+FIELDS = {"accuracy": "test", "head": "head alone", "regression": "regression",
+          "val_accuracy": "val", "val_flips": "val, flips", "val_loss": "val loss",
+          "head_val_loss": "head's", "log_loss": "test loss", "ece": "ECE",
+          "seconds": "seconds"}  # fmt: skip
 
 
 class Unlogged:
@@ -54,7 +63,12 @@ class Unlogged:
 
     def __init__(self, stage, params):
         self.stage, self.params = stage, params
-        self.identity, self.digests, self.shown_params, self.provenance = {"params": params.flat()}, {}, {}, {}
+        self.identity, self.digests, self.shown_params, self.provenance = (
+            {"params": params.flat()},
+            {},
+            {},
+            {},
+        )
 
     def __getattr__(self, name):
         return lambda *_, **__: contextlib.nullcontext()
@@ -104,14 +118,20 @@ class Regression:
         from sklearn.preprocessing import StandardScaler
 
         model, description = classifier.load(paths.TRAIN_HEAD)
-        parts = images.image_sets(manifest.read(), given.data.path, description, "train", "val", "test")
-        (plain, mirrored), (val, _), (test, _) = (self._features(model, given, part) for part in parts)
+        parts = images.image_sets(
+            manifest.read(), given.data.path, description, "train", "val", "test"
+        )
+        (plain, mirrored), (val, _), (test, _) = (
+            self._features(model, given, part) for part in parts
+        )
         scaler = StandardScaler().fit(np.concatenate([plain, mirrored]))
         x, y = scaler.transform(np.concatenate([plain, mirrored])), np.tile(parts[0].labels, 2)
         best, found = np.inf, None
         for strength in GRID:
             fitted = LogisticRegression(C=strength, max_iter=2000, tol=1e-4).fit(x, y)
-            loss = log_loss(parts[1].labels, fitted.predict_proba(scaler.transform(val)), labels=fitted.classes_)
+            loss = log_loss(
+                parts[1].labels, fitted.predict_proba(scaler.transform(val)), labels=fitted.classes_
+            )
             if loss > 1.2 * best:  # weaker penalties only overfit more
                 break
             best, found = (loss, (strength, fitted)) if loss < best else (best, found)
@@ -123,16 +143,28 @@ class Regression:
             runtime = backbones.choose_runtime(given.features.runtime, given.backbone.name)
             compute, at = runtimes.start(model, [model.get_layer("pooling").output], runtime), 0
             for batch in part.read(missing):
-                both = [compute(np.ascontiguousarray(view))[0] for view in (batch, batch[:, :, ::-1])]
-                self.known.update(zip((part.sha256[i] for i in missing[at : at + len(batch)]), zip(*both)))
+                both = [
+                    compute(np.ascontiguousarray(view))[0] for view in (batch, batch[:, :, ::-1])
+                ]
+                self.known.update(
+                    zip((part.sha256[i] for i in missing[at : at + len(batch)]), zip(*both))
+                )
                 at += len(batch)
-        return [np.stack([self.known[name][k] for name in part.sha256]).astype(np.float64) for k in (0, 1)]
+        return [
+            np.stack([self.known[name][k] for name in part.sha256]).astype(np.float64)
+            for k in (0, 1)
+        ]
 
 
 def figures(given, regression):
     """One seed's row, with the groups and outcomes of the test photos."""
-    tuned, found = (read_json(folder / "report.json")["summary"] for folder in (paths.FINE_TUNE, paths.EVALUATE))
-    val, val_head = (Predictions.read(folder / "predictions.csv") for folder in (paths.FINE_TUNE, paths.TRAIN_HEAD))
+    tuned, found = (
+        read_json(folder / "report.json")["summary"] for folder in (paths.FINE_TUNE, paths.EVALUATE)
+    )
+    val, val_head = (
+        Predictions.read(folder / "predictions.csv")
+        for folder in (paths.FINE_TUNE, paths.TRAIN_HEAD)
+    )
     rows = manifest.read().split("test").rows
     test = Predictions.read(paths.EVALUATE / "predictions.csv")
     assert list(test.paths) == [row.path for row in rows]
@@ -165,7 +197,8 @@ def _mirrored(given):
 
 
 def difference(rows, resamples=10_000):
-    """Graft's accuracy minus the regression's over all rows, with its 95% interval, in points; units are groups."""
+    """Graft's accuracy minus the regression's over all rows, with its 95% interval, in points;
+    units are groups."""
     units = {}
     for row in rows:
         for group, ours, theirs in zip(row["groups"], row["right"], row["right_by_regression"]):
@@ -175,7 +208,10 @@ def difference(rows, resamples=10_000):
     drawn = np.random.default_rng(0).integers(0, len(gains), (resamples, len(gains)))
     means = gains[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return f"graft - regression {100 * gains.sum() / counts.sum():.2f} points (95%: {100 * low:.2f} to {100 * high:.2f})"
+    return (
+        f"graft - regression {100 * gains.sum() / counts.sum():.2f} points (95%: {100 * low:.2f} "
+        f"to {100 * high:.2f})"
+    )
 
 
 def table(rows):
@@ -193,8 +229,15 @@ def table(rows):
 
 
 def measure(data, arguments):
-    given, rows, regression = settings(data, arguments.set), [], None if arguments.no_regression else Regression()
-    print(f"{data.name}\nseed     n  " + "  ".join(f"{name:>10}" for name in FIELDS.values()), flush=True)
+    given, rows, regression = (
+        settings(data, arguments.set),
+        [],
+        None if arguments.no_regression else Regression(),
+    )
+    print(
+        f"{data.name}\nseed     n  " + "  ".join(f"{name:>10}" for name in FIELDS.values()),
+        flush=True,
+    )
     for seed in arguments.seeds:
         seeded = given.model_copy(update={"seed": seed})
         with Path(f"{data.name}.log").open("a", encoding="utf-8") as log:
@@ -216,7 +259,9 @@ def measure(data, arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, nargs="+", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
@@ -227,7 +272,11 @@ def main():
     arguments = parser.parse_args()
     if arguments.json:
         arguments.json = arguments.json.resolve()
-    rows = [json.loads(line) for file in arguments.pool for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for file in arguments.pool
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     data = [folder.resolve() for folder in arguments.data]
     environment.quiet_tensorflow()
     with tempfile.TemporaryDirectory() as folder:

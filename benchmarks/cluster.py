@@ -1,10 +1,12 @@
-"""What Ray costs: features of the same photos in this process, and by one and two workers of a cluster of this machine.
+"""What Ray costs: features of the same photos in this process, and by one and two workers of a
+cluster of this machine.
 
     python benchmarks/cluster.py --data FOLDER [--images 1000] [--executors local,1,2]
 
-FOLDER: one sub-folder per class. The default network up to the default cut, one view, each case in a process of its own with an
-empty cache. Seconds of processors are those of the whole tree of processes, Ray's own servers among them, sampled every half
-second; the case of 8 photos is what starting costs. The files that come out are compared byte for byte.
+FOLDER: one sub-folder per class. The default network up to the default cut, one view, each case in
+a process of its own with an empty cache. Seconds of processors are those of the whole tree of
+processes, Ray's own servers among them, sampled every half second; the case of 8 photos is what
+starting costs. The files that come out are compared byte for byte.
 """
 
 import argparse
@@ -34,10 +36,19 @@ def extract(data: Path, n: int, executor: str, folder: Path) -> None:
     from graft.system.environment import quiet_tensorflow
 
     quiet_tensorflow()
-    photos = sorted(path for path in data.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    photos = sorted(
+        path for path in data.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
     photos = photos[:: max(1, len(photos) // n)][:n]
     rows = tuple(
-        ManifestRow(p.relative_to(data).as_posix(), "a", "train", hashlib.sha256(p.read_bytes()).hexdigest(), 0, 0)
+        ManifestRow(
+            p.relative_to(data).as_posix(),
+            "a",
+            "train",
+            hashlib.sha256(p.read_bytes()).hexdigest(),
+            0,
+            0,
+        )
         for p in photos
     )
     description = Description("efficientnet_lite0", 1.0, 224, ("a", "b"), 0, 0.2, "crop")
@@ -60,7 +71,10 @@ def measured(*command: str) -> tuple[float, float]:
     process = subprocess.Popen([sys.executable, *command], stdout=sys.stderr)
     while process.poll() is None:
         try:
-            for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            for each in [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]:
                 times = each.cpu_times()
                 seconds[each.pid, each.create_time()] = times.user + times.system
         except psutil.Error:
@@ -72,7 +86,9 @@ def measured(*command: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--executors", default="local,1,2")
@@ -85,11 +101,17 @@ def main() -> None:
     for executor in args.executors.split(","):
         for n in (8, args.images):
             with tempfile.TemporaryDirectory(prefix="graft-bench-") as folder:
-                wall, cpu = measured(__file__, "--data", str(args.data), "--one", str(n), executor, folder)
-                blobs = sorted(
-                    (path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in Path(folder).rglob("*.seg")
+                wall, cpu = measured(
+                    __file__, "--data", str(args.data), "--one", str(n), executor, folder
                 )
-            print(f"{executor:>5}: {n} photos, {wall:.1f} s by the clock, {cpu:.1f} s of processors", flush=True)
+                blobs = sorted(
+                    (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+                    for path in Path(folder).rglob("*.seg")
+                )
+            print(
+                f"{executor:>5}: {n} photos, {wall:.1f} s by the clock, {cpu:.1f} s of processors",
+                flush=True,
+            )
         digests.add(str(blobs))
     print("the files are the same" if len(digests) == 1 else "the files differ")
 

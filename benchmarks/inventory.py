@@ -37,7 +37,12 @@ def passes(root, cache_path):
         images, _, _ = grouping.set_aside_copies(found.images)
         pairs = near_duplicates.find(images, cache, max_distance=MAX_DISTANCE)
         compared = time.monotonic()
-        splitting.assign(splitting.items(images, grouping.group(images, pairs)), val_fraction=0.15, test_fraction=0.15, seed=42)
+        splitting.assign(
+            splitting.items(images, grouping.group(images, pairs)),
+            val_fraction=0.15,
+            test_fraction=0.15,
+            seed=42,
+        )
         dealt = time.monotonic()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found.files, scanned - started, compared - scanned, dealt - compared, len(pairs), peak
@@ -46,10 +51,13 @@ def passes(root, cache_path):
 def speed(args):
     with tempfile.TemporaryDirectory() as folder:
         for which in ("first", "second"):
-            files, first, near, deal, pairs, peak = passes(args.folder, Path(folder) / "scan.sqlite")
+            files, first, near, deal, pairs, peak = passes(
+                args.folder, Path(folder) / "scan.sqlite"
+            )
             print(
-                f"{which}: {files} files, scan {first:.1f} s ({files / first:.0f}/s), near-duplicates {near:.1f} s ({pairs}), "
-                f"split {deal:.1f} s, peak memory {peak:.0f} MiB",
+                f"{which}: {files} files, scan {first:.1f} s ({files / first:.0f}/s), "
+                f"near-duplicates {near:.1f} s ({pairs}), split {deal:.1f} s, peak memory "
+                f"{peak:.0f} MiB",
                 flush=True,
             )
 
@@ -78,12 +86,16 @@ def jpeg(image, quality=95):
 
 def cropped(image, left, top, right, bottom):
     w, h = image.size
-    return image.crop((round(w * left), round(h * top), w - round(w * right), h - round(h * bottom)))
+    return image.crop(
+        (round(w * left), round(h * top), w - round(w * right), h - round(h * bottom))
+    )
 
 
 ALTERATIONS = {
     "re-encoded, JPEG quality 60": lambda p: jpeg(p, 60),
-    "resized to 50%": lambda p: jpeg(p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS)),
+    "resized to 50%": lambda p: jpeg(
+        p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS)
+    ),
     "cropped by 3% (1.5% at each side)": lambda p: jpeg(cropped(p, 0.015, 0.015, 0.015, 0.015)),
     "cropped by 3% at left and top": lambda p: jpeg(cropped(p, 0.03, 0.03, 0, 0)),
     "cropped by 3% at each side": lambda p: jpeg(cropped(p, 0.03, 0.03, 0.03, 0.03)),
@@ -109,9 +121,14 @@ def recall(args):
                 images = scan.scan(root, cache=cache).images
                 pairs = near_duplicates.find(images, cache, max_distance=MAX_DISTANCE)
             group = grouping.group(images, pairs).groups
-            found = sum(group.get(f"a/{k:03d}.jpg", 0) == group.get(f"b/{k:03d}.jpg", 1) for k in range(len(picks)))
+            found = sum(
+                group.get(f"a/{k:03d}.jpg", 0) == group.get(f"b/{k:03d}.jpg", 1)
+                for k in range(len(picks))
+            )
             others = len({group[path] for path in group}) - found
-            print(f"{name}: {found} of {len(picks)} found, {max(0, others)} other groups", flush=True)
+            print(
+                f"{name}: {found} of {len(picks)} found, {max(0, others)} other groups", flush=True
+            )
 
 
 def stability(args):
@@ -122,14 +139,21 @@ def stability(args):
     moved, old = [], round(len(items) / 1.1)
     for trial in range(20):
         some = random.Random(trial).sample(items, old)
-        before, after = (splitting.assign(x, val_fraction=0.15, test_fraction=0.15, seed=trial) for x in (some, items))
+        before, after = (
+            splitting.assign(x, val_fraction=0.15, test_fraction=0.15, seed=trial)
+            for x in (some, items)
+        )
         moved.append(sum(before[item.path] != after[item.path] for item in some) / old)
-    print(f"{old} images + 10%: {100 * sum(moved) / len(moved):.2f}% of the old change split "
-          f"(mean of 20 trials, {100 * min(moved):.2f} to {100 * max(moved):.2f}%)")  # fmt: skip
+    print(
+        f"{old} images + 10%: {100 * sum(moved) / len(moved):.2f}% of the old change split "
+        f"(mean of 20 trials, {100 * min(moved):.2f} to {100 * max(moved):.2f}%)"
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["speed", "make", "recall", "stability"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("n", type=int, nargs="?", default=100_000)

@@ -1,4 +1,5 @@
-"""One command in a process of its own, measured from outside: wall time, processor time, memory, and when it printed what."""
+"""One command in a process of its own, measured from outside: wall time, processor time, memory,
+and when it printed what."""
 
 import contextlib
 import os
@@ -15,13 +16,15 @@ MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewh
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds: wall time from start to end of the command. cpu_seconds: user and system time of its whole tree of processes.
-    largest_mib: peak resident memory of the largest process of the tree, as the kernel accounts it. This counts pages of mapped
+    """seconds: wall time from start to end of the command. cpu_seconds: user and system time of its
+    whole tree of processes. largest_mib: peak resident memory of the largest process of the tree,
+    as the kernel accounts it. This counts pages of mapped
         files, which the kernel takes back whenever it wants.
     anonymous_mib: the same without files (sampled; None where there is no /proc).
-    tree_mib: resident memory of all processes together (sampled); pages that a fork shares with its parent count twice.
-    All of them cover graft's fork server and the stages that it runs, which no longer descend from the
-    command; theirs are sampled, so that up to half a second of a process that ends is missed.
+    tree_mib: resident memory of all processes together (sampled); pages that a fork shares with its
+    parent count twice. All of them cover graft's fork server and the stages that it runs, which no
+    longer descend from the command; theirs are sampled, so that up to half a second of a process
+    that ends is missed.
     lines: (seconds since the start, text) of what it printed.
     """
 
@@ -43,18 +46,25 @@ class Measured:
         }
 
     def when(self, start):
-        """Seconds from the start of the command to its first line that begins with `start`; None if there is none."""
+        """Seconds from the start of the command to its first line that begins with `start`; None if
+        there is none."""
         return next((at for at, text in self.lines if text.startswith(start)), None)
 
 
 def run(command, *, cwd, env, log):
-    """Run `command` (a list) and wait for it. What it prints goes to the file `log`, each line with its time."""
+    """Run `command` (a list) and wait for it. What it prints goes to the file `log`, each line with
+    its time."""
     lines, samples = [], {"anonymous": None, "tree": 0.0, "largest": 0.0, "cpu": {}}
     before = {process.pid: _cpu_seconds(process) for process in servers(cwd)}
     done = threading.Event()
     started = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
     def read():
@@ -72,8 +82,9 @@ def run(command, *, cwd, env, log):
     for thread in threads:
         thread.start()
     try:
-        # wait4 and not wait: it brings the usage of this very child, descendants that it waited for included. A child starts
-        # with its parent's peak as its own (fork), so whoever calls this must be small: no TensorFlow in this process.
+        # wait4 and not wait: it brings the usage of this very child, descendants that it waited for
+        # included. A child starts with its parent's peak as its own (fork), so whoever calls this
+        # must be small: no TensorFlow in this process.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -86,7 +97,9 @@ def run(command, *, cwd, env, log):
     return Measured(
         status=process.returncode,
         seconds=seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime + sum(cpu - before.get(pid, 0.0) for pid, cpu in samples["cpu"].items()),
+        cpu_seconds=usage.ru_utime
+        + usage.ru_stime
+        + sum(cpu - before.get(pid, 0.0) for pid, cpu in samples["cpu"].items()),
         largest_mib=max(usage.ru_maxrss * MAXRSS_UNIT / 2**20, samples["largest"]),
         anonymous_mib=samples["anonymous"],
         tree_mib=samples["tree"],
@@ -95,7 +108,8 @@ def run(command, *, cwd, env, log):
 
 
 def servers(folder):
-    """The fork server of the clone in `folder` and the stages that it runs, as psutil's processes."""
+    """The fork server of the clone in `folder` and the stages that it runs, as psutil's
+    processes."""
     import psutil
 
     found = []

@@ -1,13 +1,16 @@
-"""Do the tests bite? One small change to the code at a time, each run against its module's own tests, which ought to fail.
+"""Do the tests bite? One small change to the code at a time, each run against its module's own
+tests, which ought to fail.
 
     python benchmarks/mutants.py [--sample 150] [--seed 0] [--seconds 2700]
 
-Changes ("mutants"): a comparison, operator, number or condition turned, a statement left out, an element of a list, tuple or
-dict left out, None returned. Only what decides results: how photos are dealt out, where the network is cut, what features are
-known by, metrics, who becomes champion. Texts are left alone, and so are type hints. A seeded sample of them is tried, for at
-most so many seconds. The heavy packages are imported once; each mutant lives in a fork, and no file is changed.
+Changes ("mutants"): a comparison, operator, number or condition turned, a statement left out, an
+element of a list, tuple or dict left out, None returned. Only what decides results: how photos are
+dealt out, where the network is cut, what features are known by, metrics, who becomes champion.
+Texts are left alone, and so are type hints. A seeded sample of them is tried, for at most so many
+seconds. The heavy packages are imported once; each mutant lives in a fork, and no file is changed.
 
-Prints every survivor as a line of code and what became of it, and the share that was killed, by module.
+Prints every survivor as a line of code and what became of it, and the share that was killed, by
+module.
 """
 
 import argparse
@@ -31,18 +34,36 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {
     "graft.dataset.splitting": (["tests/dataset/test_splitting.py"], None),
     "graft.network.cut": (["tests/network/test_cut.py"], None),
-    "graft.features.extractor": (["tests/features/test_extractor.py"], ["FeatureExtractor._space", "Features"]),
+    "graft.features.extractor": (
+        ["tests/features/test_extractor.py"],
+        ["FeatureExtractor._space", "Features"],
+    ),
     "graft.features.cache": (["tests/features/test_cache.py"], None),
     "graft.scoring.metrics": (["tests/scoring/test_metrics.py"], None),
-    "graft.tracking.champion": (["tests/tracking/test_champion.py"], ["decide", "failed_gates", "active_versions"]),
+    "graft.tracking.champion": (
+        ["tests/tracking/test_champion.py"],
+        ["decide", "failed_gates", "active_versions"],
+    ),
 }
-PACKAGES = ("tensorflow", "keras", "scipy.stats", "sklearn.metrics", "mlflow", "pytest", "PIL.Image", "pydantic", "ruamel.yaml")
-MORE = {"tests/features/test_cache.py": "not memory_does_not_grow"}  # -k: what takes too long for what it adds
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "scipy.stats",
+    "sklearn.metrics",
+    "mlflow",
+    "pytest",
+    "PIL.Image",
+    "pydantic",
+    "ruamel.yaml",
+)
+# -k: what takes too long for what it adds.
+MORE = {"tests/features/test_cache.py": "not memory_does_not_grow"}
 LIMIT = 120  # seconds of processor time after which a mutant that does not end counts as killed
 SWAPS = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add,
-    ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 
@@ -52,7 +73,8 @@ NAMED = (ast.FunctionDef, ast.ClassDef)
 
 @dataclass(frozen=True)
 class Mutant:
-    """`number` of a node of the module's tree, in the order of ast.walk, the `way` in which it is changed, its `line`."""
+    """`number` of a node of the module's tree, in the order of ast.walk, the `way` in which it is
+    changed, its `line`."""
 
     module: str
     number: int
@@ -62,7 +84,8 @@ class Mutant:
     def __str__(self) -> str:
         path = Path(*self.module.split(".")).with_suffix(".py")
         return (
-            f"{path}:{self.line}: {self.way}: {(ROOT / path).read_text(encoding='utf-8').splitlines()[self.line - 1].strip()}"
+            f"{path}:{self.line}: {self.way}: "
+            f"{(ROOT / path).read_text(encoding='utf-8').splitlines()[self.line - 1].strip()}"
         )
 
 
@@ -80,11 +103,16 @@ def ways(node: ast.AST) -> Iterator[str]:
         yield from (f"filter {k}" for k in range(len(node.ifs)))
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
         yield "sign"
-    elif isinstance(node, (ast.List, ast.Tuple)) and isinstance(node.ctx, ast.Load) and len(node.elts) > 1:
+    elif (
+        isinstance(node, (ast.List, ast.Tuple))
+        and isinstance(node.ctx, ast.Load)
+        and len(node.elts) > 1
+    ):
         yield from (f"without element {k}" for k in range(len(node.elts)))
     elif isinstance(node, ast.Dict) and len(node.keys) > 1:
         yield from (f"without key {k}" for k in range(len(node.keys)))
-    elif isinstance(node, ast.Return) and getattr(node.value, "value", node.value) is not None:  # None would stay None
+    elif isinstance(node, ast.Return) and getattr(node.value, "value", node.value) is not None:
+        # None would stay None.
         yield "None returned"
     elif isinstance(node, (ast.Raise, ast.Continue, ast.Break)) or (
         isinstance(node, ast.Expr) and not isinstance(node.value, (ast.Constant, ast.Yield))
@@ -134,12 +162,23 @@ def mutants(module: str, names: list[str] | None) -> list[Mutant]:
         for field, value in ast.iter_fields(node):
             if field not in ("annotation", "returns", "decorator_list"):
                 for child in value if isinstance(value, list) else [value]:
-                    if isinstance(child, ast.AST) and not isinstance(child, (ast.Import, ast.ImportFrom, ast.JoinedStr)):
-                        take(child, f"{name}.{child.name}".lstrip(".") if isinstance(child, NAMED) else name)
+                    if isinstance(child, ast.AST) and not isinstance(
+                        child, (ast.Import, ast.ImportFrom, ast.JoinedStr)
+                    ):
+                        take(
+                            child,
+                            f"{name}.{child.name}".lstrip(".")
+                            if isinstance(child, NAMED)
+                            else name,
+                        )
 
     def take(node, name):
         if name and (names is None or any(name == n or name.startswith(f"{n}.") for n in names)):
-            line = node.iter.lineno if isinstance(node, ast.comprehension) else getattr(node, "lineno", 0)
+            line = (
+                node.iter.lineno
+                if isinstance(node, ast.comprehension)
+                else getattr(node, "lineno", 0)
+            )
             found.extend(Mutant(module, numbers[id(node)], way, line) for way in ways(node))
         visit(node, name)
 
@@ -178,7 +217,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def killed(tests: list[str], mutant: Mutant | None) -> bool:
-    """Whether the tests fail with the mutant (None: with the code as it is), in a fork of this process."""
+    """Whether the tests fail with the mutant (None: with the code as it is), in a fork of this
+    process."""
     pid = os.fork()
     if pid == 0:
         import resource
@@ -195,7 +235,15 @@ def killed(tests: list[str], mutant: Mutant | None) -> bool:
             import pytest
 
             chosen = [option for test in tests if test in MORE for option in ("-k", MORE[test])]
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "--no-header"]
+            options = [
+                "-x",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                "not slow and not gpu",
+                "--no-header",
+            ]
             status = int(pytest.main([*tests, *chosen, *options]))
         os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
@@ -215,14 +263,20 @@ def _import_packages():
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--sample", type=int, default=150, help="how many mutants, in all modules together")
+    parser.add_argument(
+        "--sample", type=int, default=150, help="how many mutants, in all modules together"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=2700)
-    parser.add_argument("--module", choices=TARGETS, action="append", help="only this one; may be repeated")
+    parser.add_argument(
+        "--module", choices=TARGETS, action="append", help="only this one; may be repeated"
+    )
     args = parser.parse_args(arguments)
     chosen = {name: TARGETS[name] for name in args.module or TARGETS}
     _import_packages()
-    everything = [mutant for module, (_, names) in chosen.items() for mutant in mutants(module, names)]
+    everything = [
+        mutant for module, (_, names) in chosen.items() for mutant in mutants(module, names)
+    ]
     for module, (tests, _) in chosen.items():
         if killed(tests, None):
             print(f"mutants: {module}: its tests fail without any", flush=True)
@@ -240,7 +294,9 @@ def main(arguments: list[str] | None = None) -> int:
     for module in tried:
         print(f"mutants: {module}: {tried[module] - survived[module]} of {tried[module]} killed")
     total, left = tried.total(), survived.total()
-    print(f"mutants: {total - left} of {total} killed, {1 - left / max(1, total):.0%}; {args.seed=}")
+    print(
+        f"mutants: {total - left} of {total} killed, {1 - left / max(1, total):.0%}; {args.seed=}"
+    )
     return 0
 
 

@@ -1,10 +1,12 @@
-"""Altered copies of photos: how many of each kind are found, and what is found among the photos themselves.
+"""Altered copies of photos: how many of each kind are found, and what is found among the photos
+themselves.
 
     python -m benchmarks.near_duplicates ARCHIVE [--photos N]
 
-ARCHIVE is a .tar of one data set, class folders inside. For each kind of copy, N of its photos lie in one class and their
-copies in another; a copy is found where it is joined with its original. "others" are groups that join anything else. The last
-row counts the groups among all photos of the archive, without any copy.
+ARCHIVE is a .tar of one data set, class folders inside. For each kind of copy, N of its photos lie
+in one class and their copies in another; a copy is found where it is joined with its original.
+"others" are groups that join anything else. The last row counts the groups among all photos of the
+archive, without any copy.
 """
 
 import argparse
@@ -34,7 +36,9 @@ def captioned(image, place):
     """A white bar with a line of text, an eighth of the height, at the top or at the bottom."""
     high = image.height // 8
     bar = Image.new("RGB", (image.width, high), "white")
-    ImageDraw.Draw(bar).text((high // 3, high // 4), "a caption of some words", "black", font_size=high // 2)
+    ImageDraw.Draw(bar).text(
+        (high // 3, high // 4), "a caption of some words", "black", font_size=high // 2
+    )
     sheet = Image.new("RGB", (image.width, image.height + high))
     sheet.paste(image, (0, high if place == "top" else 0))
     sheet.paste(bar, (0, 0 if place == "top" else image.height))
@@ -101,7 +105,9 @@ def measure(kind, photos, root):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("archive", type=Path)
     parser.add_argument("--photos", type=int, default=200)
     args = parser.parse_args()
@@ -116,7 +122,10 @@ def main():
             print(f"| {kind} | {found} of {len(photos)} | {others} |", flush=True)
         started = time.monotonic()
         groups = groups_of(root)
-        print(f"| none: {len(everything)} photos, {time.monotonic() - started:.1f} s | | {len(groups)} |")
+        print(
+            f"| none: {len(everything)} photos, {time.monotonic() - started:.1f} s | | "
+            f"{len(groups)} |"
+        )
         for members in groups:
             print(" ".join(members))
 

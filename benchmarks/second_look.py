@@ -1,9 +1,10 @@
-"""What `second-look` costs beyond reading the photos: seconds of each of its parts, and memory, on synthetic features.
+"""What `second-look` costs beyond reading the photos: seconds of each of its parts, and memory, on
+synthetic features.
 
     python benchmarks/second_look.py [--photos 100000] [--features 1904] [--classes 10]
 
-Features are drawn about a centre per class, so that the head has something to learn; photos are flat grey. The stage itself
-adds loading the model, and features that the cache does not have.
+Features are drawn about a centre per class, so that the head has something to learn; photos are
+flat grey. The stage itself adds loading the model, and features that the cache does not have.
 """
 
 import argparse
@@ -40,8 +41,14 @@ def draw(n, d, classes):
     features = np.empty((n, d), np.float16)
     for start in range(0, n, 10_000):
         part = labels[start : start + 10_000]
-        features[start : start + 10_000] = centres[part] + rng.normal(size=(len(part), d)).astype(np.float32)
-    return features, labels, tuple(np.array(["train", "val", "test"])[rng.choice(3, n, p=[0.7, 0.15, 0.15])])
+        features[start : start + 10_000] = centres[part] + rng.normal(size=(len(part), d)).astype(
+            np.float32
+        )
+    return (
+        features,
+        labels,
+        tuple(np.array(["train", "val", "test"])[rng.choice(3, n, p=[0.7, 0.15, 0.15])]),
+    )
 
 
 def main():
@@ -51,12 +58,19 @@ def main():
     parser.add_argument("--classes", type=int, default=10)
     args = parser.parse_args()
     features, labels, splits = draw(args.photos, args.features, args.classes)
-    paths, names = tuple(f"{k}.jpg" for k in range(args.photos)), tuple(map(str, range(args.classes)))
+    paths, names = (
+        tuple(f"{k}.jpg" for k in range(args.photos)),
+        tuple(map(str, range(args.classes))),
+    )
 
     def timed(what, function):
         wall, cpu = time.monotonic(), time.process_time()
         found = function()
-        print(f"{what}: {time.monotonic() - wall:.1f} s, {time.process_time() - cpu:.1f} s of processor", flush=True)
+        print(
+            f"{what}: {time.monotonic() - wall:.1f} s, {time.process_time() - cpu:.1f} s of "
+            "processor",
+            flush=True,
+        )
         return found
 
     options = {"classes": args.classes, "folds": 5, "balanced": True}
@@ -65,7 +79,10 @@ def main():
     left_out = acquaintance.without_a_class(features, labels, splits, classes=args.classes, seed=0)
     near = timed("a class left out", lambda: unknown.near(left_out, names))
     with tempfile.TemporaryDirectory() as folder:
-        timed("suspects, segments, map, files", lambda: report.write(folder, evidence, near, images=Grey(), seed=0))
+        timed(
+            "suspects, segments, map, files",
+            lambda: report.write(folder, evidence, near, images=Grey(), seed=0),
+        )
     print(f"memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB at most")
 
 

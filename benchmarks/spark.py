@@ -1,10 +1,12 @@
-"""A folder of photos through `mlflow.pyfunc.spark_udf`, on Spark in this machine: does it answer as the model alone does?
+"""A folder of photos through `mlflow.pyfunc.spark_udf`, on Spark in this machine: does it answer as
+the model alone does?
 
     pip install pyspark        # and a Java, 17 or later
     python benchmarks/spark.py PHOTOS [--model models:/graft@champion] [--workers 2]
 
-Prints photos per second, the start of the workers included, and on how many photos label and probability are the same as
-`predict` gives in this process; ends with status 1 where one differs. A photo that cannot be read has no confidence in both.
+Prints photos per second, the start of the workers included, and on how many photos label and
+probability are the same as `predict` gives in this process; ends with status 1 where one differs. A
+photo that cannot be read has no confidence in both.
 """
 
 import argparse
@@ -26,21 +28,28 @@ CLOSE = 1e-4  # of a probability: photos come in other batches
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos", type=Path, help="folder")
     parser.add_argument("--model", default="models:/graft@champion")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     rows, seconds = predicted(args)
     paths = sorted(rows)
-    alone = pyfunc.load_mlflow(args.model).predict([Path(path.removeprefix("file:")) for path in paths])
+    alone = pyfunc.load_mlflow(args.model).predict(
+        [Path(path.removeprefix("file:")) for path in paths]
+    )
     answers = zip(paths, alone["label"], alone["confidence"])
     pairs = [(rows[path], label, confidence) for path, label, confidence in answers]
     others = [pair for pair in pairs if not _equal(*pair)]
     for row, label, confidence in others:
         print(f"with Spark {row['label']!r} {row['confidence']}, without {label!r} {confidence}")
     same = len(rows) - len(others)
-    print(f"{len(rows)} photos in {seconds:.1f} s, {len(rows) / seconds:.1f} a second; {same} as without Spark")
+    print(
+        f"{len(rows)} photos in {seconds:.1f} s, {len(rows) / seconds:.1f} a second; {same} as "
+        "without Spark"
+    )
     sys.exit(same != len(rows))
 
 
@@ -67,8 +76,14 @@ def predicted(args):
         .getOrCreate()
     )
     try:
-        classify = mlflow.pyfunc.spark_udf(spark, registry.files_of(args.model), env_manager="local")
-        found = spark.read.format("binaryFile").option("recursiveFileLookup", "true").option("pathGlobFilter", f"*.{SUFFIXES}")
+        classify = mlflow.pyfunc.spark_udf(
+            spark, registry.files_of(args.model), env_manager="local"
+        )
+        found = (
+            spark.read.format("binaryFile")
+            .option("recursiveFileLookup", "true")
+            .option("pathGlobFilter", f"*.{SUFFIXES}")
+        )
         photos = found.load(str(args.photos.resolve())).repartition(args.workers)
         started = time.monotonic()
         rows = photos.select("path", classify("content").alias("answer")).collect()

@@ -1,10 +1,12 @@
-"""How well suspect labels are found: labels of a data set flipped by chance, then looked for by out-of-fold probabilities.
+"""How well suspect labels are found: labels of a data set flipped by chance, then looked for by
+out-of-fold probabilities.
 
     python benchmarks/suspects.py FOLDER [--shares 0.02 0.05 0.1] [--seeds 0 1 2]
 
-FOLDER holds `features.npy` and `oof.csv` of a data set, as `dvc repro second-look` leaves them in data/second-look. Labels that
-are wrong already count against the figures, as right ones that were suspected. AUROC: of the order by the probability of the
-label, flipped against kept. Precision: of the first k, where k labels were flipped.
+FOLDER holds `features.npy` and `oof.csv` of a data set, as `dvc repro second-look` leaves them in
+data/second-look. Labels that are wrong already count against the figures, as right ones that were
+suspected. AUROC: of the order by the probability of the label, flipped against kept. Precision: of
+the first k, where k labels were flipped.
 """
 
 import argparse
@@ -22,7 +24,9 @@ from graft.scoring.predictions import Predictions
 FOLDS = 5
 
 
-def flipped(labels: np.ndarray, classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def flipped(
+    labels: np.ndarray, classes: int, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(labels with a share of them replaced by another class, evenly drawn; bool (n,), which)."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(labels), round(share * len(labels)), replace=False)
@@ -49,7 +53,10 @@ def main():
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    features, given = np.load(args.folder / "features.npy"), Predictions.read(args.folder / "oof.csv")
+    features, given = (
+        np.load(args.folder / "features.npy"),
+        Predictions.read(args.folder / "oof.csv"),
+    )
     print(f"{len(given)} photos, {len(given.classes)} classes, {FOLDS} folds")
     for share in args.shares:
         started = time.monotonic()
@@ -58,7 +65,8 @@ def main():
         seconds = (time.monotonic() - started) / len(args.seeds)
         mean = found.mean(axis=0)
         print(
-            f"{share:5.0%} flipped: AUROC {mean[0]:.3f} ({areas}), precision {mean[1]:.3f} ({precisions}), {seconds:.0f} s each"
+            f"{share:5.0%} flipped: AUROC {mean[0]:.3f} ({areas}), precision {mean[1]:.3f} "
+            f"({precisions}), {seconds:.0f} s each"
         )
 
 

@@ -1,6 +1,8 @@
-"""Serve model.onnx with ONNX Runtime, NumPy and Pillow alone: `python serve.py`, with pixels.py and model.onnx beside it.
+"""Serve model.onnx with ONNX Runtime, NumPy and Pillow alone: `python serve.py`, with pixels.py and
+model.onnx beside it.
 
-POST /invocations takes an image file as it is and answers as `graft serve` does; GET /ping answers 200.
+POST /invocations takes an image file as it is and answers as `graft serve` does; GET /ping answers
+200.
 """
 
 import argparse
@@ -21,13 +23,18 @@ class Classifier:
         self.about = json.loads(self.session.get_modelmeta().custom_metadata_map["graft"])
 
     def __call__(self, photo: bytes) -> dict:
-        """Label, confidence and probabilities of an image file's bytes. Raises pixels.ImageProblem."""
+        """Label, confidence and probabilities of an image file's bytes. Raises
+        pixels.ImageProblem."""
         reading = {key: self.about[key] for key in ("resize", "max_megapixels", "white")}
         image = pixels.load(photo, self.about["image_size"], **reading)
         (found,) = self.session.run(["probabilities"], {"image": image[np.newaxis]})[0].tolist()
         best = int(np.argmax(found))
         named = dict(zip(self.about["classes"], found))
-        return {"label": self.about["classes"][best], "confidence": found[best], "probabilities": named}
+        return {
+            "label": self.about["classes"][best],
+            "confidence": found[best],
+            "probabilities": named,
+        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,13 +43,21 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds that a client may keep a thread waiting
 
     def do_GET(self):
-        self.answer(200, {}) if self.path == "/ping" else self.answer(404, {"error": "POST a photo to /invocations"})
+        self.answer(200, {}) if self.path == "/ping" else self.answer(
+            404, {"error": "POST a photo to /invocations"}
+        )
 
     def do_POST(self):
         length = int(self.headers.get("Content-Length") or 0)
         self.close_connection = True
         if self.path != "/invocations" or not 0 < length <= LARGEST:
-            self.answer(400, {"error": f"POST an image file to /invocations, with its length, {LARGEST:,} bytes at most"})
+            self.answer(
+                400,
+                {
+                    "error": f"POST an image file to /invocations, with its length, {LARGEST:,} "
+                    "bytes at most"
+                },
+            )
             return
         try:
             self.answer(200, {"predictions": [self.classifier(self.rfile.read(length))]})
@@ -62,7 +77,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5050)

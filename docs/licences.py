@@ -1,8 +1,10 @@
-"""Write docs/licences.md: the licence of each package of requirements.lock, as the packages installed here state it.
+"""Write docs/licences.md: the licence of each package of requirements.lock, as the packages
+installed here state it.
 
     .venv/bin/python docs/licences.py
 
-Ends with 1 where a licence forbids selling what is made with it, or asks for the source of programs that only import it.
+Ends with 1 where a licence forbids selling what is made with it, or asks for the source of programs
+that only import it.
 """
 
 import re
@@ -14,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK, PAGE = ROOT / "requirements.lock", ROOT / "docs" / "licences.md"
 ELSEWHERE = "for other systems or versions of Python"
 FORBIDDEN = re.compile(
-    r"AGPL|Affero|(?<!L)GPL(?!.*exception)|General Public|NonCommercial|-NC\b|SSPL|BUSL|Commons", re.IGNORECASE
+    r"AGPL|Affero|(?<!L)GPL(?!.*exception)|General Public|NonCommercial|-NC\b|SSPL|BUSL|Commons",
+    re.IGNORECASE,
 )
 # Packages that leave it to a file, or name one of two licences alone: read there.
 READ_IN_THE_FILE = {
@@ -38,9 +41,12 @@ the default backbone are Apache-2.0 like the package that carries them; those th
 
 
 def locked(lock: Path = LOCK) -> dict[str, str]:
-    """{package: version} of a requirements file; of several versions for several systems the one that is installed, if any."""
+    """{package: version} of a requirements file; of several versions for several systems the one
+    that is installed, if any."""
     found: dict[str, str] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), flags=re.MULTILINE):
+    for name, version in re.findall(
+        r"^([\w.-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), flags=re.MULTILINE
+    ):
         if name not in found or version == _installed_version(name):
             found[name] = version
     return found
@@ -54,16 +60,25 @@ def _installed_version(name):
 
 
 def licence(name: str) -> str:
-    """What the installed package says of its licence, in a few words; ELSEWHERE where it is not installed here."""
+    """What the installed package says of its licence, in a few words; ELSEWHERE where it is not
+    installed here."""
     try:
         about = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return ELSEWHERE
-    classified = [line.split(" :: ")[-1] for line in about.get_all("Classifier") or [] if line.startswith("License :: ")]
+    classified = [
+        line.split(" :: ")[-1]
+        for line in about.get_all("Classifier") or []
+        if line.startswith("License :: ")
+    ]
     stated = (about.get("License-Expression") or "").strip()
     text = (about.get("License") or "").strip().split("\n")[0][:60]
     return (
-        READ_IN_THE_FILE.get(name) or stated or ", ".join(c for c in classified if c != "OSI Approved") or text or "not stated"
+        READ_IN_THE_FILE.get(name)
+        or stated
+        or ", ".join(c for c in classified if c != "OSI Approved")
+        or text
+        or "not stated"
     )
 
 
@@ -73,7 +88,10 @@ def forbids(text: str) -> bool:
 
 
 def page(licences: dict[str, str], versions: dict[str, str]) -> str:
-    rows = (f"| {name} | {versions[name]} | {text.replace('|', '/')} |\n" for name, text in sorted(licences.items()))
+    rows = (
+        f"| {name} | {versions[name]} | {text.replace('|', '/')} |\n"
+        for name, text in sorted(licences.items())
+    )
     return HEAD + "".join(rows)
 
 
@@ -84,7 +102,10 @@ def main() -> int:
     bad = {name: text for name, text in licences.items() if forbids(text)}
     for name, text in bad.items():
         print(f"licences: {name}: {text}")
-    print(f"licences: {len(licences)} packages, {sum(t == ELSEWHERE for t in licences.values())} {ELSEWHERE}")
+    print(
+        f"licences: {len(licences)} packages, {sum(t == ELSEWHERE for t in licences.values())} "
+        f"{ELSEWHERE}"
+    )
     return 1 if bad else 0
 
 

@@ -1,12 +1,14 @@
-"""Does a photo show one of the classes at all? A p-value, from what the network makes of it. One file, as it travels with the
-registered model; it needs NumPy alone.
+"""Does a photo show one of the classes at all? A p-value, from what the network makes of it. One
+file, as it travels with the registered model; it needs NumPy alone.
 
-Four scores, since none wins everywhere: how much farther the nearest class is than the middle of all (the relative
-Mahalanobis distance, from means and shrunk covariances in reduced features; Ren et al. 2021), what the reduced features leave
-out (the residual of Wang et al. 2022), the same of the shallowest depth alone, where the head sees several (textures that no
-photo has show there: shuffled blocks), which counts half, and the energy of the logits (Liu et al. 2020). Each is measured in
-standard deviations of the validation photos, and they are summed. The p-value is the share of validation photos with as large a
-sum; beyond their upper tenth, where few are left to count, the tail is taken as exponential.
+Four scores, since none wins everywhere: how much farther the nearest class is than the middle of
+all (the relative Mahalanobis distance, from means and shrunk covariances in reduced features; Ren
+et al. 2021), what the reduced features leave out (the residual of Wang et al. 2022), the same of
+the shallowest depth alone, where the head sees several (textures that no photo has show there:
+shuffled blocks), which counts half, and the energy of the logits (Liu et al. 2020). Each is
+measured in standard deviations of the validation photos, and they are summed. The p-value is the
+share of validation photos with as large a sum; beyond their upper tenth, where few are left to
+count, the tail is taken as exponential.
 """
 
 import io
@@ -16,21 +18,25 @@ from pathlib import Path
 import numpy as np
 
 FILE = "known.npz"
-BYTES = 60_000  # of axes and means, at most: with the whitening, in 64 axes, the file stays below 100 kB
+# Of axes and means, at most: with the whitening, in 64 axes, the file stays below 100 kB.
+BYTES = 60_000
 AXES = 64  # principal axes, at most
 SHALLOW = 16  # those of the shallowest depth
-WEIGHTS = np.array([1.0, 1.0, 1.0, 0.5])  # of the scores; with 1 a class that was left out is noticed less
+# Of the scores; with 1 a class that was left out is noticed less.
+WEIGHTS = np.array([1.0, 1.0, 1.0, 0.5])
 SHARE = 0.1  # of the validation photos, by which the tail is fitted
 LEAST = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """mean, scale: float16 (d,), of the features. axes: int8 (d, r), in steps of `step`, float32 (r,). centres: float16 (C, r),
-    class means. whitening, spreading: float32 (r, r), of photos about their class and about the middle of all. middle,
-    spread: float32 (k,), of the k scores on validation photos. calibration: float32 (m,), their sums, ascending. tail:
-    float32 (2,), where the tail begins and its mean excess. shallow: int8 (s, q), in steps of `shallow_step`, float32 (q,):
-    axes of the first s features, which are of the shallowest depth; none where all are of one depth (k = 3, else 4)."""
+    """mean, scale: float16 (d,), of the features. axes: int8 (d, r), in steps of `step`, float32
+    (r,). centres: float16 (C, r), class means. whitening, spreading: float32 (r, r), of photos
+    about their class and about the middle of all. middle, spread: float32 (k,), of the k scores on
+    validation photos. calibration: float32 (m,), their sums, ascending. tail: float32 (2,), where
+    the tail begins and its mean excess. shallow: int8 (s, q), in steps of `shallow_step`, float32
+    (q,): axes of the first s features, which are of the shallowest depth; none where all are of one
+    depth (k = 3, else 4)."""
 
     mean: np.ndarray
     scale: np.ndarray
@@ -50,7 +56,11 @@ class Known:
         """float64 (n,), 0 to 1: the share of photos of the classes that look at least as strange.
 
         features: float (n, d), pooled. logits: float (n, C), before any temperature."""
-        return _p(self.calibration, self.tail, _sum(_scores(self, features, logits), self.middle, self.spread))
+        return _p(
+            self.calibration,
+            self.tail,
+            _sum(_scores(self, features, logits), self.middle, self.spread),
+        )
 
     def write(self, path: Path) -> None:
         """The same bytes for the same content: NumPy's archives hold no time."""
@@ -60,23 +70,44 @@ class Known:
 
     @classmethod
     def read(cls, path: Path) -> "Known":
-        """What `write` wrote. Raises ValueError or OSError for anything else; nothing in it is executed."""
+        """What `write` wrote. Raises ValueError or OSError for anything else; nothing in it is
+        executed."""
         with np.load(path, allow_pickle=False) as archive:
-            old = () if "shallow" in archive else ("shallow", "shallow_step")  # of before there were any
-            return cls(**{field.name: archive[field.name] for field in fields(cls) if field.name not in old})
+            # Of before there were any.
+            old = () if "shallow" in archive else ("shallow", "shallow_step")
+            return cls(
+                **{
+                    field.name: archive[field.name]
+                    for field in fields(cls)
+                    if field.name not in old
+                }
+            )
 
 
 def fit(
-    train: np.ndarray, labels: np.ndarray, val: np.ndarray, val_logits: np.ndarray, *, classes: int, shallow: int = 0
+    train: np.ndarray,
+    labels: np.ndarray,
+    val: np.ndarray,
+    val_logits: np.ndarray,
+    *,
+    classes: int,
+    shallow: int = 0,
 ) -> Known:
-    """train: float (n, d), features of training photos, of these labels, int (n,). val: (m, d), those of validation photos, and
-    the network's logits for them, (m, classes), by which it is calibrated. shallow: how many of the features, the first, are of
-    the shallowest depth; 0 where there is one depth."""
+    """train: float (n, d), features of training photos, of these labels, int (n,). val: (m, d),
+    those of validation photos, and the network's logits for them, (m, classes), by which it is
+    calibrated. shallow: how many of the features, the first, are of the shallowest depth; 0 where
+    there is one depth."""
     x = np.asarray(train, np.float32)
     mean = x.mean(axis=0).astype(np.float16)
     scale = np.maximum(x.std(axis=0), 1e-4).astype(np.float16)
     x = (x - mean) / scale
-    r = int(np.clip((BYTES - SHALLOW * shallow) // (x.shape[1] + 2 * classes), 1, min(AXES, len(x), x.shape[1])))
+    r = int(
+        np.clip(
+            (BYTES - SHALLOW * shallow) // (x.shape[1] + 2 * classes),
+            1,
+            min(AXES, len(x), x.shape[1]),
+        )
+    )
     axes, step = _quantised(_principal(x, r))
     low, low_step = _quantised(_principal(x[:, :shallow], min(SHALLOW, shallow // 2, len(x))))
     z = x @ (axes * step)
@@ -99,8 +130,8 @@ def fit(
 
 
 def _scores(known, features, logits):
-    """float64 (n, k): the distance, the logarithm of the residual, the energy, and the logarithm of the shallow residual where
-    there is one; larger is stranger."""
+    """float64 (n, k): the distance, the logarithm of the residual, the energy, and the logarithm of
+    the shallow residual where there is one; larger is stranger."""
     x = (np.asarray(features, np.float32) - known.mean) / known.scale
     axes = known.axes * known.step
     z = x @ axes
@@ -113,7 +144,9 @@ def _scores(known, features, logits):
     columns = [distance, np.log(np.maximum(residual, 1e-6)), energy]
     if known.shallow.size:
         low = x[:, : len(known.shallow)]
-        rest = np.square(low).sum(axis=1) - np.square(low @ (known.shallow * known.shallow_step)).sum(axis=1)
+        rest = np.square(low).sum(axis=1) - np.square(
+            low @ (known.shallow * known.shallow_step)
+        ).sum(axis=1)
         columns.append(np.log(np.maximum(rest, 1e-6)))
     return np.stack(columns, axis=1).astype(np.float64)
 
@@ -141,7 +174,9 @@ def _principal(x, r):
         return np.zeros((x.shape[1], 0), np.float32)
     if len(x) < x.shape[1]:
         values, vectors = np.linalg.eigh((x @ x.T).astype(np.float64))
-        return (x.T @ (vectors[:, ::-1][:, :r] / np.sqrt(np.maximum(values[::-1][:r], LEAST)))).astype(np.float32)
+        return (
+            x.T @ (vectors[:, ::-1][:, :r] / np.sqrt(np.maximum(values[::-1][:r], LEAST)))
+        ).astype(np.float32)
     return np.linalg.eigh((x.T @ x).astype(np.float64))[1][:, ::-1][:, :r].astype(np.float32)
 
 
@@ -151,7 +186,8 @@ def _whitening(z):
 
 
 def _shrunk(z):
-    """Covariance (r, r) of rows of mean 0, drawn towards a multiple of the identity as far as Ledoit and Wolf (2004) say."""
+    """Covariance (r, r) of rows of mean 0, drawn towards a multiple of the identity as far as
+    Ledoit and Wolf (2004) say."""
     n, r = z.shape
     covariance = z.T @ z / n
     mu = np.trace(covariance) / r

@@ -1,10 +1,13 @@
-"""What can be read off a picture whatever it shows: light, sharpness, how much there is in it; and which pictures stand out.
+"""What can be read off a picture whatever it shows: light, sharpness, how much there is in it; and
+which pictures stand out.
 
-The kinds, and the limits of dark, nearly empty and odd shape, are those of cleanvision 0.3.7 (Cleanlab, Apache-2.0), as is the
-size at which pictures are measured. Its limit of bright, 0.95, finds no photo under a white veil, and its measure of blur takes
-dark and pale photos for blurred ones. The variance of the Laplacian (Pech-Pacheco et al. 2000) takes photos of a sharp flower
-before a soft ground for blurred. So sharpness is what the sharpest few pixels have of the range of grey, and is compared with
-that of the other pictures of a set. `benchmarks/looks.py` measures all of them.
+The kinds, and the limits of dark, nearly empty and odd shape, are those of cleanvision 0.3.7
+(Cleanlab, Apache-2.0), as is the size at which pictures are measured. Its limit of bright, 0.95,
+finds no photo under a white veil, and its measure of blur takes dark and pale photos for blurred
+ones. The variance of the Laplacian (Pech-Pacheco et al. 2000) takes photos of a sharp flower before
+a soft ground for blurred. So sharpness is what the sharpest few pixels have of the range of grey,
+and is compared with that of the other pictures of a set. `benchmarks/looks.py` measures all of
+them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,8 @@ from PIL import Image
 SIDE = 64  # pixels of the longer side at which a picture is measured
 DARK = 0.32  # of white: of a dark picture 99 in 100 pixels are below
 BRIGHT = 0.8  # of a bright one 95 in 100 are above
-EMPTY = 3.0  # bits of entropy, of grey levels: less, and less than EMPTY_SHARE of the median of the set
+# Bits of entropy, of grey levels: less, and less than EMPTY_SHARE of the median of the set.
+EMPTY = 3.0
 EMPTY_SHARE = 0.5
 BLURRED_SHARE = 0.5  # of the median sharpness of the set
 SHARPEST = 0.005  # share of the pixels by which sharpness is measured
@@ -30,13 +34,16 @@ WORDS = {
     "odd_shape": f"one side is shorter than {NARROW:.0%} of the other",
 }  # the kinds, and what is said of a picture of each
 LEVELS = 256
-AT_ONCE = 8  # pictures: of 32 the arrays are so large that memory is asked for anew each time, at twice the cost
+# Pictures: of 32 the arrays are so large that memory is asked for anew each time, at twice the
+# cost.
+AT_ONCE = 8
 
 
 class Looks(NamedTuple):
-    """brightness, contrast: mean and deviation of grey, 0 to 255. sharpness: what the size of the Laplacian exceeds in
-    SHARPEST of the pixels, in ranges (largest less least) of grey; 0 where all is of one grey. low, high: grey levels that 5
-    and 99 in 100 pixels do not exceed, 0 to 255. entropy: bits, 0 to 8."""
+    """brightness, contrast: mean and deviation of grey, 0 to 255. sharpness: what the size of the
+    Laplacian exceeds in SHARPEST of the pixels, in ranges (largest less least) of grey; 0 where all
+    is of one grey. low, high: grey levels that 5 and 99 in 100 pixels do not exceed, 0 to 255.
+    entropy: bits, 0 to 8."""
 
     brightness: float
     contrast: float
@@ -47,7 +54,8 @@ class Looks(NamedTuple):
 
 
 def small(image: Image.Image) -> np.ndarray:
-    """uint8 (h, w), grey, h and w at most SIDE: pixels of a picture, evenly spread, not averaged, by which it is measured."""
+    """uint8 (h, w), grey, h and w at most SIDE: pixels of a picture, evenly spread, not averaged,
+    by which it is measured."""
     grey = np.asarray(image if image.mode == "L" else image.convert("L"))
     return grey[_spread(grey.shape[0])][:, _spread(grey.shape[1])]
 
@@ -59,7 +67,8 @@ def _spread(n):
 
 
 def measure(smalls: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 (n, 6): a row of Looks for each of what `small` gave. Many at once cost a third of one by one."""
+    """float32 (n, 6): a row of Looks for each of what `small` gave. Many at once cost a third of
+    one by one."""
     found = np.zeros((len(smalls), len(Looks._fields)), np.float32)
     shapes = np.array([image.shape for image in smalls]).reshape(-1, 2)
     for shape in np.unique(shapes, axis=0):
@@ -80,7 +89,9 @@ def _measured(grey):
     low, high = ((below < part * area).sum(axis=1) for part in (0.05, 0.99))
     entropy = -(share * np.log2(np.maximum(share, 1e-9))).sum(axis=1)
     x = grey.astype(np.int16)
-    laplacian = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:] - 4 * x[:, 1:-1, 1:-1]
+    laplacian = (
+        x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:] - 4 * x[:, 1:-1, 1:-1]
+    )
     edges = np.abs(laplacian.reshape(n, -1))
     k = int((1 - SHARPEST) * (edges.shape[1] - 1))
     edges = np.partition(edges, k, axis=1)[:, k] if edges.size else np.zeros(n)

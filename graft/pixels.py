@@ -1,7 +1,8 @@
-"""Decode one image file safely. Training, evaluation and serving read images through `load`, so they see the same pixels.
+"""Decode one image file safely. Training, evaluation and serving read images through `load`, so
+they see the same pixels.
 
-Needs only Pillow and NumPy, and nothing of graft: it travels with the model. What it makes of a picture depends on that picture
-alone, since a served model sees one at a time.
+Needs only Pillow and NumPy, and nothing of graft: it travels with the model. What it makes of a
+picture depends on that picture alone, since a served model sees one at a time.
 """
 
 from __future__ import annotations
@@ -27,35 +28,47 @@ RESIZE = {  # how an image becomes size x size; bilinear with antialiasing (Pill
 }
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif", ".heic",
-    ".heif", ".hif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".avif", ".heic", ".heif", ".hif",
 })  # fmt: skip
-# Suffixes of images that graft does not read. Such a file is reported, not passed over as if it were a text file.
+# Suffixes of images that graft does not read. Such a file is reported, not passed over as if it
+# were a text file.
 UNSUPPORTED_SUFFIXES = frozenset({
-    ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl", ".jxr", ".psd", ".ico", ".cur", ".ani", ".icns", ".svg", ".tga",
-    ".icb", ".vda", ".vst", ".pcx", ".dcx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pam", ".xbm", ".xpm", ".wmf", ".emf",
-    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pcd", ".exr", ".hdr", ".dcm", ".xcf", ".eps",
-    ".dds", ".blp", ".ftc", ".ftu", ".fits", ".fit", ".sgi", ".rgb", ".rgba", ".bw", ".im", ".msp", ".fli", ".flc", ".qoi",
-    ".ras", ".gbr", ".pxr", ".palm", ".wal", ".spider", ".avifs", ".heics", ".heifs",
+    ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl", ".jxr", ".psd", ".ico", ".cur", ".ani",
+    ".icns", ".svg", ".tga", ".icb", ".vda", ".vst", ".pcx", ".dcx", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".pfm", ".pam", ".xbm", ".xpm", ".wmf", ".emf", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf",
+    ".orf", ".rw2", ".pcd", ".exr", ".hdr", ".dcm", ".xcf", ".eps", ".dds", ".blp", ".ftc", ".ftu",
+    ".fits", ".fit", ".sgi", ".rgb", ".rgba", ".bw", ".im", ".msp", ".fli", ".flc", ".qoi", ".ras",
+    ".gbr", ".pxr", ".palm", ".wal", ".spider", ".avifs", ".heics", ".heifs",
 })  # fmt: skip
-# What systems, network drives and editors leave in a tree of photos: neither classes nor photos, whatever lies in it.
+# What systems, network drives and editors leave in a tree of photos: neither classes nor photos,
+# whatever lies in it.
 LEFT_OVERS = frozenset({
     "__macosx", "icon\r", "network trash folder", "temporary items",
-    "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "recycled", "system volume information", "found.000",
-    "lost+found", "lost.dir", "__pycache__",
-    "@eadir", "#recycle", "#snapshot", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "~snapshot",
-    "_gsdata_", "picasaoriginals", "picasa.ini", "captureone", "nksc_param", "zbthumbnail.info",
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "recycled",
+    "system volume information", "found.000", "lost+found", "lost.dir", "__pycache__",
+    "@eadir", "#recycle", "#snapshot", "@tmp", "@recycle", "@recently-snapshot", "@__thumb",
+    "~snapshot", "_gsdata_", "picasaoriginals", "picasa.ini", "captureone", "nksc_param",
+    "zbthumbnail.info",
 })  # fmt: skip
-MAX_MEGAPIXELS = 120.0  # to decode, where the user sets no limit: a phone's 108 in any case, and half a gigabyte of memory
-LARGE = 12_000_000  # pixels; more than a phone takes by default: 36 MB as RGB, several times that while it is decoded
+# To decode, where the user sets no limit: a phone's 108 in any case, and half a gigabyte of memory.
+MAX_MEGAPIXELS = 120.0
+# Pixels; more than a phone takes by default: 36 MB as RGB, several times that while it is decoded.
+LARGE = 12_000_000
 
-Image.MAX_IMAGE_PIXELS = None  # `open_rgb` checks the size itself, against the limit that the user set, before it decodes
-ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would fill up half an image with grey and call it whole
+# `open_rgb` checks the size itself, against the limit that the user set, before it decodes.
+Image.MAX_IMAGE_PIXELS = None
+# True would fill up half an image with grey and call it whole.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 for order in (b"II", b"MM"):  # greys that Pillow can unpack and does not look for
     for white_is_zero in (0, 1):
-        TiffImagePlugin.OPEN_INFO.setdefault((order, white_is_zero, (1,), 1, (12,), ()), ("I;16", "I;12"))
-        TiffImagePlugin.OPEN_INFO.setdefault((order, white_is_zero, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+        TiffImagePlugin.OPEN_INFO.setdefault(
+            (order, white_is_zero, (1,), 1, (12,), ()), ("I;16", "I;12")
+        )
+        TiffImagePlugin.OPEN_INFO.setdefault(
+            (order, white_is_zero, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+        )
 
 ORIENTATION = 0x0112  # EXIF tag
 PHOTOMETRIC, BITS, MAX_SAMPLE = 262, 258, 281  # TIFF tags
@@ -69,7 +82,8 @@ END_OF_IMAGE = b"\xff\xd9"  # of a JPEG
 
 
 class ImageProblem(Exception):
-    """An image that cannot be used. `kind`: empty, truncated, undecodable, unsupported, too_large; `detail`: for a person."""
+    """An image that cannot be used. `kind`: empty, truncated, undecodable, unsupported, too_large;
+    `detail`: for a person."""
 
     def __init__(self, kind: str, detail: str):
         super().__init__(f"{kind}: {detail}")
@@ -77,7 +91,8 @@ class ImageProblem(Exception):
 
 
 def sniff(head: bytes) -> str | None:
-    """Format by the first 32 bytes: one of FORMATS, "other" for an image of another kind, None for no image."""
+    """Format by the first 32 bytes: one of FORMATS, "other" for an image of another kind, None for
+    no image."""
     if head[:3] == b"\xff\xd8\xff":
         return "JPEG"
     if head[:8] == b"\x89PNG\r\n\x1a\n":
@@ -88,10 +103,25 @@ def sniff(head: bytes) -> str | None:
         return "GIF"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
-    if head[:2] == b"BM" and len(head) >= 18 and struct.unpack("<I", head[14:18])[0] in (12, 16, 40, 52, 56, 64, 108, 124):
+    if (
+        head[:2] == b"BM"
+        and len(head) >= 18
+        and struct.unpack("<I", head[14:18])[0] in (12, 16, 40, 52, 56, 64, 108, 124)
+    ):
         return "BMP"  # two letters alone would make an image of any text that begins with BM
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
-        return "AVIF" if b"avi" in head[8:] else "HEIF"  # mif1 alone is either; what it is compatible with follows
+    if head[4:8] == b"ftyp" and head[8:12] in (
+        b"avif",
+        b"avis",
+        b"heic",
+        b"heix",
+        b"hevc",
+        b"heim",
+        b"heis",
+        b"mif1",
+        b"msf1",
+    ):
+        # mif1 alone is either; what it is compatible with follows.
+        return "AVIF" if b"avi" in head[8:] else "HEIF"
     if (
         head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n"
         or head[:4] in (b"8BPS", b"\0\0\1\0", b"\xff\x4f\xff\x51")
@@ -102,13 +132,14 @@ def sniff(head: bytes) -> str | None:
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, a copy that an editor kept, or one of LEFT_OVERS: no photo, and nothing
-    in it is one."""
+    """Whether a file or folder of this name is hidden, a copy that an editor kept, or one of
+    LEFT_OVERS: no photo, and nothing in it is one."""
     return name.startswith(".") or name.endswith(("~", ".lrdata")) or name.casefold() in LEFT_OVERS
 
 
 def may_be_image(path: str | Path, *, look: bool = True) -> bool:
-    """Whether the file at `path` is an image, be it damaged or of a kind that is not read: its name says so, or its content.
+    """Whether the file at `path` is an image, be it damaged or of a kind that is not read: its name
+    says so, or its content.
 
     look: False judges by the name alone; then a name without a suffix may be an image's.
     False too for a file that cannot be read and is not called an image.
@@ -126,32 +157,42 @@ def may_be_image(path: str | Path, *, look: bool = True) -> bool:
 
 
 def open_rgb(
-    source: Source, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS, white: int = 0
+    source: Source,
+    *,
+    at_least: int | None = None,
+    max_megapixels: float | None = MAX_MEGAPIXELS,
+    white: int = 0,
 ) -> Image.Image:
     """The image as an 8-bit RGB `PIL.Image`, upright.
 
     source: path, bytes or binary file. The first frame of an animation or of a TIFF stack; EXIF
-    rotation applied; transparency laid over white, or over black where nothing shows on white; samples of more than 8 bits
-    scaled by the bits that the file states, else by those that its largest sample takes; a colour profile converted to sRGB;
-    CMYK, palette and grey converted.
-    at_least: a JPEG that is much larger may be decoded at 1/2, 1/4 or 1/8, with both sides still >= this many pixels.
-    max_megapixels: the limit, checked before decoding, on what is decoded: after that reduction of a JPEG, unless it comes in
-    several scans, and twice the pixels where they take twice the memory (transparency, CMYK, 16 bits a colour, WebP);
-    None = no limit.
-    white: the 16-bit sample that is white where a file states none and has none beyond; 0 = by its own largest sample.
-    Raises ImageProblem for anything that cannot be used, FileNotFoundError and its like for a path that cannot be read.
+    rotation applied; transparency laid over white, or over black where nothing shows on white;
+    samples of more than 8 bits scaled by the bits that the file states, else by those that its
+    largest sample takes; a colour profile converted to sRGB; CMYK, palette and grey converted.
+    at_least: a JPEG that is much larger may be decoded at 1/2, 1/4 or 1/8, with both sides still >=
+    this many pixels. max_megapixels: the limit, checked before decoding, on what is decoded: after
+    that reduction of a JPEG, unless it comes in several scans, and twice the pixels where they take
+    twice the memory (transparency, CMYK, 16 bits a colour, WebP); None = no limit.
+    white: the 16-bit sample that is white where a file states none and has none beyond; 0 = by its
+    own largest sample. Raises ImageProblem for anything that cannot be used, FileNotFoundError and
+    its like for a path that cannot be read.
     """
     return decode(_stream(source), at_least=at_least, max_megapixels=max_megapixels, white=white)[0]
 
 
 def decode(
-    stream: BinaryIO, *, at_least: int | None = None, max_megapixels: float | None = MAX_MEGAPIXELS, white: int = 0
+    stream: BinaryIO,
+    *,
+    at_least: int | None = None,
+    max_megapixels: float | None = MAX_MEGAPIXELS,
+    white: int = 0,
 ) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image as of `open_rgb`, properties) of an open binary stream that can be sought.
 
-    properties: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height` of the whole image, upright,
-    `megapixels` that were decoded, `notes` (FIRST_FRAME, or a text that begins with OWN_RANGE), `most`: the largest of 16-bit
-    samples of which nothing says what is white, 0 for all others.
+    properties: `format`, `mode` (before conversion), `orientation` (EXIF, 1..8), `width`, `height`
+    of the whole image, upright, `megapixels` that were decoded, `notes` (FIRST_FRAME, or a text
+    that begins with OWN_RANGE), `most`: the largest of 16-bit samples of which nothing says what is
+    white, 0 for all others.
     """
     head = stream.read(32)
     if not head:
@@ -167,8 +208,11 @@ def decode(
         raise
     except MemoryError:
         raise ImageProblem("too_large", "more memory than there is") from None
-    except Exception as error:  # whatever the damage leads a plugin of Pillow to: OSError, SyntaxError, KeyError, struct.error
-        text = re.sub(r" <\S+ object at 0x\w+>", "", str(error))  # an address is another one at each run
+    except Exception as error:
+        # Whatever the damage leads a plugin of Pillow to: OSError, SyntaxError, KeyError,
+        # struct.error.
+        # An address is another one at each run.
+        text = re.sub(r" <\S+ object at 0x\w+>", "", str(error))
         text = " ".join(text.split()) or type(error).__name__
         cut_off = "truncated" in text or _is_cut_off(kind, stream)
         raise ImageProblem("truncated" if cut_off else "undecodable", text) from None
@@ -180,7 +224,9 @@ def _check_readable(kind):
         try:
             import pillow_heif
         except ImportError:
-            raise ImageProblem("unsupported", "HEIC is read with pillow-heif: pip install 'graft-vision[heic]'") from None
+            raise ImageProblem(
+                "unsupported", "HEIC is read with pillow-heif: pip install 'graft-vision[heic]'"
+            ) from None
         pillow_heif.register_heif_opener()
     if kind == "other" or (kind == "AVIF" and not features.check("avif")):
         raise ImageProblem("unsupported", f"a picture, but none of {', '.join(FORMATS)}")
@@ -196,7 +242,9 @@ def _decode(kind, stream, at_least, max_megapixels, white):
         stream, profile = _without_text(stream)
         image, properties = _loaded(kind, stream, at_least, max_megapixels)
         image.info["icc_profile"] = profile
-    if kind == "JPEG" and _lost_its_end(image, stream, at_least, (properties["width"], properties["height"])):
+    if kind == "JPEG" and _lost_its_end(
+        image, stream, at_least, (properties["width"], properties["height"])
+    ):
         raise ImageProblem("truncated", "its data ends early, though its end is marked")
     properties["orientation"] = _orientation(image)
     if properties["orientation"] >= 5:
@@ -205,43 +253,69 @@ def _decode(kind, stream, at_least, max_megapixels, white):
 
 
 def _loaded(kind, stream, at_least, max_megapixels):
-    """(Pillow's image, its pixels decoded, its properties); `deep` of them is as of `_deep_bytes`."""
+    """(Pillow's image, its pixels decoded, its properties); `deep` of them is as of
+    `_deep_bytes`."""
     image = Image.open(stream, formats=(kind,))
     width, height = image.size
     if at_least is not None:
         image.draft(None, (at_least, at_least))
     deep = _deep_bytes(image)
-    double = image.mode in ("RGBA", "LA", "PA", "CMYK", "RGBa", "La") or "transparency" in image.info or deep or kind == "WEBP"
+    double = (
+        image.mode in ("RGBA", "LA", "PA", "CMYK", "RGBa", "La")
+        or "transparency" in image.info
+        or deep
+        or kind == "WEBP"
+    )
     megapixels = image.width * image.height * (2 if double else 1) / 1e6
     if kind == "JPEG" and _is_held_whole(image, stream):
         megapixels = max(megapixels, width * height / 1e6)
     if max_megapixels is not None and megapixels > max_megapixels:
-        raise ImageProblem("too_large", f"{width} x {height} pixels, {megapixels:.0f} megapixels to decode")
+        raise ImageProblem(
+            "too_large", f"{width} x {height} pixels, {megapixels:.0f} megapixels to decode"
+        )
     notes = [FIRST_FRAME] if kind not in ("JPEG", "HEIF") and _is_animated(image) else []
-    known = {"format": image.format, "mode": image.mode, "width": width, "height": height, "megapixels": megapixels}
+    known = {
+        "format": image.format,
+        "mode": image.mode,
+        "width": width,
+        "height": height,
+        "megapixels": megapixels,
+    }
     properties = {**known, "notes": notes, "deep": deep, "most": 0}
     image.load()
     return image, properties
 
 
 def load(
-    source: Source, size: int, *, resize: str = "squash", max_megapixels: float | None = MAX_MEGAPIXELS, white: int = 0
+    source: Source,
+    size: int,
+    *,
+    resize: str = "squash",
+    max_megapixels: float | None = MAX_MEGAPIXELS,
+    white: int = 0,
 ) -> np.ndarray:
     """The image as `size` x `size`, by one of RESIZE: uint8, shape (size, size, 3), RGB, 0..255.
 
-    A large JPEG is decoded at a reduced scale of at least twice the size: 3 times as fast for a phone's photo.
-    Raises as `open_rgb`.
+    A large JPEG is decoded at a reduced scale of at least twice the size: 3 times as fast for a
+    phone's photo. Raises as `open_rgb`.
     """
-    return fit(open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels, white=white), size, resize)
+    return fit(
+        open_rgb(source, at_least=2 * size, max_megapixels=max_megapixels, white=white),
+        size,
+        resize,
+    )
 
 
 def is_large(source: bytes | str | Path) -> bool:
-    """Whether an image, bytes or a path, has more than LARGE pixels by its header: a few of these at once fill the memory.
+    """Whether an image, bytes or a path, has more than LARGE pixels by its header: a few of these
+    at once fill the memory.
 
     False for what is no image; decoding will say so.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source) as image:
+        with Image.open(
+            io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
+        ) as image:
             return bool(image.width * image.height > LARGE)
     except Exception:  # whatever Pillow's readers raise on damaged files
         return False
@@ -253,10 +327,14 @@ def fit(image: Image.Image, size: int, resize: str) -> np.ndarray:
     if resize == "crop" and wide != high:
         side = min(wide, high)
         left, top = (wide - side) // 2, (high - side) // 2
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+        image = image.resize(
+            (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+        )
     elif resize == "pad" and wide != high:
         scale = size / max(wide, high)
-        inner = image.resize((max(1, round(wide * scale)), max(1, round(high * scale))), Image.Resampling.BILINEAR)
+        inner = image.resize(
+            (max(1, round(wide * scale)), max(1, round(high * scale))), Image.Resampling.BILINEAR
+        )
         image = Image.new("RGB", (size, size), (127, 127, 127))
         image.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
     elif image.size != (size, size):
@@ -273,7 +351,8 @@ def _stream(source):
 
 
 def _orientation(image):
-    """EXIF orientation 1..8; 1 where there is none or the EXIF block is damaged (the pixels may be fine all the same)."""
+    """EXIF orientation 1..8; 1 where there is none or the EXIF block is damaged (the pixels may be
+    fine all the same)."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:
@@ -282,9 +361,14 @@ def _orientation(image):
 
 
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _upright(image, orientation):
@@ -299,21 +383,27 @@ def _is_animated(image):
 
 
 def _to_rgb(image, stream, properties, white):
-    """Any mode to RGB. Takes `deep` (see `_deep_bytes`) out of `properties`, adds `most`, and to `notes` what a person should
-    know."""
+    """Any mode to RGB. Takes `deep` (see `_deep_bytes`) out of `properties`, adds `most`, and to
+    `notes` what a person should know."""
     deep, notes = properties.pop("deep"), properties["notes"]
     profile, told = image.info.get("icc_profile"), _told_white(image, stream)
     if image.mode.startswith("I;16"):
-        image = _narrowed(np.asarray(image), told, properties, white, inverted=_tag(image, PHOTOMETRIC) == 0)
+        image = _narrowed(
+            np.asarray(image), told, properties, white, inverted=_tag(image, PHOTOMETRIC) == 0
+        )
     elif image.mode in ("I", "F"):
         raise ImageProblem("unsupported", "32-bit samples: nothing says which value is white")
-    elif deep and max(high for _, high in image.getextrema()[:3]) < 64:  # of the upper bytes: 14 bits are used at most
+    elif deep and max(high for _, high in image.getextrema()[:3]) < 64:
+        # Of the upper bytes: 14 bits are used at most.
         alpha = image.getchannel("A") if image.mode == "RGBA" else None
         image = _narrowed(_both_bytes(image, deep, stream), told, properties, white)
         if alpha:
             image.putalpha(alpha)
     elif image.mode in ("L", "RGB") and told and 0 < np.max(image.getextrema()) <= told < 255:
-        image = image.point([min(255, (value * 255 + told // 2) // told) for value in range(256)] * len(image.getbands()))
+        image = image.point(
+            [min(255, (value * 255 + told // 2) // told) for value in range(256)]
+            * len(image.getbands())
+        )
     if image.mode in ("LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
     elif image.mode == "P":
@@ -332,17 +422,24 @@ def _tag(image, number):
 
 
 def _told_white(image, stream):
-    """The sample that is white as the file says, by PNG's sBIT, TIFF's largest sample or bits of one; None if it does not."""
+    """The sample that is white as the file says, by PNG's sBIT, TIFF's largest sample or bits of
+    one; None if it does not."""
     if image.format == "PNG":
         stream.seek(0)
-        head, found, data = stream.read(1 << 16).partition(b"IDAT")[0].partition(b"sBIT")  # stands before the pixels
-        return (1 << data[0]) - 1 if found and head[-4:] in (b"\0\0\0\1", b"\0\0\0\3", b"\0\0\0\4") else None
+        # Stands before the pixels.
+        head, found, data = stream.read(1 << 16).partition(b"IDAT")[0].partition(b"sBIT")
+        return (
+            (1 << data[0]) - 1
+            if found and head[-4:] in (b"\0\0\0\1", b"\0\0\0\3", b"\0\0\0\4")
+            else None
+        )
     bits = _tag(image, BITS) or 16
     return _tag(image, MAX_SAMPLE) or ((1 << bits) - 1 if bits < 16 else None)
 
 
 def _narrowed(values, told, properties, white, *, inverted=False):
-    """Samples of 16 bits, (h, w) or (h, w, 3), as an 8-bit image. told: as of `_told_white`; white: as of `open_rgb`."""
+    """Samples of 16 bits, (h, w) or (h, w, 3), as an 8-bit image. told: as of `_told_white`; white:
+    as of `open_rgb`."""
     most = int(values.max(initial=0))
     if told and most <= told < 65535:
         white = told
@@ -351,28 +448,40 @@ def _narrowed(values, told, properties, white, *, inverted=False):
         if not white or most > white:
             bits = max(1, most.bit_length())
             white = (1 << bits) - 1
-            properties["notes"] += [f"{OWN_RANGE} (0 to {most}, read as {bits} bits)"] if bits < 16 else []
+            properties["notes"] += (
+                [f"{OWN_RANGE} (0 to {most}, read as {bits} bits)"] if bits < 16 else []
+            )
     scale = np.minimum((np.arange(1 << 16) * 255 + white // 2) // white, 255).astype(np.uint8)
     return Image.fromarray((255 - scale if inverted else scale)[values])
 
 
 def _deep_bytes(image):
-    """The raw mode that gives the lower bytes of 16-bit colours, of an image not yet loaded; None for others. Pillow keeps the
-    upper ones alone."""
-    args = image.tile[0].args if image.mode in ("RGB", "RGBA") and image.format in ("PNG", "TIFF") and image.tile else ""
+    """The raw mode that gives the lower bytes of 16-bit colours, of an image not yet loaded; None
+    for others. Pillow keeps the upper ones alone."""
+    args = (
+        image.tile[0].args
+        if image.mode in ("RGB", "RGBA") and image.format in ("PNG", "TIFF") and image.tile
+        else ""
+    )
     raw = args if isinstance(args, str) else next(iter(args or ()), "")
-    other = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}  # read in the other order, lower bytes are the upper
+    # Read in the other order, lower bytes are the upper.
+    other = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
     return raw[:-1] + other[raw[-1]] if re.fullmatch("RGBA?;16[BLN]", raw) else None
 
 
 def _both_bytes(image, deep, stream):
-    """uint16 (h, w, 3) of an image whose upper bytes are loaded: it is decoded again for the lower ones."""
+    """uint16 (h, w, 3) of an image whose upper bytes are loaded: it is decoded again for the lower
+    ones."""
     stream.seek(0)
     again = Image.open(stream, formats=(image.format,))
-    again.tile = [t._replace(args=deep if isinstance(t.args, str) else (deep, *t.args[1:])) for t in again.tile]
+    again.tile = [
+        t._replace(args=deep if isinstance(t.args, str) else (deep, *t.args[1:]))
+        for t in again.tile
+    ]
     again.load()
     both = np.empty((image.height, image.width, 3), np.uint16)
-    for top in range(0, image.height, BAND):  # by bands, which spare half a gigabyte of a large picture
+    # By bands, which spare half a gigabyte of a large picture.
+    for top in range(0, image.height, BAND):
         box = (0, top, image.width, min(top + BAND, image.height))
         upper, lower = (np.asarray(part.crop(box))[..., :3] for part in (image, again))
         both[top : top + BAND] = upper
@@ -382,7 +491,8 @@ def _both_bytes(image, deep, stream):
 
 
 def _is_held_whole(image, stream):
-    """Whether a JPEG comes in several scans: its decoder then holds all of it, 3 to 6 bytes a pixel, at whatever scale."""
+    """Whether a JPEG comes in several scans: its decoder then holds all of it, 3 to 6 bytes a
+    pixel, at whatever scale."""
     if image.info.get("progressive"):
         return True
     position = stream.tell()
@@ -390,7 +500,8 @@ def _is_held_whole(image, stream):
     head = stream.read(1 << 16)
     stream.seek(position)
     start, layers = _first_scan(head), getattr(image, "layers", 1)
-    return bool(start) and head[start + 4] < layers  # the components of the first scan, which are all where it is the only one
+    # The components of the first scan, which are all where it is the only one.
+    return bool(start) and head[start + 4] < layers
 
 
 def _first_scan(content):
@@ -399,26 +510,40 @@ def _first_scan(content):
     while content[position : position + 1] == b"\xff" and position + 5 <= len(content):
         if content[position + 1] == 0xDA:
             return position
-        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big") if content[position + 1] != 0xFF else 1
+        position += (
+            2 + int.from_bytes(content[position + 2 : position + 4], "big")
+            if content[position + 1] != 0xFF
+            else 1
+        )
     return 0
 
 
 def _to_srgb(image, profile):
-    """An image by its colour profile; as it is where that is sRGB, damaged, or of another kind of image."""
+    """An image by its colour profile; as it is where that is sRGB, damaged, or of another kind of
+    image."""
     transform = _transform(profile, image.mode)
     return ImageCms.applyTransform(image, transform) if transform else image
 
 
 @functools.lru_cache(maxsize=16)
 def _transform(profile, mode):
-    """What turns colours of `profile` (bytes; None for those of LAB) into sRGB, None where there is nothing to turn."""
+    """What turns colours of `profile` (bytes; None for those of LAB) into sRGB, None where there is
+    nothing to turn."""
     wanted = "RGBA" if mode == "RGBA" else "RGB"
     try:
-        source = ImageCms.createProfile("LAB") if mode == "LAB" else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        source = (
+            ImageCms.createProfile("LAB")
+            if mode == "LAB"
+            else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        )
         # No cache: one transform serves all threads.
-        made = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, wanted, flags=ImageCms.Flags.NOCACHE)
+        made = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, wanted, flags=ImageCms.Flags.NOCACHE
+        )
         if mode == "RGB":
-            steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51, np.uint8)] * 3), axis=-1).reshape(36, 6, 3)
+            steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51, np.uint8)] * 3), axis=-1).reshape(
+                36, 6, 3
+            )
             after = np.asarray(ImageCms.applyTransform(Image.fromarray(steps), made), np.int16)
             return made if np.abs(after - steps).max() > 3 else None
         return made
@@ -427,7 +552,8 @@ def _transform(profile, mode):
 
 
 def _opaque(image, notes):
-    """RGBA as RGB: on white, on black where white leaves next to nothing to be seen and black does not."""
+    """RGBA as RGB: on white, on black where white leaves next to nothing to be seen and black does
+    not."""
     alpha = image.getchannel("A")
     if alpha.getextrema() == (255, 255):
         return image.convert("RGB")
@@ -439,13 +565,16 @@ def _opaque(image, notes):
         sheet = Image.new("RGB", small.size, ground)
         sheet.paste(small, mask=small.getchannel("A"))
         spread[ground] = np.asarray(sheet.convert("L")).std()
-    sheet = Image.new("RGB", image.size, "black" if spread["white"] * 8 < spread["black"] else "white")
+    sheet = Image.new(
+        "RGB", image.size, "black" if spread["white"] * 8 < spread["black"] else "white"
+    )
     sheet.paste(image, mask=alpha)
     return sheet
 
 
 def _without_text(stream):
-    """(a PNG without its texts, of which there may be more than Pillow reads; its profile, or b"")."""
+    """(a PNG without its texts, of which there may be more than Pillow reads; its profile, or
+    b"")."""
     stream.seek(0)
     content = stream.read()
     kept, profile, position = [content[:8]], b"", 8
@@ -462,11 +591,13 @@ def _without_text(stream):
 
 
 def _lost_its_end(image, stream, at_least, size):
-    """Whether the data of a JPEG ends before the image does, though its end is marked: decoders fill up in silence.
+    """Whether the data of a JPEG ends before the image does, though its end is marked: decoders
+    fill up in silence.
 
-    Where no data is left, libjpeg leaves mid-grey; what a disk or a download put in its place, zeros mostly, is a run of one
-    byte. A sound file may show or hold either, and is known by decoding it without its last bytes: what lies above a grey end
-    stays, and a run that stood for something is missed. image: as decoded; size: of the whole, in pixels.
+    Where no data is left, libjpeg leaves mid-grey; what a disk or a download put in its place,
+    zeros mostly, is a run of one byte. A sound file may show or hold either, and is known by
+    decoding it without its last bytes: what lies above a grey end stays, and a run that stood for
+    something is missed. image: as decoded; size: of the whole, in pixels.
     """
     strip = image.crop((0, image.height - max(1, image.height // 16), *image.size))
     grey = all(126 < low <= high < 130 for low, high in np.reshape(strip.getextrema(), (-1, 2)))
@@ -482,7 +613,13 @@ def _lost_its_end(image, stream, at_least, size):
     if grey and image.info.get("progressive"):
         return scans == 1  # later scans would have filled it
     # For the strip stand two bits a block or more, so this much at least.
-    rest = data[:-16] if not grey else data.rstrip(data[-1:]) if run else data[: -max(2, size[0] * size[1] // 4096)]
+    rest = (
+        data[:-16]
+        if not grey
+        else data.rstrip(data[-1:])
+        if run
+        else data[: -max(2, size[0] * size[1] // 4096)]
+    )
     again = Image.open(io.BytesIO(rest.rstrip(b"\xff") + END_OF_IMAGE), formats=("JPEG",))
     if at_least is not None:
         again.draft(None, (at_least, at_least))
@@ -490,7 +627,8 @@ def _lost_its_end(image, stream, at_least, size):
         before, after = (np.asarray(each, np.int16) for each in (image, again))
     except OSError:  # all its data was one run, as an even picture's may be
         return False
-    above = image.height * 7 // 8 - 16 * image.height // size[1]  # the block that was cut through is left out
+    # The block that was cut through is left out.
+    above = image.height * 7 // 8 - 16 * image.height // size[1]
     differs = np.abs(after - before)[: max(0, above) if grey else None].max(initial=0) > 1
     if grey:
         return bool(differs)
@@ -498,8 +636,9 @@ def _lost_its_end(image, stream, at_least, size):
 
 
 def _is_textured(content):
-    """Whether the last block of a JPEG that ends in a run of one byte shows more than one colour: an even picture may be stored
-    as such a run; filling that decodes to something repeats what nobody painted."""
+    """Whether the last block of a JPEG that ends in a run of one byte shows more than one colour:
+    an even picture may be stored as such a run; filling that decodes to something repeats what
+    nobody painted."""
     with Image.open(io.BytesIO(content), formats=("JPEG",)) as whole:
         block = whole.crop((max(0, whole.width - 16), max(0, whole.height - 16), *whole.size))
     return any(high - low > 8 for low, high in np.reshape(block.getextrema(), (-1, 2)))
@@ -510,13 +649,18 @@ def _ends_in_run(data):
 
 
 def _end_of_scans(content):
-    """(position of the marker that ends the data of a JPEG, 0 if there is none; number of its scans)."""
+    """(position of the marker that ends the data of a JPEG, 0 if there is none; number of its
+    scans)."""
     position, scans = 2, 0
     while content[position : position + 1] == b"\xff":
         marker = content[position + 1 : position + 2]
         if marker == b"\xd9":
             return position, scans
-        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big") if marker != b"\xff" else 1
+        position += (
+            2 + int.from_bytes(content[position + 2 : position + 4], "big")
+            if marker != b"\xff"
+            else 1
+        )
         if marker == b"\xda":
             scans += 1
             found = re.compile(b"\xff[^\x00\xff\xd0-\xd7]").search(content, position)
@@ -525,7 +669,8 @@ def _end_of_scans(content):
 
 
 def _is_cut_off(kind, stream):
-    """Whether a damaged file lacks its end: the marker that a whole file of its kind closes with, or the length it states."""
+    """Whether a damaged file lacks its end: the marker that a whole file of its kind closes with,
+    or the length it states."""
     stream.seek(0, io.SEEK_END)
     length = stream.tell()
     stream.seek(max(0, length - 1024))
@@ -543,12 +688,16 @@ def _is_cut_off(kind, stream):
     if kind == "BMP":
         return struct.unpack("<I", head[2:6])[0] > 0 and struct.unpack("<I", head[2:6])[0] > length
     if kind == "TIFF":
-        return head[2] in (0x2A, 0) and struct.unpack("<I" if head[:1] == b"I" else ">I", head[4:8])[0] >= length
+        return (
+            head[2] in (0x2A, 0)
+            and struct.unpack("<I" if head[:1] == b"I" else ">I", head[4:8])[0] >= length
+        )
     return False
 
 
 def probe(size: int, resize: str = "squash") -> np.ndarray:
-    """A small fixed JPEG as `load` gives it: its pixels change with what decodes and resizes, and with nothing else."""
+    """A small fixed JPEG as `load` gives it: its pixels change with what decodes and resizes, and
+    with nothing else."""
     return load(base64.b64decode(PROBE), size, resize=resize)
 
 

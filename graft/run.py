@@ -22,14 +22,20 @@ PLAIN = ("split",)  # stages without a network
 EXACT = ("export",)  # whose network is compared to the last digits
 ONNX = ("onnx", "tf2onnx", "onnxruntime")
 # Packages to write and check a format, and the extra of graft's that has them.
-EXTRAS = {"onnx": (ONNX, "onnx"), "onnx_any_size": (ONNX, "onnx"), "openvino": (("openvino", *ONNX[:2]), "openvino"),
-          "coreml": (("coremltools",), "coreml")}  # fmt: skip
+EXTRAS = {
+    "onnx": (ONNX, "onnx"),
+    "onnx_any_size": (ONNX, "onnx"),
+    "openvino": (("openvino", *ONNX[:2]), "openvino"),
+    "coreml": (("coremltools",), "coreml"),
+}
 
 
 def run_stage(recipe: Recipe, *, check: Check | None = None) -> None:
-    """Run `recipe`, a function of (params, run) named like its stage, on params.yaml; in the fork server if there is one.
+    """Run `recipe`, a function of (params, run) named like its stage, on params.yaml; in the fork
+    server if there is one.
 
-    check: what refuses parameters before any work. A mistake of the user ends the process with one line and exit status 1.
+    check: what refuses parameters before any work. A mistake of the user ends the process with one
+    line and exit status 1.
     """
 
     @entry
@@ -42,7 +48,8 @@ def run_stage(recipe: Recipe, *, check: Check | None = None) -> None:
 def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
     """The stage `recipe` in this process: checked, recorded in MLflow, TensorFlow quiet and seeded.
 
-    Raises GraftError for a mistake of the user, a tracking server that cannot be reached among them, before any work.
+    Raises GraftError for a mistake of the user, a tracking server that cannot be reached among
+    them, before any work.
     """
     set_tensorflow_environment()
     installed.check_pin()
@@ -60,11 +67,13 @@ def execute(recipe: Recipe, params: Params, check: Check | None = None) -> None:
 
 
 def _check_formats(params):
-    """Raise GraftError where a package is missing that export will need: in the first stage, not after hours of training."""
+    """Raise GraftError where a package is missing that export will need: in the first stage, not
+    after hours of training."""
     for format in params.export.formats:
         packages, extra = EXTRAS.get(format, ((), ""))
         if lacking := missing(packages):
             names = " and ".join(lacking)
             raise GraftError(
-                f"export.formats: {format} needs {names}; pip install 'graft-vision[{extra}]', or drop it from export.formats"
+                f"export.formats: {format} needs {names}; pip install 'graft-vision[{extra}]', or "
+                "drop it from export.formats"
             )

@@ -1,4 +1,5 @@
-"""A Keras model as a graph of constants, and the runtimes that run such a graph: TensorFlow, LiteRT, ONNX Runtime.
+"""A Keras model as a graph of constants, and the runtimes that run such a graph: TensorFlow,
+LiteRT, ONNX Runtime.
 
 Frozen layers are never trained, so they need not run in the framework that trains. MobileNetV2 to
 block_12_add at 160 px on 2 cores, images/s: `model.predict` 198, tf.function 393, frozen graph 545,
@@ -32,20 +33,28 @@ if TYPE_CHECKING:
     import onnxruntime
     import tensorflow as tf
 
-Run = Callable[[np.ndarray], list[np.ndarray]]  # uint8 images (n, S, S, 3) -> arrays (n, …), one per output
-Frozen = Any  # a function of TensorFlow's, of a class that is not public, with `graph`, `inputs` and `outputs`
+# uint8 images (n, S, S, 3) -> arrays (n, …), one per output.
+Run = Callable[[np.ndarray], list[np.ndarray]]
+# A function of TensorFlow's, of a class that is not public, with `graph`, `inputs` and `outputs`.
+Frozen = Any
 
 # What numeric libraries choose their kernels by, and so the low bits of what they compute.
 KERNEL_FLAGS = (
-    "avx", "fma", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "avx_vnni"
+    "avx", "fma", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "avx_vnni"
 )  # fmt: skip
-OPSET = 17  # of ONNX: the first with everything that Keras' image classifiers need, understood by runtimes since 2022
+# Of ONNX: the first with everything that Keras' image classifiers need, understood by runtimes
+# since 2022.
+OPSET = 17
 BATCH = 32  # images per call of TensorFlow
-CHUNK = 8  # images per call of LiteRT and ONNX Runtime: intermediate values stay in the processor's cache; 32 is a fifth slower
+# Images per call of LiteRT and ONNX Runtime: intermediate values stay in the processor's cache; 32
+# is a fifth slower.
+CHUNK = 8
 
 
 def rate(run: Run, size: int, repeats: int = 2) -> float:
-    """Images/s of `run` on images of this side, in pixels: the best of a few batches after the first, which prepares."""
+    """Images/s of `run` on images of this side, in pixels: the best of a few batches after the
+    first, which prepares."""
     batch, times = np.zeros((BATCH, size, size, 3), np.uint8), []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -55,7 +64,8 @@ def rate(run: Run, size: int, repeats: int = 2) -> float:
 
 
 def freeze(model: keras.Model) -> Frozen:
-    """A concrete TensorFlow function from "image", uint8 (n, S, S, 3), n free, to the model's outputs; no variables.
+    """A concrete TensorFlow function from "image", uint8 (n, S, S, 3), n free, to the model's
+    outputs; no variables.
 
     Grappler then folds BatchNorm into the convolutions.
     """
@@ -72,13 +82,16 @@ def litert_converter(frozen: Frozen) -> tf.lite.TFLiteConverter:
     """A TFLiteConverter of what `freeze` gave."""
     import tensorflow as tf
 
-    # The converter of graphs: that of functions would freeze the frozen once more, 1.0 s of 1.5 for MobileNetV2 (and beside a
-    # Keras model it loses the weights, and every value is NaN).
-    return tf.compat.v1.lite.TFLiteConverter(frozen.graph.as_graph_def(), frozen.inputs, frozen.outputs)
+    # The converter of graphs: that of functions would freeze the frozen once more, 1.0 s of 1.5 for
+    # MobileNetV2 (and beside a Keras model it loses the weights, and every value is NaN).
+    return tf.compat.v1.lite.TFLiteConverter(
+        frozen.graph.as_graph_def(), frozen.inputs, frozen.outputs
+    )
 
 
 def with_float_input(frozen: Frozen) -> tuple[Any, list[str], list[str]]:
-    """(GraphDef, inputs, outputs) of what `freeze` gave, its input float32 0..255: a converter then chooses its type.
+    """(GraphDef, inputs, outputs) of what `freeze` gave, its input float32 0..255: a converter then
+    chooses its type.
 
     The cast that a uint8 input begins with would stay in an integer model, in float.
     """
@@ -95,16 +108,22 @@ def with_float_input(frozen: Frozen) -> tuple[Any, list[str], list[str]]:
                 node.attr.pop(key, None)
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")
-    tensors = ([graph.get_tensor_by_name(tensor.name) for tensor in kind] for kind in (frozen.inputs, frozen.outputs))
+    tensors = (
+        [graph.get_tensor_by_name(tensor.name) for tensor in kind]
+        for kind in (frozen.inputs, frozen.outputs)
+    )
     return graph_def, *tensors
 
 
-def litert(*, names: Sequence[str] | None = None, threads: int | None = None, **source: str | bytes) -> Run:
-    """run(images): uint8 (n, S, S, 3) -> list of arrays (n, …), the outputs called `names`, in that order; by default all.
+def litert(
+    *, names: Sequence[str] | None = None, threads: int | None = None, **source: str | bytes
+) -> Run:
+    """run(images): uint8 (n, S, S, 3) -> list of arrays (n, …), the outputs called `names`, in that
+    order; by default all.
 
-    source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is why they can be named. Outputs
-    in 8 bits come back as the float32 numbers that they stand for. threads: by default as many as there are processors; they
-    change no bit.
+    source: model_content=bytes or model_path=str. LiteRT may order outputs as it likes, which is
+    why they can be named. Outputs in 8 bits come back as the float32 numbers that they stand for.
+    threads: by default as many as there are processors; they change no bit.
     """
     from ai_edge_litert.interpreter import Interpreter
 
@@ -112,7 +131,8 @@ def litert(*, names: Sequence[str] | None = None, threads: int | None = None, **
     interpreter.allocate_tensors()
     pixels = interpreter.get_input_details()[0]["index"]
     details = interpreter.get_output_details()
-    scales = {detail["index"]: detail["quantization"] for detail in details}  # (0.0, 0) where it is float
+    # (0.0, 0) where it is float.
+    scales = {detail["index"]: detail["quantization"] for detail in details}
     outputs = {detail["name"]: detail["index"] for detail in details}
     targets = list(outputs.values()) if names is None else [outputs[name] for name in names]
     size = 1
@@ -135,8 +155,10 @@ def _dequantised(values, scale, zero):
 
 
 def onnx_model(frozen: Frozen, opset: int = OPSET) -> onnx.ModelProto:
-    """What `freeze` gave as an ONNX ModelProto, inputs and outputs named alike. Raises ImportError without tf2onnx."""
-    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"  # else the graph is copied before each of 36 passes, for half of the time
+    """What `freeze` gave as an ONNX ModelProto, inputs and outputs named alike. Raises ImportError
+    without tf2onnx."""
+    # Else the graph is copied before each of 36 passes, for half of the time.
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
     import tf2onnx
 
     with silence():
@@ -150,7 +172,8 @@ def onnx_model(frozen: Frozen, opset: int = OPSET) -> onnx.ModelProto:
 
 
 def onnx_session(source: str | Path | bytes) -> onnxruntime.InferenceSession:
-    """An InferenceSession on the CPU. source: a path, or the bytes of a model. Raises ImportError without onnxruntime."""
+    """An InferenceSession on the CPU. source: a path, or the bytes of a model. Raises ImportError
+    without onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -160,28 +183,37 @@ def onnx_session(source: str | Path | bytes) -> onnxruntime.InferenceSession:
 
 
 def identity(runtime: str) -> list[str]:
-    """Name and versions of a runtime, and the processor or GPU that it computes with: what its values depend on."""
+    """Name and versions of a runtime, and the processor or GPU that it computes with: what its
+    values depend on."""
     name, *rest = computer(runtime)
     return [name, version("tensorflow"), version("keras"), *rest]
 
 
 def computer(runtime: str) -> list[str]:
-    """`identity` without what converts models: what the values of a Program depend on, where it runs. Raises
-    importlib.metadata.PackageNotFoundError where the runtime's package is missing.
+    """`identity` without what converts models: what the values of a Program depend on, where it
+    runs. Raises importlib.metadata.PackageNotFoundError where the runtime's package is missing.
     """
     if runtime != "tensorflow":
-        return [runtime, version({"litert": "ai-edge-litert", "onnx": "onnxruntime"}[runtime]), instruction_set()]
+        return [
+            runtime,
+            version({"litert": "ai-edge-litert", "onnx": "onnxruntime"}[runtime]),
+            instruction_set(),
+        ]
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        return [runtime, str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))]
+        return [
+            runtime,
+            str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")),
+        ]
     return [runtime, instruction_set()]
 
 
 @functools.cache
 def instruction_set() -> str:
-    """This processor's kind and those of its instructions that matter here, e.g. "x86_64 avx2 fma"."""
+    """This processor's kind and those of its instructions that matter here, e.g. "x86_64 avx2
+    fma"."""
     flags: list[str] = []
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
@@ -190,8 +222,9 @@ def instruction_set() -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """Frozen layers as a runtime takes them: it can be sent to another machine, where no Keras is needed, and TensorFlow only
-    where it is the `runtime`. content: the graph. outputs: names of its outputs; None stands for the images themselves.
+    """Frozen layers as a runtime takes them: it can be sent to another machine, where no Keras is
+    needed, and TensorFlow only where it is the `runtime`. content: the graph. outputs: names of its
+    outputs; None stands for the images themselves.
     """
 
     runtime: str
@@ -213,7 +246,8 @@ class Program:
 
 
 def prepare(model: keras.Model, outputs: Sequence, runtime: str) -> Program:
-    """What computes the Keras tensors `outputs` of `model` from its input in `runtime`; see `start`."""
+    """What computes the Keras tensors `outputs` of `model` from its input in `runtime`; see
+    `start`."""
     import keras
 
     computed = [tensor for tensor in outputs if tensor is not model.input]
@@ -222,7 +256,11 @@ def prepare(model: keras.Model, outputs: Sequence, runtime: str) -> Program:
     frozen = freeze(keras.Model(model.input, computed))
     name = (lambda tensor: tensor.op.name) if runtime == "litert" else (lambda tensor: tensor.name)
     names = iter([name(tensor) for tensor in frozen.outputs])
-    return Program(runtime, RUNTIMES[runtime][0](frozen), tuple(None if t is model.input else next(names) for t in outputs))
+    return Program(
+        runtime,
+        RUNTIMES[runtime][0](frozen),
+        tuple(None if t is model.input else next(names) for t in outputs),
+    )
 
 
 def start(model: keras.Model, outputs: Sequence, runtime: str) -> Run:
@@ -245,7 +283,12 @@ def _start_graph(content, names):
     graph_def = tf.compat.v1.GraphDef.FromString(content)
     wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph_def, name=""), [])
     call = wrapped.prune("image:0", names)
-    return _batched(lambda images: [np.asarray(values, dtype=np.float32) for values in call(tf.constant(images))], BATCH)
+    return _batched(
+        lambda images: [
+            np.asarray(values, dtype=np.float32) for values in call(tf.constant(images))
+        ],
+        BATCH,
+    )
 
 
 def _to_litert(frozen):
@@ -275,17 +318,22 @@ def _start_onnx(content, names):
 
 
 def _lacks(error):
-    return GraftError(f"features.runtime: onnx needs the package {error.name}: pip install 'graft-vision[onnx]'")
+    return GraftError(
+        f"features.runtime: onnx needs the package {error.name}: pip install 'graft-vision[onnx]'"
+    )
 
 
 def _batched(call, size):
-    """`call` in batches of one size, the last one padded: what an image gets must not depend on its company."""
+    """`call` in batches of one size, the last one padded: what an image gets must not depend on its
+    company."""
 
     def compute(images):
         parts = []
         for first in range(0, max(len(images), 1), size):
             part = images[first : first + size]
-            padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+            padded = np.concatenate(
+                [part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)]
+            )
             parts.append([values[: len(part)] for values in call(padded)])
         return [np.concatenate(values) for values in zip(*parts)]
 
@@ -293,4 +341,8 @@ def _batched(call, size):
 
 
 # Name -> what makes a Program's content of a frozen graph, and what starts it.
-RUNTIMES = {"tensorflow": (_to_graph, _start_graph), "litert": (_to_litert, _start_litert), "onnx": (_to_onnx, _start_onnx)}
+RUNTIMES = {
+    "tensorflow": (_to_graph, _start_graph),
+    "litert": (_to_litert, _start_litert),
+    "onnx": (_to_onnx, _start_onnx),
+}

@@ -21,13 +21,16 @@ def evaluate(params, run):
     model, description = classifier.load(paths.FINE_TUNE)
     (test,) = images.image_sets(rows, params.data.path, description, "test")
     runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
-    tuned, untuned, inside = prediction.predict_pair(model, head, description.trainable_layers, test, runtime=runtime)
+    tuned, untuned, inside = prediction.predict_pair(
+        model, head, description.trainable_layers, test, runtime=runtime
+    )
     known = Known.read(paths.KNOWN)
     strange = unknown.far(images.sample(test, unknown.FAR, seed=params.seed), seed=params.seed)
     p_values = known.p_values(inside.features, inside.logits)
     refused = acquaintance.p_values(known, model, strange, runtime=runtime)
     calibration, head_calibration = (
-        Calibration(d.temperature, params.evaluate.calibrate) for d in (description, head_description)
+        Calibration(d.temperature, params.evaluate.calibrate)
+        for d in (description, head_description)
     )
     results = Results(
         predictions=calibration.shipped(Predictions.of(test, tuned)),
@@ -40,9 +43,14 @@ def evaluate(params, run):
     problems = files.read_csv(paths.SPLIT / "problems.csv")
     seen = (paths.SECOND_LOOK / "section.html").read_text(encoding="utf-8")
     found = evaluation.write_evaluation(
-        paths.EVALUATE, results, models=(head, model), images=test, resamples=params.evaluate.bootstrap, seed=params.seed,
+        paths.EVALUATE,
+        results,
+        models=(head, model),
+        images=test,
+        resamples=params.evaluate.bootstrap,
+        seed=params.seed,
         about=model_card.About(description, rows.counts(), problems, run.digests, seen),
-    )  # fmt: skip
+    )
     figures = found.report["summary"]
     run.log_metrics(figures)
     shown = {"params": run.shown_params, "provenance": run.provenance}
@@ -51,8 +59,8 @@ def evaluate(params, run):
     pyfunc.contest(run, (head, head_description), (model, description), figures, images.image_sets)
     log(
         f"evaluate: test accuracy {figures['accuracy']:.4f} ({figures['accuracy_low']:.4f} to "
-        f"{figures['accuracy_high']:.4f}, n = {len(test)}), head alone {figures['head_accuracy']:.4f}; "
-        f"the model card: {paths.EVALUATE / 'card.html'}"
+        f"{figures['accuracy_high']:.4f}, n = {len(test)}), head alone "
+        f"{figures['head_accuracy']:.4f}; the model card: {paths.EVALUATE / 'card.html'}"
     )
 
 

@@ -56,8 +56,13 @@ def export(params, run):
     photo_parity.warn_below(photos, params.export.min_agreement)
     tags = photo_parity.version_tags(kept | resized, params.export.min_agreement)
     more = {"tags": tags, "export": (folder, pyfunc.network_digest(model, description))}
-    version = pyfunc.register(run, shipped, shipped_description, alias="exported", metrics={"accuracy": accuracy}, **more)
-    log(f"export: {len(kept)} formats agree with the original, test accuracy {accuracy:.4f}, model version {version}")
+    version = pyfunc.register(
+        run, shipped, shipped_description, alias="exported", metrics={"accuracy": accuracy}, **more
+    )
+    log(
+        f"export: {len(kept)} formats agree with the original, test accuracy {accuracy:.4f}, "
+        f"model version {version}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The same classifier, its top layers unfrozen and trained on at a lower rate, from where train-head left it."""
+"""The same classifier, its top layers unfrozen and trained on at a lower rate, from where
+train-head left it."""
 
 from graft.dataset import images, manifest
 from graft.features.extractor import FeatureExtractor
@@ -17,7 +18,9 @@ from graft.system.console import log
 def fine_tune(params, run):
     model, description = classifier.load(paths.TRAIN_HEAD)
     rows = manifest.read()
-    layers = classifier.unfreeze(model, classifier.top_layers(model, params.fine_tune.layers, rows.shorter_sides))
+    layers = classifier.unfreeze(
+        model, classifier.top_layers(model, params.fine_tune.layers, rows.shorter_sides)
+    )
     cut = find_cut(model, layers)
     train, val = images.image_sets(rows, params.data.path, description, "train", "val")
     runtime = backbones.choose_runtime(params.features.runtime, description.backbone)
@@ -29,7 +32,14 @@ def fine_tune(params, run):
     config = TrainConfig.of(params, Phase.fine_tune(params), train.labels)
     head = History.read(paths.TRAIN_HEAD / "curves.csv")
     trained = top_training.train(
-        model, cut, seen, val_seen, config, checkpoint=checkpoint, previous=head, on_epoch=run.log_epoch
+        model,
+        cut,
+        seen,
+        val_seen,
+        config,
+        checkpoint=checkpoint,
+        previous=head,
+        on_epoch=run.log_epoch,
     )
 
     description = description.replace(trainable_layers=layers, temperature=trained.temperature)

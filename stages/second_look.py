@@ -1,4 +1,5 @@
-"""A second look at the data: each photo judged by a head that did not learn from it; suspect labels, a map, weak segments."""
+"""A second look at the data: each photo judged by a head that did not learn from it; suspect
+labels, a map, weak segments."""
 
 import numpy as np
 
@@ -24,14 +25,21 @@ def second_look(params, run):
     (seen,) = extractor.extract(model, [find_cut(model, 0)], photos, label="all photos")
     features = seen.take(np.arange(len(photos)))
     judged = head_solver.out_of_fold(
-        features, rows.labels, rows.groups, classes=len(rows.classes), folds=params.evaluate.folds,
+        features,
+        rows.labels,
+        rows.groups,
+        classes=len(rows.classes),
+        folds=params.evaluate.folds,
         balanced=params.head.class_weights == "balanced",
-    )  # fmt: skip
+    )
     evidence = Evidence(
-        Predictions.of(photos, judged), features, tuple(row.split for row in rows.rows),
-        files.read_csv(paths.SPLIT / "problems.csv"), folds=params.evaluate.folds,
+        Predictions.of(photos, judged),
+        features,
+        tuple(row.split for row in rows.rows),
+        files.read_csv(paths.SPLIT / "problems.csv"),
+        folds=params.evaluate.folds,
         sizes=tuple((row.width, row.height) for row in rows.rows),
-    )  # fmt: skip
+    )
     near = unknown.near(acquaintance.without_a_class(
         features, rows.labels, evidence.splits, classes=len(rows.classes), seed=params.seed,
         shallow=classifier.shallow_width(model),

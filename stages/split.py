@@ -1,4 +1,5 @@
-"""Data set -> manifest of train, val and test. Every file is read once; what is unusable is set aside and listed."""
+"""Data set -> manifest of train, val and test. Every file is read once; what is unusable is set
+aside and listed."""
 
 import shutil
 from functools import partial
@@ -21,7 +22,8 @@ def split(params, run):
     for line in doubtful_counts(taken.manifest):
         warn(line)
 
-    shutil.rmtree(paths.SPLIT / "plots", ignore_errors=True)  # which of its pictures there are depends on the data
+    # Which of its pictures there are depends on the data.
+    shutil.rmtree(paths.SPLIT / "plots", ignore_errors=True)
     manifest.write(taken.manifest, paths.SPLIT)
     metrics = report.write(
         paths.SPLIT,

@@ -25,8 +25,10 @@ def train_head(params, run):
         classes=rows.classes,
         hidden_units=params.head.hidden_units,
         dropout=params.head.dropout,
-        resize=params.resize, max_megapixels=params.data.max_megapixels, white=rows.white,
-    )  # fmt: skip
+        resize=params.resize,
+        max_megapixels=params.data.max_megapixels,
+        white=rows.white,
+    )
     train, val = images.image_sets(rows, params.data.path, description, "train", "val")
     model = classifier.build(description, weights=params.backbone.weights)
     # The next stage's features come out of the same pass; they change no byte of these outputs.
@@ -43,7 +45,9 @@ def train_head(params, run):
     task = (model, cuts[0], seen, val_seen)
     if params.head.hidden_units:
         config = TrainConfig.of(params, Phase.head(params), train.labels)
-        trained = top_training.fit_head(*task, config, checkpoint=checkpoint, on_epoch=run.log_epoch)
+        trained = top_training.fit_head(
+            *task, config, checkpoint=checkpoint, on_epoch=run.log_epoch
+        )
     else:
         balanced = params.head.class_weights == "balanced"
         trained = head_solver.solve(*task, balanced=balanced, on_epoch=run.log_epoch)

@@ -9,7 +9,8 @@ from graft.scoring.history import History
 from graft.scoring.predictions import Predictions
 from graft.system.environment import set_tensorflow_environment
 
-set_tensorflow_environment()  # before any test imports Keras: rows of a batch are the same bits in any company with oneDNN only
+# Before any test imports Keras: rows of a batch are the same bits in any company with oneDNN only.
+set_tensorflow_environment()
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,8 @@ def environment_as_it_was():
 
 
 class Pixels:
-    """Images in memory, with all that an ImageSet of three classes has; `reads` counts what is read of them."""
+    """Images in memory, with all that an ImageSet of three classes has; `reads` counts what is read
+    of them."""
 
     def __init__(self, array, name):
         n = len(array)
@@ -51,7 +53,9 @@ class Part:
     def __init__(self, whole, indices):
         self.whole, self.indices = whole, np.asarray(indices, int)
         self.size, self.resize = whole.size, whole.resize
-        self.paths, self.sha256 = ([of[i] for i in self.indices] for of in (whole.paths, whole.sha256))
+        self.paths, self.sha256 = (
+            [of[i] for i in self.indices] for of in (whole.paths, whole.sha256)
+        )
 
     def __len__(self):
         return len(self.indices)
@@ -62,7 +66,8 @@ class Part:
 
 @pytest.fixture
 def ray(monkeypatch):
-    """Ray, for a cluster of this machine; what it reads of the environment when it is imported is set."""
+    """Ray, for a cluster of this machine; what it reads of the environment when it is imported is
+    set."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -85,8 +90,8 @@ def pixels():
 @pytest.fixture(scope="session")
 def simulate():
     def simulated(n, n_classes, *, seed=0, signal=2.5, sharpness=1.0, groups=(), classes=None):
-        """Predictions with labels drawn evenly, logits normal with `signal` on the true class; `sharpness` 1 is calibrated
-        enough.
+        """Predictions with labels drawn evenly, logits normal with `signal` on the true class;
+        `sharpness` 1 is calibrated enough.
         """
         rng = np.random.default_rng(seed)
         labels = rng.integers(0, n_classes, n)
@@ -95,7 +100,9 @@ def simulate():
         p = np.exp(sharpness * (z - z.max(axis=1, keepdims=True)))
         classes = classes or [f"class {k}" for k in range(n_classes)]
         paths = [f"{classes[k]}/photo {i}.jpg" for i, k in enumerate(labels)]
-        return Predictions(paths, labels, (p / p.sum(axis=1, keepdims=True)).astype(np.float32), classes, groups)
+        return Predictions(
+            paths, labels, (p / p.sum(axis=1, keepdims=True)).astype(np.float32), classes, groups
+        )
 
     return simulated
 
@@ -116,18 +123,22 @@ def history():
 
 @pytest.fixture(scope="session")
 def residual_model():
-    """A small classifier of the pipeline's shape: uint8 (16, 16, 3), a residual block, "pooling", 3 classes; the block is
-    trained.
+    """A small classifier of the pipeline's shape: uint8 (16, 16, 3), a residual block, "pooling", 3
+    classes; the block is trained.
     """
     keras = pytest.importorskip("keras")
     keras.utils.set_random_seed(1)
     image = keras.Input((16, 16, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scaling")(image)
-    x = stem = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="Conv1", trainable=False)(x)
+    x = stem = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="Conv1", trainable=False)(
+        x
+    )
     x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="block_1_expand")(x)
     x = keras.layers.Conv2D(4, 1, name="block_1_project")(x)
     x = keras.layers.Add(name="block_1_add")([stem, x])
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="Conv_1", trainable=False)(x)
+    x = keras.layers.Conv2D(
+        8, 3, strides=2, padding="same", activation="relu", name="Conv_1", trainable=False
+    )(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
     x = keras.layers.Dropout(0.2, name="dropout")(x)
     x = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)

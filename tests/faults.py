@@ -1,7 +1,8 @@
-"""Writing that fails: the n-th step of a piece of work raises an error as of a full disk, or kills the process there.
+"""Writing that fails: the n-th step of a piece of work raises an error as of a full disk, or kills
+the process there.
 
-A step is an open for writing, a write, a rename, link, fsync or new folder, a statement that changes an SQLite database or
-its commit. A write that fails has written half of what it was given.
+A step is an open for writing, a write, a rename, link, fsync or new folder, a statement that
+changes an SQLite database or its commit. A write that fails has written half of what it was given.
 """
 
 import builtins
@@ -18,14 +19,25 @@ import sys
 import traceback
 from unittest import mock
 
-CALLS = ("replace", "rename", "link", "symlink", "mkdir", "fsync", "sendfile", "truncate", "ftruncate")
+CALLS = (
+    "replace",
+    "rename",
+    "link",
+    "symlink",
+    "mkdir",
+    "fsync",
+    "sendfile",
+    "truncate",
+    "ftruncate",
+)
 REMOVALS = ("unlink", "remove", "rmdir")  # which no full disk keeps from succeeding
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Steps:
-    """While the block runs, its step number `at` fails (counted from 1), and from then on every open and write. kill: the
-    process gets SIGKILL there instead. struck: whether there were so many."""
+    """While the block runs, its step number `at` fails (counted from 1), and from then on every
+    open and write. kill: the process gets SIGKILL there instead. struck: whether there were so
+    many."""
 
     def __init__(self, at, *, kill=False):
         self.at, self.kill, self.taken, self.struck = at, kill, 0, False
@@ -85,7 +97,16 @@ class Steps:
                     steps.fail()
                 return super().write(data)
 
-        def call(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
+        def call(
+            file,
+            mode="r",
+            buffering=-1,
+            encoding=None,
+            errors=None,
+            newline=None,
+            closefd=True,
+            opener=None,
+        ):
             if not set(mode) & set("wax+"):
                 return function(file, mode, buffering, encoding, errors, newline, closefd, opener)
             if self.due(lasting=True):
@@ -140,7 +161,8 @@ class Steps:
 
 
 def struck(work, at, *, kill, errors=(OSError,)):
-    """Do `work()` with its step number `at` failing, in a fork where it kills. Returns whether it had so many steps.
+    """Do `work()` with its step number `at` failing, in a fork where it kills. Returns whether it
+    had so many steps.
 
     errors: what it may raise then.
     """
@@ -166,7 +188,8 @@ def struck(work, at, *, kill, errors=(OSError,)):
 
 
 def apart(work):
-    """What `work()` returns, as JSON holds it, in a fork: what it opens closes with it, and MLflow keeps databases open."""
+    """What `work()` returns, as JSON holds it, in a fork: what it opens closes with it, and MLflow
+    keeps databases open."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -185,9 +208,11 @@ def apart(work):
 
 
 def each(base, prepare, work, *, kill, errors=(OSError,), least=3):
-    """For each step of `work(place)`: a new folder that `prepare(place)` has filled, in which that step failed.
+    """For each step of `work(place)`: a new folder that `prepare(place)` has filled, in which that
+    step failed.
 
-    Yields these folders, and at the end one in which it got through; least: as many steps there must have been.
+    Yields these folders, and at the end one in which it got through; least: as many steps there
+    must have been.
     """
     for at in itertools.count(1):
         place = base / f"step {at}"

@@ -4,10 +4,11 @@ import numpy as np
 
 
 def build(description, *, seed=0):
-    """The classifier of `description`, its weights drawn from `seed`, the backbone's the same for every seed.
+    """The classifier of `description`, its weights drawn from `seed`, the backbone's the same for
+    every seed.
 
-    Each BatchNorm holds the statistics of random images: as Keras makes them, with mean 0 and variance 1, small images
-    come out of the last layers as next to nothing.
+    Each BatchNorm holds the statistics of random images: as Keras makes them, with mean 0 and
+    variance 1, small images come out of the last layers as next to nothing.
     """
     import keras
 

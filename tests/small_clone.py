@@ -1,4 +1,5 @@
-"""A clone of the project on few tiny pictures and one epoch, in which DVC runs as a user runs it."""
+"""A clone of the project on few tiny pictures and one epoch, in which DVC runs as a user runs
+it."""
 
 import json
 import os
@@ -32,7 +33,9 @@ def pictures(folder):
         for i in range(12):
             pixels = rng.integers(0, 120, (6, 6, 3), dtype=np.uint8)
             pixels[..., 2 - k] += 120
-            Image.fromarray(pixels).resize((40, 36), Image.Resampling.BILINEAR).save(folder / name / f"{i} ä.png")
+            Image.fromarray(pixels).resize((40, 36), Image.Resampling.BILINEAR).save(
+                folder / name / f"{i} ä.png"
+            )
     (folder / CLASSES[0] / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
 
 
@@ -49,17 +52,25 @@ class Clone:
 
     def __init__(self, folder, home):
         self.folder = folder
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))
+        }
         self.env = kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(home),
             "PYTHONPATH": "",
             "GIT_CONFIG_GLOBAL": os.devnull,
-            **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+            **{
+                f"GIT_{who}_{what}": "test@localhost"
+                for who in ("AUTHOR", "COMMITTER")
+                for what in ("NAME", "EMAIL")
+            },
         }
 
     def run(self, *command, check=True, timeout=600):
-        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout
+        )
         self.out = done.stdout + done.stderr
         assert done.returncode == 0 or not check, f"{command} failed:\n{self.out}"
         return done
@@ -69,7 +80,9 @@ class Clone:
 
     def executed(self):
         """The stages that the last command ran, by the lines that DVC prints."""
-        return [line.split("'")[1] for line in self.out.splitlines() if line.startswith("Running stage")]
+        return [
+            line.split("'")[1] for line in self.out.splitlines() if line.startswith("Running stage")
+        ]
 
     def path(self, name):
         return self.folder / name
@@ -79,9 +92,12 @@ class Clone:
 
 
 def make(base, changes=None):
-    """A Clone in `base`, committed to git, whose params.yaml says CHANGES and `changes`; nothing has run in it."""
+    """A Clone in `base`, committed to git, whose params.yaml says CHANGES and `changes`; nothing
+    has run in it."""
     folder = base / "a clone"  # DVC itself fails in --temp where the path is not ASCII
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for name in filter(None, files):
         if (ROOT / name).is_file() and name != "dvc.lock":
             target = folder / name
@@ -96,6 +112,7 @@ def make(base, changes=None):
     made = Clone(folder, base)
     made.run("git", "init", "-q")
     made.run("git", "add", "-A")
-    made.run("git", "add", "-f", "data/raw/tiny")  # where it is committed, --temp and --queue find it
+    # Where it is committed, --temp and --queue find it.
+    made.run("git", "add", "-f", "data/raw/tiny")
     made.run("git", "commit", "-q", "-m", "start")
     return made

@@ -1,4 +1,5 @@
-"""docs/browser.md: its page, in a real Chromium, says of a dropped photo what the exported model says."""
+"""docs/browser.md: its page, in a real Chromium, says of a dropped photo what the exported model
+says."""
 
 import functools
 import http.server
@@ -45,7 +46,12 @@ def commands():
 def test_the_page_asks_no_other_server():
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="(.+?)"', INDEX)
     assert policy.startswith("default-src 'self';")
-    assert re.findall(r"(?:https?:)?//[a-z]", re.sub("^ *//.*$|; //.*$", "", INDEX, flags=re.MULTILINE)) == []
+    assert (
+        re.findall(
+            r"(?:https?:)?//[a-z]", re.sub("^ *//.*$|; //.*$", "", INDEX, flags=re.MULTILINE)
+        )
+        == []
+    )
 
 
 def test_the_page_asks_for_the_tensors_that_the_file_has():
@@ -75,7 +81,12 @@ def test_a_dropped_photo_gets_the_models_answer(tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here: apt-get install chromium")
-    if not shutil.which("npm") or subprocess.run(["npm", "view", "onnxruntime-web", "name"], capture_output=True).returncode:
+    if (
+        not shutil.which("npm")
+        or subprocess.run(
+            ["npm", "view", "onnxruntime-web", "name"], capture_output=True
+        ).returncode
+    ):
         pytest.skip("the npm registry cannot be reached, so there is no ONNX Runtime Web")
     from PIL import Image
 
@@ -94,11 +105,20 @@ def test_a_dropped_photo_gets_the_models_answer(tmp_path):
     (site / "index.html").write_text(INDEX.replace("</body>", f"{DROP}</body>"), encoding="utf-8")
     Image.fromarray(photo((90, 130))).save(site / "photo.png")
     Handler.extensions_map |= {".mjs": "text/javascript", ".wasm": "application/wasm"}
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site)) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=site)
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
         options += ["--remote-debugging-port=0", f"http://127.0.0.1:{server.server_port}/"]
-        process = subprocess.Popen([browser, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [browser, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             assert Handler.posted.wait(120), f"no answer; asked for {Handler.asked}"
         finally:

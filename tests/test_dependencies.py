@@ -1,4 +1,5 @@
-"""dvc.yaml names what determines bytes: a changed line in a room reruns the stages whose outputs it makes, and no other."""
+"""dvc.yaml names what determines bytes: a changed line in a room reruns the stages whose outputs it
+makes, and no other."""
 
 import contextlib
 import os
@@ -12,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 ALL = ("split", "train-head", "second-look", "fine-tune", "evaluate", "export")
 NETWORK = ALL[1:]
 TRAINING = ("train-head", "second-look", "fine-tune", "evaluate")
-# What is edited, and the stages that must run again for it. Later stages follow where outputs change; that is DVC's business.
+# What is edited, and the stages that must run again for it. Later stages follow where outputs
+# change; that is DVC's business.
 ROOMS = {
     "graft/system/files.py": ALL,
     "graft/system/environment.py": NETWORK,
@@ -71,11 +73,16 @@ def opened(root):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the project with a small data set and outputs that stand for real ones; dvc.lock holds it as it is."""
+    """A copy of the project with a small data set and outputs that stand for real ones; dvc.lock
+    holds it as it is."""
     root = tmp_path_factory.mktemp("dependencies") / "clone"
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("data/raw/", "tests/", "docs/", "dvc.lock")):
+        if (ROOT / name).is_file() and not name.startswith(
+            ("data/raw/", "tests/", "docs/", "dvc.lock")
+        ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     (root / "data/raw/fashion/a").mkdir(parents=True)

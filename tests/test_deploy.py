@@ -1,4 +1,5 @@
-"""deploy/: the server of the container answers as the exported model does, and needs nothing that the container lacks."""
+"""deploy/: the server of the container answers as the exported model does, and needs nothing that
+the container lacks."""
 
 import ast
 import json
@@ -46,7 +47,9 @@ def served(tmp_path_factory):
     writers.write(("keras", "onnx"), *writers.self_contained(*make_classifier()), folder)
     for file in copied()[:2]:
         shutil.copy(ROOT / file, folder)
-    process = subprocess.Popen([sys.executable, "serve.py", "--port", "0"], cwd=folder, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "serve.py", "--port", "0"], cwd=folder, stdout=subprocess.PIPE, text=True
+    )
     try:
         yield re.search(r"http://\S+", process.stdout.readline())[0], folder
     finally:
@@ -56,7 +59,9 @@ def served(tmp_path_factory):
 
 def ask(address, body):
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, body, {"Content-Type": "image/png"}), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(address, body, {"Content-Type": "image/png"}), timeout=60
+        ) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -71,7 +76,10 @@ def test_a_photo_gets_the_models_answer(served):
     (row,) = found["predictions"]
     assert (status, list(row["probabilities"])) == (200, list(CLASSES))
     np.testing.assert_allclose(list(row["probabilities"].values()), expected, atol=1e-6)
-    assert (row["label"], row["confidence"]) == (CLASSES[expected.argmax()], max(row["probabilities"].values()))
+    assert (row["label"], row["confidence"]) == (
+        CLASSES[expected.argmax()],
+        max(row["probabilities"].values()),
+    )
     assert ask(address.replace("invocations", "ping"), None) == (200, {})
 
 

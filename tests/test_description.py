@@ -33,7 +33,10 @@ def test_models_of_before_have_the_limit_on_pixels_that_was_fixed_then():
 
     tree = json.loads(DESCRIPTION.replace(max_megapixels=200.0).to_json())
     assert tree.pop("max_megapixels") == 200.0
-    assert Description.from_json(json.dumps(tree), "model.json").max_megapixels == pixels.MAX_MEGAPIXELS
+    assert (
+        Description.from_json(json.dumps(tree), "model.json").max_megapixels
+        == pixels.MAX_MEGAPIXELS
+    )
 
 
 def test_what_a_later_version_adds_is_passed_over():
@@ -54,7 +57,9 @@ def test_what_a_later_version_adds_is_passed_over():
     ids=["empty", "cut off", "list", "null", "fields missing", "no classes"],
 )
 def test_a_damaged_description_is_named(text):
-    with pytest.raises(GraftError, match=r"^here/model\.json: not the description of a classifier, or damaged: "):
+    with pytest.raises(
+        GraftError, match=r"^here/model\.json: not the description of a classifier, or damaged: "
+    ):
         Description.from_json(text, "here/model.json")
 
 

@@ -1,4 +1,5 @@
-"""What a stranger and a contributor read: short where it must be, linked to what is there, true where it can be asked."""
+"""What a stranger and a contributor read: short where it must be, linked to what is there, true
+where it can be asked."""
 
 import re
 import subprocess
@@ -13,7 +14,9 @@ from graft.network import backbones, classifier
 from graft.serving import parity
 
 ROOT = Path(__file__).parents[1]
-LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+LISTED = subprocess.run(
+    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split()
 PAGES = [name for name in LISTED if (ROOT / name).is_file()]
 CHECKS = ["make lint", "make test", "make test-slow"]
 
@@ -45,7 +48,10 @@ def test_readme_is_read_to_the_end():
     assert len(lines) < 150
     first = "\n".join(lines[:20])
     (block,) = re.findall(r"```sh\n(.*?)```", first, flags=re.DOTALL)
-    assert [line.split("  ")[0] for line in block.splitlines()] == ["make run", ".venv/bin/graft check /home/me/photos"]
+    assert [line.split("  ")[0] for line in block.splitlines()] == [
+        "make run",
+        ".venv/bin/graft check /home/me/photos",
+    ]
     assert "](docs/card.png)" in first
     for part in (
         "Your own photos",
@@ -63,10 +69,15 @@ def test_every_page_and_picture_of_docs_is_linked():
     texts = {page: read(page) for page in PAGES}
     for path in sorted((ROOT / "docs").iterdir()):
         name = path.name
-        assert any(re.search(rf"\]\((docs/)?{re.escape(name)}[)#]", text) for text in texts.values()), name
+        assert any(
+            re.search(rf"\]\((docs/)?{re.escape(name)}[)#]", text) for text in texts.values()
+        ), name
 
 
-@pytest.mark.parametrize("project", ["alpaca", "top_50_layers", "cifar10", "flowers_mobilenet_v2", "flowers_inception_v3"])
+@pytest.mark.parametrize(
+    "project",
+    ["alpaca", "top_50_layers", "cifar10", "flowers_mobilenet_v2", "flowers_inception_v3"],
+)
 def test_each_of_the_five_projects_has_its_command_in_readme(project):
     assert f"dvc exp run $(graft preset {project})" in read("README.md")
 
@@ -76,11 +87,17 @@ def test_each_of_the_five_projects_has_its_command_in_readme(project):
 
 def touched(what):
     """The files that CONTRIBUTING lists for a change, such as "A backbone"."""
-    (part,) = re.findall(rf"^\*\*{what}[^\n]*\n\n(.*?)(?=^\*\*|^## )", read("CONTRIBUTING.md"), flags=re.DOTALL | re.MULTILINE)
+    (part,) = re.findall(
+        rf"^\*\*{what}[^\n]*\n\n(.*?)(?=^\*\*|^## )",
+        read("CONTRIBUTING.md"),
+        flags=re.DOTALL | re.MULTILINE,
+    )
     return re.findall(r"`([\w./-]+/[\w.-]+|\w+\.yaml)`", part)
 
 
-@pytest.mark.parametrize("what", ["A backbone", "An export format", "A plot", "A check", "A parameter", "A command"])
+@pytest.mark.parametrize(
+    "what", ["A backbone", "An export format", "A plot", "A check", "A parameter", "A command"]
+)
 def test_files_that_a_change_touches_are_there(what):
     found = touched(what)
     assert len(found) > 1
@@ -94,7 +111,10 @@ def test_a_row_is_all_that_a_new_backbone_takes(monkeypatch):
 
     from graft.description import Description
 
-    assert touched("A backbone") == ["graft/network/backbones.py", "tests/network/test_backbones.py"]
+    assert touched("A backbone") == [
+        "graft/network/backbones.py",
+        "tests/network/test_backbones.py",
+    ]
     row = backbones._application("NASNetMobile", "NASNet-mobile-no-top", 224)
     monkeypatch.setitem(backbones.BACKBONES, "nasnet_mobile", row)
     given = parameters.load(ROOT / "params.yaml")
@@ -106,8 +126,15 @@ def test_a_row_is_all_that_a_new_backbone_takes(monkeypatch):
 
 def test_the_places_of_a_format_agree():
     listed = YAML(typ="safe").load(ROOT / "params.yaml")["export"]["formats"]
-    # One takes the place of tflite_int8 where that is not good enough, the others are there for who wants them.
-    assert set(listed) == set(FILES) - {"tflite_dynamic", "onnx_any_size", "saved_model_any_size", "openvino", "coreml"}
+    # One takes the place of tflite_int8 where that is not good enough, the others are there for who
+    # wants them.
+    assert set(listed) == set(FILES) - {
+        "tflite_dynamic",
+        "onnx_any_size",
+        "saved_model_any_size",
+        "openvino",
+        "coreml",
+    }
     assert set(parity.EXACT) < set(FILES)
     for name in FILES.values():
         assert f"`{name}" in read("docs/models.md"), name
@@ -133,7 +160,11 @@ def test_the_changelog_tells_what_was_renamed():
 
 def test_licence_and_version_are_the_same_wherever_they_stand():
     text = read("LICENSE")
-    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and len(text.split()) > 1500
+    assert (
+        "Apache License" in text
+        and "END OF TERMS AND CONDITIONS" in text
+        and len(text.split()) > 1500
+    )
     project, citation = read("pyproject.toml"), YAML(typ="safe").load(ROOT / "CITATION.cff")
     for key in ("license", "version"):
         assert re.search(rf'^{key} = "(.+)"$', project, flags=re.MULTILINE)[1] == str(citation[key])

@@ -1,7 +1,8 @@
-"""Killed at every write, and with a full disk at every write: each writer by itself, at its first step, its second, its third …
+"""Killed at every write, and with a full disk at every write: each writer by itself, at its first
+step, its second, its third …
 
-What it writes is then the old or the new state, never half; the next try is held up by nothing, gives what an undisturbed one
-gives, and leaves no file beside it.
+What it writes is then the old or the new state, never half; the next try is held up by nothing,
+gives what an undisturbed one gives, and leaves no file beside it.
 """
 
 import shutil
@@ -27,12 +28,17 @@ from tests import faults
 ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.parametrize("kill", [False, True], ids=["full disk", "killed"]),
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="pathlib of Python 3.10 keeps the functions that it opens with"),
+    pytest.mark.skipif(
+        sys.version_info < (3, 11),
+        reason="pathlib of Python 3.10 keeps the functions that it opens with",
+    ),
 ]
 
 
 def content(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,9 @@ def content(folder):
         lambda path, n: files.write_json(path, [n] * 3000),
         lambda path, n: files.write_csv(path, ["n"], ([n] for _ in range(3000))),
         lambda path, n: files.write_csv(path, ["n"], [[n]], durable=True),
-        lambda path, n: labels.write_table(path, {f"{k}.jpg": Place(f"class {n}") for k in range(3000)}),
+        lambda path, n: labels.write_table(
+            path, {f"{k}.jpg": Place(f"class {n}") for k in range(3000)}
+        ),
     ],
     ids=["text", "JSON", "CSV", "durable", "labels"],
 )
@@ -52,7 +60,10 @@ def test_outputs(kill, write, tmp_path):
     old, new = ((tmp_path / name).read_bytes() for name in ("old", "new"))
     seen = set()
     for place in faults.each(
-        tmp_path, lambda place: write(place / "deep/x", 1), lambda place: write(place / "deep/x", 2), kill=kill
+        tmp_path,
+        lambda place: write(place / "deep/x", 1),
+        lambda place: write(place / "deep/x", 2),
+        kill=kill,
     ):
         seen.add((place / "deep/x").read_bytes())
         assert kill or content(place).keys() == {"deep/x"}
@@ -104,10 +115,13 @@ def test_checkpoints(kill, tmp_path, capsys):
         return checkpoint(place).load({"now": [np.zeros((50, 50), int)]})
 
     seen = set()
-    for place in faults.each(tmp_path, lambda place: save(place, 1), lambda place: save(place, 2), kill=kill):
+    for place in faults.each(
+        tmp_path, lambda place: save(place, 1), lambda place: save(place, 2), kill=kill
+    ):
         state, arrays = load(place)
         assert (arrays["now"][0] == state["epoch"]).all()
-        assert len(list((place / "checkpoints").iterdir())) == 1  # what a killed process left went when this one began
+        # What a killed process left went when this one began.
+        assert len(list((place / "checkpoints").iterdir())) == 1
         seen.add(state["epoch"])
         save(place, 3)
         assert load(place)[0] == {"epoch": 3}
@@ -135,11 +149,16 @@ def test_weights_that_are_imported(kill, tmp_path):
 
 @pytest.fixture
 def pets(monkeypatch):
-    """pets(place): a clone in `place` with three photos, their manifest and a table of fixes; the working folder."""
+    """pets(place): a clone in `place` with three photos, their manifest and a table of fixes; the
+    working folder."""
 
     def make(place):
         shutil.copy(ROOT / "params.yaml", place)
-        text = (place / "params.yaml").read_text(encoding="utf-8").replace("data/raw/fashion", "data/raw/pets")
+        text = (
+            (place / "params.yaml")
+            .read_text(encoding="utf-8")
+            .replace("data/raw/fashion", "data/raw/pets")
+        )
         (place / "params.yaml").write_text(text, encoding="utf-8")
         (place / "dvc.yaml").touch()
         monkeypatch.chdir(place)
@@ -147,9 +166,17 @@ def pets(monkeypatch):
         for name in names:
             files.write_text(place / "data/raw/pets" / name, name)
         manifest.write(
-            Manifest(tuple(ManifestRow(name, name[:3], "train", "", 8, 8) for name in names), ("cat", "dog")), paths.SPLIT
+            Manifest(
+                tuple(ManifestRow(name, name[:3], "train", "", 8, 8) for name in names),
+                ("cat", "dog"),
+            ),
+            paths.SPLIT,
         )
-        files.write_csv("fixes.csv", ["path", "label"], [("cat/1.jpg", "dog"), ("cat/2.jpg", "dog"), ("dog/3.jpg", "cat")])
+        files.write_csv(
+            "fixes.csv",
+            ["path", "label"],
+            [("cat/1.jpg", "dog"), ("cat/2.jpg", "dog"), ("dog/3.jpg", "cat")],
+        )
 
     return make
 
@@ -169,7 +196,10 @@ def test_relabel_and_its_undo(kill, pets, tmp_path):
         pets(place)
         apply()
 
-    errors, moved = (OSError, SystemExit), {"pets/dog/1.jpg", "pets/dog/2.jpg", "pets/cat/3.jpg", "pets.moves.csv"}
+    errors, moved = (
+        (OSError, SystemExit),
+        {"pets/dog/1.jpg", "pets/dog/2.jpg", "pets/cat/3.jpg", "pets.moves.csv"},
+    )
     (tmp_path / "apply").mkdir()
     for place in faults.each(tmp_path / "apply", pets, apply, kill=kill, errors=errors, least=8):
         photos = {text for name, text in pets_of(place).items() if name.endswith(".jpg")}
@@ -177,15 +207,21 @@ def test_relabel_and_its_undo(kill, pets, tmp_path):
         apply()
         assert pets_of(place).keys() == moved
         undo()
-        assert pets_of(place) == {f"pets/{name}": name for name in photos} | {"pets.moves.csv": "batch,from,to\n"}
+        assert pets_of(place) == {f"pets/{name}": name for name in photos} | {
+            "pets.moves.csv": "batch,from,to\n"
+        }
     for place in faults.each(tmp_path, applied, undo, kill=kill, errors=errors, least=8):
         undo() if len(files.read_csv(place / "data/raw/pets.moves.csv")) else None
-        assert pets_of(place) == {f"pets/{name}": name for name in photos} | {"pets.moves.csv": "batch,from,to\n"}
+        assert pets_of(place) == {f"pets/{name}": name for name in photos} | {
+            "pets.moves.csv": "batch,from,to\n"
+        }
 
 
 def test_a_split_that_is_frozen(kill, pets, tmp_path):
     errors, seen = (OSError, SystemExit), set()
-    for place in faults.each(tmp_path, pets, lambda _: main.main(["freeze-split"]), kill=kill, errors=errors):
+    for place in faults.each(
+        tmp_path, pets, lambda _: main.main(["freeze-split"]), kill=kill, errors=errors
+    ):
         seen.add("pets/labels.csv" in pets_of(place))
         (place / "data/raw/pets/labels.csv").unlink(missing_ok=True)
         main.main(["freeze-split"])
@@ -198,12 +234,19 @@ def test_what_is_known_of_photos(kill, tmp_path, capsys):
     def write(place):
         with ScanCache(place / "scan.sqlite", place) as cache:
             cache.keep_records(
-                (File(f"{n}.jpg", n, 0, 0, n), FileRecord(sha256=bytes([n]) * 32, thumbs=bytes(1024))) for n in range(3)
+                (
+                    File(f"{n}.jpg", n, 0, 0, n),
+                    FileRecord(sha256=bytes([n]) * 32, thumbs=bytes(1024)),
+                )
+                for n in range(3)
             )
             cache.keep_pairs("key", [(0, 1)])
             cache.keep_verdicts([("00" * 32, "01" * 32, 1, True)])
             cache.keep_split({"seed": 1})
-            return [record for _, record in cache.records([File(f"{n}.jpg", n, 0, 0, n) for n in range(3)])], cache.pairs("key")
+            return [
+                record
+                for _, record in cache.records([File(f"{n}.jpg", n, 0, 0, n) for n in range(3)])
+            ], cache.pairs("key")
 
     (tmp_path / "whole").mkdir()
     expected = write(tmp_path / "whole")
@@ -253,15 +296,27 @@ def test_what_a_server_could_not_take(kill, tmp_path, monkeypatch, capsys):
         keep(place)
         monkeypatch.setenv("DVC_ROOT", str(place))
 
-    calls = [("set_tag", ["key", "value"]), ("log_artifact", [b"artifact"]), ("set_tag", ["more", "value"])]
+    calls = [
+        ("set_tag", ["key", "value"]),
+        ("log_artifact", [b"artifact"]),
+        ("set_tag", ["more", "value"]),
+    ]
     (tmp_path / "keep").mkdir()
-    for _ in faults.each(tmp_path / "keep", lambda place: monkeypatch.setenv("DVC_ROOT", str(place)), keep, kill=kill, least=9):
+    for _ in faults.each(
+        tmp_path / "keep",
+        lambda place: monkeypatch.setenv("DVC_ROOT", str(place)),
+        keep,
+        kill=kill,
+        least=9,
+    ):
         server = Server(gone=False)
         spool.send(server, uri)
         assert server.calls == calls[: len(server.calls)]
         assert not list(spool.folder().glob("*"))
     assert server.calls == calls
-    for _ in faults.each(tmp_path, kept, lambda place: spool.send(Server(gone=False), uri), kill=kill, least=0):
+    for _ in faults.each(
+        tmp_path, kept, lambda place: spool.send(Server(gone=False), uri), kill=kill, least=0
+    ):
         server = Server(gone=False)
         spool.send(server, uri)
         assert server.calls in ([], calls)

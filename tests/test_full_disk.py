@@ -1,4 +1,5 @@
-"""A full disk under each of the things that a run writes: one clear line, nothing half, and the same bytes later."""
+"""A full disk under each of the things that a run writes: one clear line, nothing half, and the
+same bytes later."""
 
 import contextlib
 import shutil
@@ -14,7 +15,11 @@ from tests import small_clone
 def small_disk(folder, size):
     """A disk of `size` at `folder`; yields what makes it large."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"a small disk cannot be made here: {done.stderr.strip()}")
     try:
@@ -60,9 +65,16 @@ def test_weights_are_not_begun_where_they_do_not_fit(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "size", "through"),
-    [(".cache", "200k", True), ("mlruns", "1m", False), ("data/split", "4k", False), ("data/train-head", "100k", False)],
+    [
+        (".cache", "200k", True),
+        ("mlruns", "1m", False),
+        ("data/split", "4k", False),
+        ("data/train-head", "100k", False),
+    ],
 )
-def test_a_full_disk_is_one_line_and_with_room_the_same_bytes_come_out(fresh, undisturbed, where, size, through):
+def test_a_full_disk_is_one_line_and_with_room_the_same_bytes_come_out(
+    fresh, undisturbed, where, size, through
+):
     clone = copy(fresh, f"{where.replace('/', ' ')} is full")
     with small_disk(clone.path(where), size) as enlarge:
         repro(clone, check=False)
@@ -83,7 +95,10 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_bytes_come_out(fresh, un
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(28, "No space left on device", "data/x.csv"), "error: data/x.csv: No space left on device; make room, then"),
+        (
+            OSError(28, "No space left on device", "data/x.csv"),
+            "error: data/x.csv: No space left on device; make room, then",
+        ),
         (OSError(122, "Disk quota exceeded"), "error: Disk quota exceeded; make room, then"),
         (
             OSError("Can't write data (errno = 28, error message = 'No space left on device')"),

@@ -9,7 +9,8 @@ import keras  # noqa: E402
 
 
 def build(start=3):
-    """An inception block whose branches differ in depth, then a bare addition of a layer to itself, scaled."""
+    """An inception block whose branches differ in depth, then a bare addition of a layer to itself,
+    scaled."""
     image = keras.Input((8, 8, 3), name="image")
     stem = keras.layers.Conv2D(4, 1, name="stem")(image)
     short = keras.layers.Conv2D(4, 1, name="short")(stem)
@@ -26,7 +27,9 @@ def model():
 
 
 def bare(model):
-    (name,) = {operation.name for operation in model.operations} - {layer.name for layer in model.layers}
+    (name,) = {operation.name for operation in model.operations} - {
+        layer.name for layer in model.layers
+    }
     return name
 
 
@@ -58,7 +61,10 @@ def test_consumers(model):
 
 
 def test_nothing_stands_before_what_feeds_it(model):
-    for which in (model, keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3), include_top=False)):
+    for which in (
+        model,
+        keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3), include_top=False),
+    ):
         order = {name: i for i, name in enumerate(keras_graph.parents(which))}
         assert len(order) == len(which.operations)
         for name, sources in keras_graph.parents(which).items():
@@ -84,7 +90,8 @@ def test_a_part_of_a_model_is_a_graph_of_its_own(model):
 
 def test_multiply_adds_are_those_of_the_kernels():
     image = x = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(x)  # 16 places x 27 x 4
+    # 16 places x 27 x 4.
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(x)
     x = keras.layers.BatchNormalization()(x)
     x = keras.layers.SeparableConv2D(5, 3, padding="same")(x)  # 16 places x (9 x 4 + 4 x 5)
     x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))  # 10

@@ -1,4 +1,5 @@
-"""The whole pipeline killed at random moments, as `python benchmarks/kills.py` does it more often."""
+"""The whole pipeline killed at random moments, as `python benchmarks/kills.py` does it more
+often."""
 
 import random
 import signal
@@ -25,7 +26,18 @@ def run(tmp_path):
 def test_three_kills_and_the_same_bytes(tmp_path, capfd):
     changes = {"fine_tune": {"epochs": 3}, "export": {"formats": ["keras", "saved_model"]}}
     source = small_clone.make(tmp_path, changes)
-    status = kills.main(["--source", str(source.folder), "--into", str(tmp_path / "clones"), "--kills", "3", "--seed", "3"])
+    status = kills.main(
+        [
+            "--source",
+            str(source.folder),
+            "--into",
+            str(tmp_path / "clones"),
+            "--kills",
+            "3",
+            "--seed",
+            "3",
+        ]
+    )
     said = capfd.readouterr().out
     assert status == 0, said
     assert "3 of 3 ended with the same bytes" in said
@@ -46,7 +58,9 @@ def test_damage_is_found(run):
 
     from graft.features.cache import FeatureCache
 
-    space = FeatureCache(run.clone / ".cache" / "features", max_gb=1).space("ab" * 32, (5,), np.dtype(np.float16), {})
+    space = FeatureCache(run.clone / ".cache" / "features", max_gb=1).space(
+        "ab" * 32, (5,), np.dtype(np.float16), {}
+    )
     with space.writer() as writer:
         for n in range(3):
             writer.append(f"{n:064x}", np.full(5, n, np.float16))
@@ -63,7 +77,10 @@ def test_a_process_of_the_run_is_killed_and_no_other(run, interrupt):
     code = "import time; time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code])
     process = subprocess.Popen(
-        [sys.executable, "-c", code], env={kills.MARK: str(run.clone)}, start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", code],
+        env={kills.MARK: str(run.clone)},
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
     )
     try:
         kills.striking(run, random.Random(0), 0.5, interrupt=interrupt)(process)

@@ -24,7 +24,13 @@ def test_measures_are_those_of_the_definitions():
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (64, 3), (700, 33)])
 def test_pictures_of_any_size_are_measured_and_one_colour_has_no_sharpness(size):
     row = looks.Looks(*seen(Image.new("RGB", size, (9, 9, 9)))[0])
-    assert (row.brightness, row.low, row.high, row.contrast, row.sharpness) == (9, 9, 9, 0, 0) and abs(row.entropy) < 1e-5
+    assert (row.brightness, row.low, row.high, row.contrast, row.sharpness) == (
+        9,
+        9,
+        9,
+        0,
+        0,
+    ) and abs(row.entropy) < 1e-5
 
 
 def test_a_picture_is_measured_alike_whatever_comes_with_it():
@@ -52,7 +58,10 @@ def test_one_that_is_altered_stands_out_in_its_kind_alone(kind):
 
 def test_drawings_on_black_are_not_nearly_empty_where_all_are():
     """Fashion-MNIST: a shoe takes a fifth of its picture."""
-    pictures = [Image.fromarray(np.pad(np.asarray(scene(seed, 12, 12).convert("L")), 8)) for seed in range(9)]
+    pictures = [
+        Image.fromarray(np.pad(np.asarray(scene(seed, 12, 12).convert("L")), 8))
+        for seed in range(9)
+    ]
     found = looks.standing_out(seen(*pictures), np.full((9, 2), 28))
     assert (seen(*pictures)[:, -1] < looks.EMPTY).any() and not len(found["nearly_empty"])
 

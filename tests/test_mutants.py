@@ -1,4 +1,5 @@
-"""`benchmarks/mutants.py`: each mutant is the code with one change, and tests that see it count it as killed."""
+"""`benchmarks/mutants.py`: each mutant is the code with one change, and tests that see it count it
+as killed."""
 
 import ast
 
@@ -45,17 +46,26 @@ def f(a: int = 1, *, b=True) -> tuple[int, int]:
     assert ("without key 1", "{'x': a}") in changed
     assert ("None returned", "return None") in changed
     assert ("number + 1", "2") in changed and ("not", "False") in changed
-    assert ("condition", "if not (a <= 2 and (not b)):\n    raise ValueError(f'{a + 1}')") in changed
+    assert (
+        "condition",
+        "if not (a <= 2 and (not b)):\n    raise ValueError(f'{a + 1}')",
+    ) in changed
     assert len(changed) == 16
 
 
 def test_only_the_functions_that_are_named(target):
     code = "def f(a):\n    return a + 1\nclass C:\n    def g(self):\n        return 1 < 2\n"
-    assert {way for way, _ in target(code, ["C.g"])} == {"comparison 0", "number + 1", "None returned"}
+    assert {way for way, _ in target(code, ["C.g"])} == {
+        "comparison 0",
+        "number + 1",
+        "None returned",
+    }
     assert target(code, ["h"]) == []
 
 
-@pytest.mark.parametrize(("line", "killed"), [("assert target.f(1) == 2", True), ("target.f(1)", False)])
+@pytest.mark.parametrize(
+    ("line", "killed"), [("assert target.f(1) == 2", True), ("target.f(1)", False)]
+)
 def test_a_test_that_sees_the_change_kills_it(tmp_path, monkeypatch, line, killed):
     (tmp_path / "target.py").write_text("def f(a):\n    return a + 1\n")
     test = tmp_path / "test_it.py"

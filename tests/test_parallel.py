@@ -1,4 +1,5 @@
-"""At once: two clones over one folder of photos, and the feature cache emptied while a run uses it."""
+"""At once: two clones over one folder of photos, and the feature cache emptied while a run uses
+it."""
 
 import shutil
 import subprocess
@@ -46,20 +47,26 @@ def same(one, other):
 
 
 def test_two_clones_over_one_folder_of_photos(source, alone):
-    """They share the photos and, by a link, what is known of them: scans, features and checkpoints."""
+    """They share the photos and, by a link, what is known of them: scans, features and
+    checkpoints."""
     clones = [copy(source, name) for name in ("first", "second")]
     shared = source.folder.parent / "shared cache"
     shared.mkdir()
     for clone in clones:
         clone.path(".cache").symlink_to(shared)
-    photos = {p: p.read_bytes() for p in (source.folder.parent / "photos").rglob("*") if p.is_file()}
-    running = [subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=clone.folder, env=clone.env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for clone in clones]  # fmt: skip
+    photos = {
+        p: p.read_bytes() for p in (source.folder.parent / "photos").rglob("*") if p.is_file()
+    }
+    running = [subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=clone.folder,
+                                env=clone.env, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT) for clone in clones]  # fmt: skip
     said = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     for clone in clones:
         same(clone, alone)
-    assert {p: p.read_bytes() for p in (source.folder.parent / "photos").rglob("*") if p.is_file()} == photos
+    assert {
+        p: p.read_bytes() for p in (source.folder.parent / "photos").rglob("*") if p.is_file()
+    } == photos
     assert not list(shared.rglob(".part-*"))
 
 
@@ -71,7 +78,9 @@ def test_the_cache_is_cleared_in_the_middle_of_a_run_again_and_again(source, alo
         while not over.is_set():
             if list(folder.glob("*/[!.]*.seg")):  # as soon as there is anything to lose
                 command = [sys.executable, "-m", "graft.commands.main", "cache", "--clear"]
-                done = subprocess.run(command, cwd=clone.folder, env=clone.env, capture_output=True, text=True)
+                done = subprocess.run(
+                    command, cwd=clone.folder, env=clone.env, capture_output=True, text=True
+                )
                 cleared.append((done.returncode, done.stderr))
             time.sleep(0.05)
 

@@ -1,4 +1,5 @@
-"""What graft uses of other packages without their promise: a new version that lacks it fails here, by name."""
+"""What graft uses of other packages without their promise: a new version that lacks it fails here,
+by name."""
 
 import json
 
@@ -70,7 +71,8 @@ def test_keras_lets_its_defaults_be_set(name):
 
 
 def test_shared_objects_of_a_keras_archive_are_numbered_by_address(residual_model, tmp_path):
-    """What `graft.serving.writers.write_keras` renumbers; if Keras stops, the renumbering can go."""
+    """What `graft.serving.writers.write_keras` renumbers; if Keras stops, the renumbering can
+    go."""
     import zipfile
 
     residual_model.save(tmp_path / "m.keras")

@@ -10,7 +10,8 @@ from tests import small_clone
 
 
 def outputs(folder, **files):
-    """A clone's folder with these outputs, `data/` before their names, and the dvc.lock that fits."""
+    """A clone's folder with these outputs, `data/` before their names, and the dvc.lock that
+    fits."""
     entries = []
     for name, content in files.items():
         path = folder / "data" / name.replace("__", "/")
@@ -39,11 +40,27 @@ def test_a_digest_that_differs_is_named_where_the_files_are_gone(tmp_path):
     assert reproduce.different(one, other) == ["data/table"]
 
 
-@pytest.mark.parametrize(("accuracy", "head", "n", "agree"), [(0.86, 0.84, 300, True), (0.86, 0.79, 300, False),
-                                                              (0.91, 0.84, 300, False), (0.86, 0.84, 299, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("accuracy", "head", "n", "agree"),
+    [
+        (0.86, 0.84, 300, True),
+        (0.86, 0.79, 300, False),
+        (0.91, 0.84, 300, False),
+        (0.86, 0.84, 299, False),
+    ],
+)
 def test_figures_agree_within_the_committed_interval(accuracy, head, n, agree):
-    committed = {"n": 300, "accuracy": 0.85, "accuracy_low": 0.8, "accuracy_high": 0.9, "head_accuracy": 0.85}
-    assert reproduce.figures_agree(committed, {"n": n, "accuracy": accuracy, "head_accuracy": head}) is agree
+    committed = {
+        "n": 300,
+        "accuracy": 0.85,
+        "accuracy_low": 0.8,
+        "accuracy_high": 0.9,
+        "head_accuracy": 0.85,
+    }
+    assert (
+        reproduce.figures_agree(committed, {"n": n, "accuracy": accuracy, "head_accuracy": head})
+        is agree
+    )
 
 
 @pytest.mark.slow

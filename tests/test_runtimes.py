@@ -6,7 +6,8 @@ from graft.network import backbones
 from graft.system.console import GraftError
 from graft.system.environment import quiet_tensorflow
 
-quiet_tensorflow()  # oneDNN as in the stages: without it, TensorFlow's last bits depend on the place in the batch
+# oneDNN as in the stages: without it, TensorFlow's last bits depend on the place in the batch.
+quiet_tensorflow()
 
 import keras  # noqa: E402
 
@@ -18,7 +19,9 @@ def model():
     keras.utils.set_random_seed(0)
     image = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(image)
-    backbone = keras.applications.MobileNetV2(input_tensor=scaled, alpha=0.35, weights=None, include_top=False)
+    backbone = keras.applications.MobileNetV2(
+        input_tensor=scaled, alpha=0.35, weights=None, include_top=False
+    )
     return keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pooling")(backbone.output))
 
 
@@ -57,16 +60,23 @@ def test_a_missing_package_is_named(model, monkeypatch):
 
     monkeypatch.setattr(runtimes, "onnx_model", missing)
     with pytest.raises(
-        GraftError, match=r"features\.runtime: onnx needs the package tf2onnx: pip install 'graft-vision\[onnx\]'"
+        GraftError,
+        match=r"features\.runtime: onnx needs the package tf2onnx: pip install "
+        r"'graft-vision\[onnx\]'",
     ):
         runtimes.start(model, [model.output], "onnx")
 
 
 def test_litert_gives_named_outputs_in_the_order_asked(model, images):
-    frozen = runtimes.freeze(keras.Model(model.input, [model.output, model.get_layer("block_12_add").output]))
+    frozen = runtimes.freeze(
+        keras.Model(model.input, [model.output, model.get_layer("block_12_add").output])
+    )
     content = runtimes.litert_converter(frozen).convert()
     first, second = (tensor.op.name for tensor in frozen.outputs)
-    one_by_one = [runtimes.litert(model_content=content, names=[name])(images[:4])[0] for name in (second, first)]
+    one_by_one = [
+        runtimes.litert(model_content=content, names=[name])(images[:4])[0]
+        for name in (second, first)
+    ]
     both = runtimes.litert(model_content=content, names=[second, first])
     for size in (4, 1, 4):  # it takes batches of any size, in any order
         for got, expected in zip(both(images[:size]), one_by_one):

@@ -1,4 +1,5 @@
-"""What a user meets at the root: the Makefile, the locks, the demo, what git takes and what it leaves."""
+"""What a user meets at the root: the Makefile, the locks, the demo, what git takes and what it
+leaves."""
 
 import collections
 import importlib.metadata
@@ -17,13 +18,30 @@ from graft.system import files
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "data" / "raw" / "fashion"
-CLASSES = ["ankle-boot", "bag", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", "t-shirt", "trouser"]
+CLASSES = [
+    "ankle-boot",
+    "bag",
+    "coat",
+    "dress",
+    "pullover",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "t-shirt",
+    "trouser",
+]
 LOCKS = ("requirements-run.lock", "requirements-decode.lock", "requirements-onnx.lock")
 
 
 def pins(name):
     """{(package, version)} of a lock, every Python version's."""
-    return set(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return set(
+        re.findall(
+            r"^([a-z0-9-]+)==([^\s;]+)",
+            (ROOT / name).read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
+    )
 
 
 def packages(name):
@@ -49,10 +67,14 @@ def test_each_lock_holds_what_it_is_about():
     names = collections.defaultdict(set)
     for line in declared:
         extra = re.search(r"extra == .(\w+)", line)
-        names[extra.group(1) if extra else ""].add(re.match(r"[\w.-]+", line).group().replace(".", "-").lower())
+        names[extra.group(1) if extra else ""].add(
+            re.match(r"[\w.-]+", line).group().replace(".", "-").lower()
+        )
     assert names[""] | names["onnx"] | names["dev"] <= packages("requirements.lock")
     assert names[""] - {"dvc"} <= packages("requirements-run.lock")
-    assert packages("requirements-run.lock").isdisjoint({"dvc", *names["onnx"], *names["dev"], *names["tfds"]})
+    assert packages("requirements-run.lock").isdisjoint(
+        {"dvc", *names["onnx"], *names["dev"], *names["tfds"]}
+    )
     assert {"numpy", "pillow", "matplotlib"} <= packages("requirements-decode.lock")
     assert packages("requirements-decode.lock").isdisjoint({"tensorflow", "mlflow", *names["dev"]})
     assert names["onnx"] <= packages("requirements-onnx.lock")
@@ -60,7 +82,9 @@ def test_each_lock_holds_what_it_is_about():
 
 
 def test_the_command_is_called_graft():
-    (script,) = importlib.metadata.distribution("graft-vision").entry_points.select(group="console_scripts")
+    (script,) = importlib.metadata.distribution("graft-vision").entry_points.select(
+        group="console_scripts"
+    )
     assert (script.name, script.value) == ("graft", "graft.commands.main:main")
 
 
@@ -68,7 +92,13 @@ def test_the_command_is_called_graft():
 def clone(tmp_path):
     """A folder with the Makefile, a .venv whose python does nothing, and runs in mlruns."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("requirements.lock", "pyproject.toml", ".venv/bin/python", ".venv/ready", ".cache/features/0"):
+    for name in (
+        "requirements.lock",
+        "pyproject.toml",
+        ".venv/bin/python",
+        ".venv/ready",
+        ".cache/features/0",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\nexit 0\n")
@@ -81,12 +111,26 @@ def clone(tmp_path):
 
 
 def make(clone, *arguments, **options):
-    kept = {k: v for k, v in os.environ.items() if k not in ("YES", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    return subprocess.run(["make", *arguments], cwd=clone, env=kept, capture_output=True, text=True, timeout=60, **options)
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("YES", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    }
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=clone,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
 
 
 def runs(clone):
-    return sorted(path.relative_to(clone / "mlruns").as_posix() for path in (clone / "mlruns").rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(clone / "mlruns").as_posix()
+        for path in (clone / "mlruns").rglob("*")
+        if path.is_file()
+    )
 
 
 EVERYTHING = [".hidden", "README.md", "artifacts/1/model.json", "mlflow.db"]
@@ -106,7 +150,9 @@ def test_make_distclean_refuses_without_a_terminal(clone):
     assert (clone / ".venv").exists()
 
 
-@pytest.mark.parametrize(("answer", "left"), [("yes", ["README.md"]), ("y", EVERYTHING), ("", EVERYTHING)])
+@pytest.mark.parametrize(
+    ("answer", "left"), [("yes", ["README.md"]), ("y", EVERYTHING), ("", EVERYTHING)]
+)
 def test_make_distclean_asks_at_a_terminal(clone, answer, left):
     ours, theirs = pty.openpty()
     os.write(ours, f"{answer}\n".encode())
@@ -166,7 +212,8 @@ def test_what_git_ignores(path, ignored):
 
 @pytest.mark.parametrize("folder", ["data/raw", "data/weights"])
 def test_dvc_looks_for_its_files_where_users_add_data(folder):
-    """Where it takes the folder itself for ignored, the next experiment removes what `dvc add` has linked there as unused."""
+    """Where it takes the folder itself for ignored, the next experiment removes what `dvc add` has
+    linked there as unused."""
     from dvc.repo import Repo
 
     with Repo(ROOT) as repo:
@@ -203,4 +250,7 @@ def test_the_store_is_made_beside_the_readme(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     connection = store.connect(params.load(ROOT / "params.yaml"))
     assert connection.search() == []
-    assert sorted(path.name for path in (tmp_path / "mlruns").iterdir()) == ["README.md", "mlflow.db"]
+    assert sorted(path.name for path in (tmp_path / "mlruns").iterdir()) == [
+        "README.md",
+        "mlflow.db",
+    ]

@@ -1,4 +1,5 @@
-"""docs/troubleshooting.md explains every error and warning that graft can print, and none that it cannot."""
+"""docs/troubleshooting.md explains every error and warning that graft can print, and none that it
+cannot."""
 
 import ast
 import re
@@ -12,18 +13,30 @@ from graft.dataset.scan import DAMAGED
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 GAP = "…"  # stands for what differs from time to time
-SAID = ("GraftError", "Unclear", "warn", "print")  # what is called with a line for a person; print with "error: …" only
+# What is called with a line for a person; print with "error: …" only.
+SAID = ("GraftError", "Unclear", "warn", "print")
 # Functions whose strings become such a line elsewhere, where a call above holds nothing but "…".
-MAKERS = ("_refusal", "_unknown", "_check", "_compiled", "check_label_pattern", "_not_in_train", "doubtful_counts")
+MAKERS = (
+    "_refusal",
+    "_unknown",
+    "_check",
+    "_compiled",
+    "check_label_pattern",
+    "_not_in_train",
+    "doubtful_counts",
+)
 MAKERS += ("doubtful_names", "_hazards", "_hazard")
 
 
 def skeleton(node):
-    """The text of a string expression, "…" for what is put into it; None for what is no string expression."""
+    """The text of a string expression, "…" for what is put into it; None for what is no string
+    expression."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else GAP for part in node.values)
+        return "".join(
+            part.value if isinstance(part, ast.Constant) else GAP for part in node.values
+        )
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return f"{skeleton(node.left) or GAP}{skeleton(node.right) or GAP}"
     return None
@@ -75,8 +88,11 @@ def printed(root=ROOT):
 
 
 def explained():
-    """{skeleton: what is said of it}: the first cell of each row is the line, the second why it is there and what to do."""
-    rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    """{skeleton: what is said of it}: the first cell of each row is the line, the second why it is
+    there and what to do."""
+    rows = re.findall(
+        r"^\| `(.+?)` \| (.+) \|$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     return {normal(line): text for line, text in rows}
 
 
@@ -96,7 +112,9 @@ def test_no_line_is_explained_that_nothing_prints():
 
 def test_every_maker_is_a_function_of_the_project():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.glob("graft/**/*.py")]
-    there = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    there = {
+        node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+    }
     assert set(MAKERS) <= there
 
 
@@ -107,7 +125,8 @@ def kinds_of_problems():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and called(node) in ("Problem", "ImageProblem"):
                 found |= {skeleton(argument) for argument in node.args[:2]}
-    return {text for text in found - {None, "changed"} if re.fullmatch("[a-z_]+", text)}  # "changed" ends the stage instead
+    # "changed" ends the stage instead.
+    return {text for text in found - {None, "changed"} if re.fullmatch("[a-z_]+", text)}
 
 
 def test_every_kind_of_problem_is_explained_and_no_other():

@@ -1,4 +1,5 @@
-"""`graft tune` with DVC and MLflow as they are: two trials, killed in between, on a few tiny pictures."""
+"""`graft tune` with DVC and MLflow as they are: two trials, killed in between, on a few tiny
+pictures."""
 
 import os
 import signal
@@ -17,7 +18,13 @@ def test_trials_are_experiments_and_the_best_runs_through(tmp_path):
     clone = small_clone.make(tmp_path)
     words = [sys.executable, "-m", "graft.commands.main", "tune", "--trials", "2", "--name", "t"]
     words += ["-S", "lr=1e-3..1e-2:log", "-S", "head.dropout=0.1,0.2"]
-    options = {"cwd": clone.folder, "env": clone.env, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    options = {
+        "cwd": clone.folder,
+        "env": clone.env,
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "start_new_session": True,
+    }
     process = subprocess.Popen(words, **options)
     while not process.stdout.readline().startswith("tune: trial 0"):
         assert process.poll() is None
@@ -34,11 +41,14 @@ def test_trials_are_experiments_and_the_best_runs_through(tmp_path):
     shown = clone.dvc("exp", "show", "--csv").stdout
     assert all(name in shown for name in names)
     script = (
-        "import mlflow, sys; mlflow.set_tracking_uri('sqlite:///mlruns/mlflow.db'); client = mlflow.MlflowClient()\n"
+        "import mlflow, sys; mlflow.set_tracking_uri('sqlite:///mlruns/mlflow.db'); client = "
+        "mlflow.MlflowClient()\n"
         "rows = client.search_runs(['1', '0'], max_results=100)\n"
         "(study,) = [r for r in rows if r.data.tags.get('kind') == 'study']\n"
-        "names = [r.data.tags['pipeline'] for r in rows if r.data.tags.get('mlflow.parentRunId') == study.info.run_id]\n"
-        "evaluated = [r.data.tags['pipeline'] for r in rows if 'evaluate/accuracy' in r.data.metrics]\n"
+        "names = [r.data.tags['pipeline'] for r in rows if r.data.tags.get('mlflow.parentRunId') "
+        "== study.info.run_id]\n"
+        "evaluated = [r.data.tags['pipeline'] for r in rows if 'evaluate/accuracy' in "
+        "r.data.metrics]\n"
         "print(study.info.status, sorted(names), sorted({*evaluated}))"
     )
     clone.run(sys.executable, "-c", script)

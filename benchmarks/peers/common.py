@@ -8,34 +8,51 @@ BATCH = 32
 
 
 def arguments(doc, *, epochs, image_size=160):
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path, help="folder with train/, val/ and test/, each with one sub-folder per class")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "photos",
+        type=Path,
+        help="folder with train/, val/ and test/, each with one sub-folder per class",
+    )
     parser.add_argument("weights", help="weights of MobileNetV2 without its top, .h5")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=image_size)
-    parser.add_argument("--epochs", type=int, nargs="+", default=epochs, help="of each phase of the training")
+    parser.add_argument(
+        "--epochs", type=int, nargs="+", default=epochs, help="of each phase of the training"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     return parser.parse_args()
 
 
 def photos(folder, split, size, seed):
-    """One split as the tutorials read it: tf.data that decodes and resizes on the fly, shuffled for training only."""
+    """One split as the tutorials read it: tf.data that decodes and resizes on the fly, shuffled for
+    training only."""
     import keras
 
     return keras.utils.image_dataset_from_directory(
-        folder / split, image_size=(size, size), batch_size=BATCH, shuffle=split == "train", seed=seed, verbose=False
+        folder / split,
+        image_size=(size, size),
+        batch_size=BATCH,
+        shuffle=split == "train",
+        seed=seed,
+        verbose=False,
     )
 
 
 def backbone(size, alpha, weights):
     import keras
 
-    return keras.applications.MobileNetV2(input_shape=(size, size, 3), alpha=alpha, include_top=False, weights=str(weights))
+    return keras.applications.MobileNetV2(
+        input_shape=(size, size, 3), alpha=alpha, include_top=False, weights=str(weights)
+    )
 
 
 def finish(model, train, test, epochs, out=None):
-    """Measure `model` on the test photos. Returns, and writes as JSON, accuracy, epochs and which photos were used."""
+    """Measure `model` on the test photos. Returns, and writes as JSON, accuracy, epochs and which
+    photos were used."""
     loss, accuracy = model.evaluate(test, verbose=0)
     result = {
         "accuracy": float(accuracy),

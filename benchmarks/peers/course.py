@@ -1,10 +1,13 @@
-"""The course recipe: transfer learning with MobileNetV2 as its exercise has it: training, and a test at the end, nothing else.
+"""The course recipe: transfer learning with MobileNetV2 as its exercise has it: training, and a
+test at the end, nothing else.
 
-Five epochs with the backbone frozen, Adam at 0.001; then the layers from the 120th up are unfrozen and trained for five more at
-a tenth of that. Flip and rotation are drawn anew in every epoch, so every photo goes through the whole network every time.
-BatchNorm is left alone, as the recipe does: `training=False` is meant to keep it still, and in Keras 3 does not.
+Five epochs with the backbone frozen, Adam at 0.001; then the layers from the 120th up are unfrozen
+and trained for five more at a tenth of that. Flip and rotation are drawn anew in every epoch, so
+every photo goes through the whole network every time. BatchNorm is left alone, as the recipe does:
+`training=False` is meant to keep it still, and in Keras 3 does not.
 
-Early stopping, class weights, tracking, reports and export are not in the recipe, and not in its time.
+Early stopping, class weights, tracking, reports and export are not in the recipe, and not in its
+time.
 """
 
 if __name__ == "__main__":  # run as `python -m benchmarks.peers.course` or by its path
@@ -20,14 +23,28 @@ FINE_TUNE_AT = 120
 EPOCHS = [5, 5]
 
 
-def train(photos, weights, *, alpha=1.0, image_size=160, epochs=EPOCHS, seed=42, freeze_batchnorm=False, out=None):
+def train(
+    photos,
+    weights,
+    *,
+    alpha=1.0,
+    image_size=160,
+    epochs=EPOCHS,
+    seed=42,
+    freeze_batchnorm=False,
+    out=None,
+):
     """photos: folder with train/, val/ and test/. Returns what `common.finish` does."""
     import keras
 
     keras.utils.set_random_seed(seed)
-    train_set, val_set, test_set = (common.photos(photos, split, image_size, seed) for split in ("train", "val", "test"))
+    train_set, val_set, test_set = (
+        common.photos(photos, split, image_size, seed) for split in ("train", "val", "test")
+    )
 
-    augmentation = keras.Sequential([keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.2)])
+    augmentation = keras.Sequential(
+        [keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.2)]
+    )
     base = common.backbone(image_size, alpha, weights)
     base.trainable = False
     inputs = keras.Input((image_size, image_size, 3))

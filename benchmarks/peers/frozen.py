@@ -1,7 +1,8 @@
-"""The course recipe by someone who knows about BatchNorm, and who trains for as many epochs as graft did.
+"""The course recipe by someone who knows about BatchNorm, and who trains for as many epochs as
+graft did.
 
-The same script but for two things: after the unfreezing every BatchNorm layer is set back to `trainable = False`, and the
-epochs of both phases are given (`--epochs HEAD FINE_TUNE`).
+The same script but for two things: after the unfreezing every BatchNorm layer is set back to
+`trainable = False`, and the epochs of both phases are given (`--epochs HEAD FINE_TUNE`).
 """
 
 if __name__ == "__main__":

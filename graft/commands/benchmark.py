@@ -1,4 +1,5 @@
-"""Measure every exported format on this machine: accuracy, agreement, size, time per photo, memory."""
+"""Measure every exported format on this machine: accuracy, agreement, size, time per photo,
+memory."""
 
 import argparse
 import json
@@ -24,26 +25,46 @@ PAGE, FIGURES = "benchmark.html", "benchmark.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", help=f"folder for {PAGE} and {FIGURES} (default: the terminal and MLflow alone)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="to time each batch size (default: %(default)s)")
-    parser.add_argument("--photos", type=int, default=50, help="to look at from the photo, at most (default: %(default)s)")
-    parser.add_argument("--only", choices=FILES, help=argparse.SUPPRESS)  # one format, as JSON: the process of its own
+    parser.add_argument(
+        "--output", help=f"folder for {PAGE} and {FIGURES} (default: the terminal and MLflow alone)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="to time each batch size (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--photos",
+        type=int,
+        default=50,
+        help="to look at from the photo, at most (default: %(default)s)",
+    )
+    # One format, as JSON: the process of its own.
+    parser.add_argument("--only", choices=FILES, help=argparse.SUPPRESS)
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """`graft benchmark [--output FOLDER]`: a row per format in data/export, kept with export's run in MLflow as well.
+    """`graft benchmark [--output FOLDER]`: a row per format in data/export, kept with export's run
+    in MLflow as well.
 
-    Times change from run to run, so nothing is written below data/. Raises GraftError where there is nothing exported, where
-    FOLDER lies below data/, and where a format cannot be run.
+    Times change from run to run, so nothing is written below data/. Raises GraftError where there
+    is nothing exported, where FOLDER lies below data/, and where a format cannot be run.
     """
     if args.only:
-        measured = formats.measure(args.only, paths.EXPORT, _reference, seconds=args.seconds, photos=args.photos)
+        measured = formats.measure(
+            args.only, paths.EXPORT, _reference, seconds=args.seconds, photos=args.photos
+        )
         print(json.dumps(asdict(measured)))
         return
     output = args.output and Path(args.output)
     if output and output.resolve().is_relative_to(paths.EXPORT.parent.resolve()):
-        raise GraftError(f"--output {output}: times change from run to run, and are no output of DVC; name a folder elsewhere")
-    there = [format for format, name in FILES.items() if (paths.EXPORT / name).exists() and format not in parity.UNCHECKED]
+        raise GraftError(
+            f"--output {output}: times change from run to run, and are no output of DVC; name a "
+            "folder elsewhere"
+        )
+    there = [
+        format
+        for format, name in FILES.items()
+        if (paths.EXPORT / name).exists() and format not in parity.UNCHECKED
+    ]
     if not there:
         raise GraftError(f"{paths.EXPORT}: no exported model in it; run `dvc repro export` first")
     rows = []
@@ -51,8 +72,12 @@ def benchmark(args: argparse.Namespace) -> None:
         log(f"{format}, {number} of {len(there)}: timed in a process of its own")
         rows.append(_in_a_process(format, args))
     log(format_table.text(rows))
-    about = {"processor": f"{runtimes.instruction_set()}, {processors()} in use", "system": platform.platform(),
-             "Python": platform.python_version(), "data": params.load().data.path}  # fmt: skip
+    about = {
+        "processor": f"{runtimes.instruction_set()}, {processors()} in use",
+        "system": platform.platform(),
+        "Python": platform.python_version(),
+        "data": params.load().data.path,
+    }
     page = format_table.page(rows, about)
     if output:
         files.write_text(output / PAGE, page)
@@ -84,7 +109,10 @@ def _record(rows, page):
     with store.failures(connection.uri):
         run = runs.find_made(connection, given, "export")
         if run is None:
-            log("not recorded: MLflow knows no run that exported these files; `graft publish` records it")
+            log(
+                "not recorded: MLflow knows no run that exported these files; `graft publish` "
+                "records it"
+            )
             return
         run.log_text(page, PAGE)
         run.log_metrics({"benchmark": {row.format: _figures(row) for row in rows}})
@@ -92,6 +120,15 @@ def _record(rows, page):
 
 
 def _figures(row):
-    times = {f"batch_{batch}": {"p50_ms": p50, "p95_ms": p95} for batch, (p50, p95) in row.ms.items()}
-    return {"accuracy": row.accuracy, "agreement": row.agreement, "photo_agreement": row.photo_agreement,
-            "memory_mb": row.memory_mb, "of_predict": row.of_predict, "bytes": row.bytes, **times}  # fmt: skip
+    times = {
+        f"batch_{batch}": {"p50_ms": p50, "p95_ms": p95} for batch, (p50, p95) in row.ms.items()
+    }
+    return {
+        "accuracy": row.accuracy,
+        "agreement": row.agreement,
+        "photo_agreement": row.photo_agreement,
+        "memory_mb": row.memory_mb,
+        "of_predict": row.of_predict,
+        "bytes": row.bytes,
+        **times,
+    }

@@ -24,8 +24,11 @@ def cache(args: argparse.Namespace) -> None:
         segments = f"{entry['segments']} segment{'s' * (entry['segments'] != 1)}"
         used = datetime.datetime.fromtimestamp(entry["used"]).isoformat(" ", "minutes")
         log(
-            f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  last used {used}  "
-            f"{segments} at {entry['size']} px, view {entry['view']}, {entry['cut']}, {entry['runtime']}"
+            f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  last used {used}  {segments} "
+            f"at {entry['size']} px, view {entry['view']}, {entry['cut']}, {entry['runtime']}"
         )
     total = sum(entry["bytes"] for entry in entries)
-    log(f"{len(entries)} entries, {total / 1e6:.1f} MB of {features.max_bytes / 1e6:.0f} MB, in {features.folder}")
+    log(
+        f"{len(entries)} entries, {total / 1e6:.1f} MB of {features.max_bytes / 1e6:.0f} MB, in "
+        f"{features.folder}"
+    )

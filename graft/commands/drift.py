@@ -1,4 +1,5 @@
-"""Compare new photos, of which nobody knows the labels, with those that the model was validated on."""
+"""Compare new photos, of which nobody knows the labels, with those that the model was validated
+on."""
 
 import argparse
 from dataclasses import asdict
@@ -23,17 +24,25 @@ MOST = 1000  # photos of either kind that are looked at, evenly taken
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", help="new photos or folders")
-    parser.add_argument("--output", type=Path, default=Path("drift.html"), help="page to write (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("drift.html"),
+        help="page to write (default: %(default)s)",
+    )
 
 
 def drift(args: argparse.Namespace) -> None:
     """`graft drift DIR`: on the terminal, as a page, and as a run of its own in MLflow.
 
-    Raises GraftError where fewer than LEAST of the photos can be read, and where there is no fine-tuned model.
+    Raises GraftError where fewer than LEAST of the photos can be read, and where there is no
+    fine-tuned model.
     """
     given = parameters.load()
     rows = manifest.read(paths.SPLIT).split("val")
-    known = look(paths.FINE_TUNE, _some([Path(given.data.path) / path for path in rows.paths]), given)
+    known = look(
+        paths.FINE_TUNE, _some([Path(given.data.path) / path for path in rows.paths]), given
+    )
     new = look(paths.FINE_TUNE, _some(list(Sources(args.source))), given)
     for file, why in new.problems:
         warn(f"{file}: {why}")
@@ -54,12 +63,22 @@ def drift(args: argparse.Namespace) -> None:
 
 
 def _some(photos: list[Path]) -> list[Path]:
-    return [photos[k] for k in np.unique(np.linspace(0, len(photos) - 1, min(len(photos), MOST)).astype(int))] if photos else []
+    return (
+        [
+            photos[k]
+            for k in np.unique(np.linspace(0, len(photos) - 1, min(len(photos), MOST)).astype(int))
+        ]
+        if photos
+        else []
+    )
 
 
 def _enough(seen: Seen, what: str) -> Inside:
     if seen.inside is None or len(seen.files) < numbers.LEAST:
-        raise GraftError(f"{len(seen.files)} {what} can be read, {numbers.LEAST} are needed to tell a difference from chance")
+        raise GraftError(
+            f"{len(seen.files)} {what} can be read, {numbers.LEAST} are needed to tell a "
+            "difference from chance"
+        )
     return seen.inside
 
 
@@ -68,9 +87,13 @@ def _record(given, found, page, name):
     connection = store.connect(given)
     with store.failures(connection.uri):
         client = connection.client
-        run = client.create_run(connection.experiment_id, tags={"kind": "drift", "drift.photos": name}, run_name="drift")
+        run = client.create_run(
+            connection.experiment_id, tags={"kind": "drift", "drift.photos": name}, run_name="drift"
+        )
         shares = {share.name: share.now for share in found.shares}
-        tree = {key: value for key, value in asdict(found).items() if key != "shares"} | {"share": shares}
+        tree = {key: value for key, value in asdict(found).items() if key != "shares"} | {
+            "share": shares
+        }
         runs.log_batches(client, run.info.run_id, metrics=runs.metric_entities(tree))
         client.log_text(run.info.run_id, page, "drift.html")
         client.set_terminated(run.info.run_id)

@@ -1,4 +1,5 @@
-"""Write today's split into the photos' labels.csv, so that photos that come later move none of them."""
+"""Write today's split into the photos' labels.csv, so that photos that come later move none of
+them."""
 
 import argparse
 import shlex
@@ -18,22 +19,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def freeze_split(args: argparse.Namespace) -> None:
-    """`graft freeze-split`: train, val and test of data/split/manifest.csv become the column split of labels.csv in data.path.
+    """`graft freeze-split`: train, val and test of data/split/manifest.csv become the column split
+    of labels.csv in data.path.
 
-    Photos that come later are labelled by their folders and train. Raises GraftError where the split is of other photos, or
-    labels.csv holds more than graft would write.
+    Photos that come later are labelled by their folders and train. Raises GraftError where the
+    split is of other photos, or labels.csv holds more than graft would write.
     """
     data = parameters.load().data
     root, rows = Path(data.path), manifest.read(paths.SPLIT)
     table = root / TABLE
     gone = [row.path for row in rows.rows if not (root / row.path).is_file()]
     if gone:
-        raise GraftError(f"{root} has no {gone[0]}, which {paths.SPLIT / 'manifest.csv'} lists: `dvc repro split` first")
-    if table.exists() and (data.labels != TABLE or not set(next(iter(files.read_csv(table)), {})) <= set(COLUMNS)):
-        raise GraftError(f"{table} is there already and is not what graft wrote; rename it, or take it out")
+        raise GraftError(
+            f"{root} has no {gone[0]}, which {paths.SPLIT / 'manifest.csv'} lists: "
+            "`dvc repro split` first"
+        )
+    if table.exists() and (
+        data.labels != TABLE or not set(next(iter(files.read_csv(table)), {})) <= set(COLUMNS)
+    ):
+        raise GraftError(
+            f"{table} is there already and is not what graft wrote; rename it, or take it out"
+        )
     given = labels.read(root, [file.path for file in walk(root).files], data)
-    places = dict(given.rows) | {row.path: replace(given.given(row.path), split=row.split) for row in rows.rows}
-    labels.write_table(table, {path: place for path, place in places.items() if place.label is not None})
+    places = dict(given.rows) | {
+        row.path: replace(given.given(row.path), split=row.split) for row in rows.rows
+    }
+    labels.write_table(
+        table, {path: place for path, place in places.items() if place.label is not None}
+    )
     counts = ", ".join(f"{split} {len(rows.split(split))}" for split in manifest.SPLITS)
     log(f"{table}: {counts}; they stay where they are, and photos that come later train")
     log(f"use it: dvc exp run -S data.labels={TABLE}, or labels: {TABLE} under data in params.yaml")

@@ -1,4 +1,5 @@
-"""Bring a file of backbone weights into data/weights/, where backbone.weights finds it by its name."""
+"""Bring a file of backbone weights into data/weights/, where backbone.weights finds it by its
+name."""
 
 import argparse
 import contextlib
@@ -13,36 +14,51 @@ from graft.network.backbones import FORMATS
 from graft.system import files, paths
 from graft.system.console import GraftError, log
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # what `-S backbone.weights=` takes without quotes
-RATIO = 1000  # of what an array claims to the file that it lies in: beyond, it is made to fill the memory
+# What `-S backbone.weights=` takes without quotes.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+# Of what an array claims to the file that it lies in: beyond, it is made to fill the memory.
+RATIO = 1000
 INSIDE = "model.weights.h5"  # of a .keras archive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="weights of a backbone without its classifier: .h5, .weights.h5 or .keras")
+    parser.add_argument(
+        "file",
+        type=Path,
+        help="weights of a backbone without its classifier: .h5, .weights.h5 or .keras",
+    )
 
 
 def import_weights(args: argparse.Namespace) -> None:
     """`graft import-weights FILE`. Raises GraftError as `bring` does."""
     path, arrays, values = bring(args.file)
     log(f"{path}: {arrays} arrays, {values:,} values")
-    log(f"version it:   dvc add {path}   (before the first run; `dvc exp run --temp` and `--queue` need it)")
+    log(
+        f"version it:   dvc add {path}   (before the first run; `dvc exp run --temp` and "
+        "`--queue` need it)"
+    )
     log(f"train on it:  dvc exp run -S backbone.name=NAME -S backbone.weights={path.name}")
 
 
 def bring(file: Path, folder: Path = paths.WEIGHTS) -> tuple[Path, int, int]:
-    """Copy `file` into `folder`, whole or not at all. Returns (where it is now, its arrays, the values in them).
+    """Copy `file` into `folder`, whole or not at all. Returns (where it is now, its arrays, the
+    values in them).
 
-    Raises GraftError for what is no file of weights, a name that a command line does not take, a place that another file
-    holds, and a folder that is not there.
+    Raises GraftError for what is no file of weights, a name that a command line does not take, a
+    place that another file holds, and a folder that is not there.
     """
     if file.suffix not in FORMATS or not NAME.fullmatch(file.name):
-        raise GraftError(f"{file}: its name must be made of letters, digits, . _ and -, and end in {' or '.join(FORMATS)}")
+        raise GraftError(
+            f"{file}: its name must be made of letters, digits, . _ and -, and end in "
+            f"{' or '.join(FORMATS)}"
+        )
     if not folder.is_dir():
         raise GraftError(f"{folder}: no such folder; run from the root of the project")
     sizes, target = _sizes(file), folder / file.name
     if target.exists() and files.sha256(target) != files.sha256(file):
-        raise GraftError(f"{target} is there already, with another content; remove it, or rename {file.name}")
+        raise GraftError(
+            f"{target} is there already, with another content; remove it, or rename {file.name}"
+        )
     if not target.exists():
         with files.whole(target) as part:
             shutil.copyfile(file, part)
@@ -58,9 +74,14 @@ def _sizes(file):
     def visit(name, item):
         if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
             if item.external or item.is_virtual:
-                raise GraftError(f"{file}: {name} lies in another file; weights must be in this one")
+                raise GraftError(
+                    f"{file}: {name} lies in another file; weights must be in this one"
+                )
             if item.nbytes > RATIO * length:
-                raise GraftError(f"{file}: {name} claims to be {item.nbytes / 1e9:.1f} GB, in a file of {length:,} bytes")
+                raise GraftError(
+                    f"{file}: {name} claims to be {item.nbytes / 1e9:.1f} GB, in a file of "
+                    f"{length:,} bytes"
+                )
             item[()]  # a file that was cut off opens, and fails here
             sizes.append(item.size)
 
@@ -69,7 +90,9 @@ def _sizes(file):
         with _opened(file) as content, h5py.File(content, "r") as tree:
             tree.visititems(visit)
     except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
-        raise GraftError(f"{file}: not readable as weights: {' '.join(str(error).split())[:200]}") from None
+        raise GraftError(
+            f"{file}: not readable as weights: {' '.join(str(error).split())[:200]}"
+        ) from None
     if not sizes:
         raise GraftError(f"{file}: holds no weights")
     return sizes

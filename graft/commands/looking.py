@@ -25,7 +25,8 @@ BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """files: those that could be read, in order; `inside`, a row for each. problems: (file, why) of the others."""
+    """files: those that could be read, in order; `inside`, a row for each. problems: (file, why) of
+    the others."""
 
     description: Description
     files: list[Path]
@@ -50,7 +51,11 @@ def look(folder: Path, files: Sequence[Path], params: Params) -> Seen:
 
     quiet_tensorflow()
     model, description = classifier.load(folder)
-    how = {"resize": description.resize, "max_megapixels": description.max_megapixels, "white": description.white}
+    how = {
+        "resize": description.resize,
+        "max_megapixels": description.max_megapixels,
+        "white": description.white,
+    }
     readable, problems, one_large = [], [], threading.Lock()
 
     def decode(file):

@@ -67,7 +67,8 @@ class _Version(argparse.Action):
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="graft", description="Transfer learning for image classification: data sets in, predictions out."
+        prog="graft",
+        description="Transfer learning for image classification: data sets in, predictions out.",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -1,4 +1,5 @@
-"""Make a project of its own in an empty folder: recipes, dvc.yaml, params, git, DVC; graft itself stays installed."""
+"""Make a project of its own in an empty folder: recipes, dvc.yaml, params, git, DVC; graft itself
+stays installed."""
 
 import argparse
 import re
@@ -13,9 +14,11 @@ from graft.system.console import GraftError, log
 from graft.system.environment import missing
 
 PROJECT = Path(__file__).parents[1] / "project"  # what the wheel brings along, see setup.py
-LIBRARY = re.compile(r"      - (graft/\S+|requirements\S*\.lock)\n")  # a dependency of a stage that a project has not
+# A dependency of a stage that a project has not.
+LIBRARY = re.compile(r"      - (graft/\S+|requirements\S*\.lock)\n")
 ONNX = ("onnx", "tf2onnx", "onnxruntime")
-IDENTITY = ("-c", "user.name=graft", "-c", "user.email=graft@localhost")  # of the first commit, where git knows none
+# Of the first commit, where git knows none.
+IDENTITY = ("-c", "user.name=graft", "-c", "user.email=graft@localhost")
 README = """\
 # {name}
 
@@ -38,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def new(args: argparse.Namespace) -> None:
     """`graft new FOLDER --data PHOTOS`: a project in which `dvc repro` runs, committed to git.
 
-    It appears whole or not at all. Raises GraftError for a folder that is not empty, photos that are not there, a graft that
-    runs from a clone, and where git is missing.
+    It appears whole or not at all. Raises GraftError for a folder that is not empty, photos that
+    are not there, a graft that runs from a clone, and where git is missing.
     """
     folder, data = args.folder.expanduser().absolute(), args.data.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -54,20 +57,24 @@ def new(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
         made = Path(place) / "project"
         shutil.copytree(PROJECT, made)
-        files.write_text(made / "dvc.yaml", without_library((made / "dvc.yaml").read_text(encoding="utf-8")))
+        files.write_text(
+            made / "dvc.yaml", without_library((made / "dvc.yaml").read_text(encoding="utf-8"))
+        )
         files.write_text(made / installed.REQUIREMENTS, f"{requirement}\n")
         files.write_text(made / "README.md", README.format(name=folder.name, data=data))
         _set_params(made / "params.yaml", str(data), onnx)
         _commit(made)
         made.replace(folder)
     if not onnx:
-        log("new: model.onnx is left out of export.formats: pip install 'graft-vision[onnx]' for it")
+        log(
+            "new: model.onnx is left out of export.formats: pip install 'graft-vision[onnx]' for it"
+        )
     log(f"new: {folder} trains on {data}: cd {folder} && dvc repro")
 
 
 def without_library(text: str) -> str:
-    """dvc.yaml of the repository as a project has it: requirements.txt in place of the first of the dependencies of each stage
-    on graft/… and the locks, and none of the others."""
+    """dvc.yaml of the repository as a project has it: requirements.txt in place of the first of the
+    dependencies of each stage on graft/… and the locks, and none of the others."""
     lines, stage_has = [], False
     for line in text.splitlines(keepends=True):
         if line.strip() == "deps:":
@@ -85,7 +92,9 @@ def _set_params(file, data, onnx):
 
     yaml = YAML()
     yaml.width = 4096
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml.representer.add_representer(
+        type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     tree = yaml.load(file)
     tree["data"]["path"] = data
     if not onnx:
@@ -107,7 +116,11 @@ def _commit(folder):
 
 
 def _run(folder, *command):
-    done = subprocess.run(command, cwd=folder, env=git.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=git.environment(), capture_output=True, text=True
+    )
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+        said = (done.stderr or done.stdout).strip().splitlines() or [
+            f"exit status {done.returncode}"
+        ]
         raise GraftError(f"{' '.join(command[:4])}: {said[-1]}")

@@ -28,7 +28,9 @@ UNCERTAIN, UNKNOWN = "uncertain", "unknown"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", help="photos or folders")
-    parser.add_argument("-n", type=int, default=50, help="how many are chosen (default: %(default)s)")
+    parser.add_argument(
+        "-n", type=int, default=50, help="how many are chosen (default: %(default)s)"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -36,16 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="table to write, .csv, or tasks for Label Studio, .json (default: %(default)s)",
     )
     parser.add_argument(
-        "--document-root", type=Path, default=Path(), metavar="DIR",
-        help="what Label Studio's LOCAL_FILES_DOCUMENT_ROOT will be: a folder that holds the photos (default: this one)",
-    )  # fmt: skip
+        "--document-root",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="what Label Studio's LOCAL_FILES_DOCUMENT_ROOT will be: a folder that holds the "
+        "photos (default: this one)",
+    )
 
 
 def next_(args: argparse.Namespace) -> None:
-    """`graft next DIR [-n 50]`: by the fine-tuned model; unknown photos stand apart, at the end, the strangest first.
+    """`graft next DIR [-n 50]`: by the fine-tuned model; unknown photos stand apart, at the end,
+    the strangest first.
 
-    Raises GraftError where there is no photo that can be read, or no fine-tuned model, and for tasks of photos that lie outside
-    --document-root.
+    Raises GraftError where there is no photo that can be read, or no fine-tuned model, and for
+    tasks of photos that lie outside --document-root.
     """
     if args.output.suffix.lower() not in (".csv", ".json"):
         raise GraftError(f"--output {args.output}: must end in .csv or .json")
@@ -60,8 +67,10 @@ def next_(args: argparse.Namespace) -> None:
     else:
         files.write_csv(args.output, COLUMNS, rows)
     strange = sum(row[1] == UNKNOWN for row in rows)
-    log(f"next: {len(rows) - strange} of {len(seen.files)} photos chosen, and {strange} that seem to show none of the classes; "
-        f"written to {args.output}")  # fmt: skip
+    log(
+        f"next: {len(rows) - strange} of {len(seen.files)} photos chosen, and {strange} that seem "
+        f"to show none of the classes; written to {args.output}"
+    )
 
 
 def choose(seen: Seen, inside: Inside, known: Known, n: int) -> list[tuple]:
@@ -71,25 +80,49 @@ def choose(seen: Seen, inside: Inside, known: Known, n: int) -> list[tuple]:
     strange = np.flatnonzero(p_values < UNKNOWN_BELOW)
     usual = np.flatnonzero(p_values >= UNKNOWN_BELOW)
     best = usual[telling(inside.features[usual], margin[usual], n)]
-    order = [(UNCERTAIN, i) for i in best] + [(UNKNOWN, i) for i in strange[np.argsort(p_values[strange], kind="stable")][:n]]
+    order = [(UNCERTAIN, i) for i in best] + [
+        (UNKNOWN, i) for i in strange[np.argsort(p_values[strange], kind="stable")][:n]
+    ]
     classes = seen.description.classes
     return [
-        (seen.files[i].as_posix(), kind, classes[p[i].argmax()], float(p[i].max()), float(margin[i]), float(p_values[i]))
+        (
+            seen.files[i].as_posix(),
+            kind,
+            classes[p[i].argmax()],
+            float(p[i].max()),
+            float(margin[i]),
+            float(p_values[i]),
+        )
         for kind, i in order
     ]
 
 
 def tasks(rows: Sequence[tuple], root: Path) -> list[dict]:
-    """Label Studio's tasks, with the model's predictions, for its template "Image Classification": it opens the files below
-    `root`, which is to be its LOCAL_FILES_DOCUMENT_ROOT. Raises GraftError for a file elsewhere."""
+    """Label Studio's tasks, with the model's predictions, for its template "Image Classification":
+    it opens the files below `root`, which is to be its LOCAL_FILES_DOCUMENT_ROOT. Raises GraftError
+    for a file elsewhere."""
     found = []
     for path, kind, predicted, confidence, margin, known in rows:
         try:
             inside = Path(path).resolve().relative_to(root.resolve())
         except ValueError:
-            raise GraftError(f"{path} lies outside {root}: --document-root must hold all photos") from None
+            raise GraftError(
+                f"{path} lies outside {root}: --document-root must hold all photos"
+            ) from None
         address = f"/data/local-files/?d={urllib.parse.quote(inside.as_posix())}"
-        chosen = {"type": "choices", "from_name": "choice", "to_name": "image", "value": {"choices": [predicted]}}
+        chosen = {
+            "type": "choices",
+            "from_name": "choice",
+            "to_name": "image",
+            "value": {"choices": [predicted]},
+        }
         about = {"image": address, "kind": kind, "margin": margin, "known": known}
-        found.append({"data": about, "predictions": [{"model_version": "graft", "score": confidence, "result": [chosen]}]})
+        found.append(
+            {
+                "data": about,
+                "predictions": [
+                    {"model_version": "graft", "score": confidence, "result": [chosen]}
+                ],
+            }
+        )
     return found

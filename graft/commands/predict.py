@@ -21,51 +21,88 @@ RowsOf = Callable[[Loaded, Iterable[Path]], Iterable[Prediction]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", help="photos, folders, patterns, or lists: @FILE, or - for standard input")
     parser.add_argument(
-        "--model", default=str(paths.EXPORT), help="export folder, model.keras, or models:/NAME@ALIAS (default: %(default)s)"
+        "source",
+        nargs="+",
+        help="photos, folders, patterns, or lists: @FILE, or - for standard input",
     )
-    parser.add_argument("--output", type=Path, help="table to write, .csv, .jsonl or .parquet (default: lines on the terminal)")
-    parser.add_argument("--top", type=int, metavar="K", help="the K likeliest classes of each photo")
+    parser.add_argument(
+        "--model",
+        default=str(paths.EXPORT),
+        help="export folder, model.keras, or models:/NAME@ALIAS (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="table to write, .csv, .jsonl or .parquet (default: lines on the terminal)",
+    )
+    parser.add_argument(
+        "--top", type=int, metavar="K", help="the K likeliest classes of each photo"
+    )
     parser.add_argument(
         "--unknown-below",
         type=float,
         metavar="P",
-        help="call photos unknown that look stranger than all but this share of the classes' own, such as 0.01",
+        help="call photos unknown that look stranger than all but this share of the classes' own, "
+        "such as 0.01",
     )
-    parser.add_argument("--sort-into", type=Path, metavar="DIR", help="link each photo into a folder of its class there")
-    parser.add_argument("--unsure-below", type=float, metavar="P", help="photos of less confidence go into unsure/")
     parser.add_argument(
-        "--executor", choices=("local", "ray"), default="local", help="ray: on the machines of a Ray cluster, the same rows"
+        "--sort-into",
+        type=Path,
+        metavar="DIR",
+        help="link each photo into a folder of its class there",
     )
-    parser.add_argument("--copy", action="store_true", help="copy photos there, instead of hard links")
+    parser.add_argument(
+        "--unsure-below", type=float, metavar="P", help="photos of less confidence go into unsure/"
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: on the machines of a Ray cluster, the same rows",
+    )
+    parser.add_argument(
+        "--copy", action="store_true", help="copy photos there, instead of hard links"
+    )
 
 
 def predict(args: argparse.Namespace) -> None:
-    """`graft predict SOURCE … [--model MODEL] [--output FILE] [--top K] [--sort-into DIR] [--executor ray]`.
+    """`graft predict SOURCE … [--model MODEL] [--output FILE] [--top K] [--sort-into DIR]
+    [--executor ray]`.
 
-    A line per file on the terminal, or a table in a file; an interrupted table is gone on with. Ends with exit status 2 where
-    some files could not be read, with 1 where none could.
-    Raises GraftError for an output of another kind, and as `Sources`, `open_model`, `open_table` and `Sorter` do.
+    A line per file on the terminal, or a table in a file; an interrupted table is gone on with.
+    Ends with exit status 2 where some files could not be read, with 1 where none could.
+    Raises GraftError for an output of another kind, and as `Sources`, `open_model`, `open_table`
+    and `Sorter` do.
     """
     _check(args)
     sources = Sources(args.source)
-    total = None if sources.once else sum(1 for _ in sources)  # which also says that there is something to do
+    # Which also says that there is something to do.
+    total = None if sources.once else sum(1 for _ in sources)
     limit = args.unknown_below
     model = open_model(args.model, suits_litert=_suits_litert, knowing=limit is not None)
     on_cluster = args.executor == "ray"
-    columns = Columns(model.description.classes, args.top, known=not on_cluster and model.judged is not None)
-    rows_of: RowsOf = predict_on_cluster if on_cluster else partial(predict_files, unknown_below=limit)
+    columns = Columns(
+        model.description.classes, args.top, known=not on_cluster and model.judged is not None
+    )
+    rows_of: RowsOf = (
+        predict_on_cluster if on_cluster else partial(predict_files, unknown_below=limit)
+    )
     sorter = None
     if args.sort_into:
-        sorter = Sorter(args.sort_into, model.description.classes, args.unsure_below or 0.0, args.copy)
+        sorter = Sorter(
+            args.sort_into, model.description.classes, args.unsure_below or 0.0, args.copy
+        )
         sorter.check(args.source)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of oddities in metadata; what matters is a problem
+        # Pillow warns of oddities in metadata; what matters is a problem.
+        warnings.simplefilter("ignore")
         if args.output is None:
             rows, problems = _print(_sorted(rows_of(model, sources), sorter), columns)
         else:
-            rows, problems = _write(model, sources, sorter, (args.output, columns, total), limit, rows_of)
+            rows, problems = _write(
+                model, sources, sorter, (args.output, columns, total), limit, rows_of
+            )
     done = rows - problems
     parts = [f"{done} image{'s' * (done != 1)} predicted by {model.name}"]
     parts += [f"{problems} could not be read"] * bool(problems)
@@ -88,11 +125,15 @@ def _check(args):
     if args.sort_into is None and (args.copy or args.unsure_below is not None):
         raise GraftError("--copy and --unsure-below say how photos are sorted: add --sort-into DIR")
     if args.executor == "ray" and args.unknown_below is not None:
-        raise GraftError("--executor ray: --unknown-below needs TensorFlow, which workers do without; leave one out")
+        raise GraftError(
+            "--executor ray: --unknown-below needs TensorFlow, which workers do without; leave "
+            "one out"
+        )
 
 
 def _sorted(rows: Iterable[Prediction], sorter: Sorter | None) -> Iterable[Prediction]:
-    """`rows`, each after its photo has been put into its place: a row that is written stands for a photo that lies there."""
+    """`rows`, each after its photo has been put into its place: a row that is written stands for a
+    photo that lies there."""
     for row in rows:
         if sorter is not None:
             sorter.place(row)
@@ -107,15 +148,23 @@ def _print(rows, columns):
         seen, more = ("-", row.problem) if row.problem else (f"{row.confidence:.1%}", "")
         if columns.top and not row.problem:
             more = ", ".join(f"{p:.1%} {name}" for name, p in columns.likeliest(row)[1:])
-        log(f"{seen:>6}  {row.predicted or '-':{width}}  {row.path}" + (f"  ({more})" if more else ""))
+        log(
+            f"{seen:>6}  {row.predicted or '-':{width}}  {row.path}"
+            + (f"  ({more})" if more else "")
+        )
     return done, problems
 
 
 def _write(
-    model: Loaded, sources: Sources, sorter: Sorter | None, table: tuple[Path, Columns, int | None], limit: float | None,
+    model: Loaded,
+    sources: Sources,
+    sorter: Sorter | None,
+    table: tuple[Path, Columns, int | None],
+    limit: float | None,
     rows_of: RowsOf,
-) -> tuple[int, int]:  # fmt: skip
-    """All Predictions as a table: (file, its columns, number of rows if known). Returns as `_print` does."""
+) -> tuple[int, int]:
+    """All Predictions as a table: (file, its columns, number of rows if known). Returns as `_print`
+    does."""
     output, columns, total = table
     identity = model.identity or files.sha256(model.name)
     identity += "" if limit is None else f", unknown below {limit}"

@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def preset(args: argparse.Namespace) -> None:
     """`graft preset NAME`: `-S key=value …` in one line. Raises GraftError as `flags` does.
 
-    Then it prints a flag that DVC refuses: `dvc exp run $(graft preset NAME)` would run without any otherwise.
+    Then it prints a flag that DVC refuses: `dvc exp run $(graft preset NAME)` would run without any
+    otherwise.
     """
     try:
         log(" ".join(flags(args.name)))
@@ -32,15 +33,23 @@ def preset(args: argparse.Namespace) -> None:
 
 
 def flags(name: str) -> list[str]:
-    """["-S", "key=value", …] of configs/`name`.yaml. Raises GraftError for an unknown name, for params that do not fit or
-    whose package is missing, and for values that a shell would take apart."""
+    """["-S", "key=value", …] of configs/`name`.yaml. Raises GraftError for an unknown name, for
+    params that do not fit or whose package is missing, and for values that a shell would take
+    apart."""
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     if name not in known:
-        raise GraftError(f"no preset {name!r} in {CONFIGS}/; there are {', '.join(known) or 'none: run from the root'}")
+        raise GraftError(
+            f"no preset {name!r} in {CONFIGS}/; there are "
+            f"{', '.join(known) or 'none: run from the root'}"
+        )
     path = CONFIGS / f"{name}.yaml"
     values, given = params.load_part(path)
     backbones.check(given)
-    return [word for key, value in values.items() for word in ("-S", f"{key}={_shown(path, key, value)}")]
+    return [
+        word
+        for key, value in values.items()
+        for word in ("-S", f"{key}={_shown(path, key, value)}")
+    ]
 
 
 def _shown(path, key, value):
@@ -48,5 +57,8 @@ def _shown(path, key, value):
         return f"[{','.join(_shown(path, key, each) for each in value)}]"
     text = value if isinstance(value, str) else json.dumps(value)
     if not WHOLE.fullmatch(text):
-        raise GraftError(f"{path}: {key}: a shell would take {text!r} apart; give it by hand: dvc exp run -S '{key}=…'")
+        raise GraftError(
+            f"{path}: {key}: a shell would take {text!r} apart; give it by hand: dvc exp run -S "
+            f"'{key}=…'"
+        )
     return text

@@ -1,4 +1,5 @@
-"""Record in MLflow, and register, what data/ holds: for a new server, after dvc pull, after a loss of mlruns."""
+"""Record in MLflow, and register, what data/ holds: for a new server, after dvc pull, after a loss
+of mlruns."""
 
 import argparse
 from itertools import takewhile
@@ -19,14 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """`graft publish`: what is recorded and registered already, by digest, stays as it is. Nothing is computed anew.
+    """`graft publish`: what is recorded and registered already, by digest, stays as it is. Nothing
+    is computed anew.
 
     Raises GraftError where `data/` does not hold what params.yaml, the code and dvc.lock say.
     """
     given = params.load()
     stages = list(takewhile(lambda stage: dvc_lock.matches_lock(stage, "outs"), paths.STAGES))
     if not stages:
-        raise GraftError("data/split is not what dvc.lock records for this data, code and params.yaml; `dvc repro` makes it")
+        raise GraftError(
+            "data/split is not what dvc.lock records for this data, code and params.yaml; "
+            "`dvc repro` makes it"
+        )
     quiet_tensorflow()
     connection = store.connect(given)
     with store.failures(connection.uri):
@@ -34,7 +39,10 @@ def publish(args: argparse.Namespace) -> None:
         for stage in stages:
             _publish(connection, given, stage)
     if rest := [stage for stage in paths.STAGES if stage not in stages]:
-        warn(f"not published, since not as dvc.lock records it: {', '.join(rest)}; `dvc repro` makes it")
+        warn(
+            f"not published, since not as dvc.lock records it: {', '.join(rest)}; `dvc repro` "
+            "makes it"
+        )
 
 
 def _publish(connection, given, stage):
@@ -72,7 +80,9 @@ def _register(run):
         if not run.params.evaluate.calibrate:
             description = description.replace(temperature=1.0)
         checks = files.read_json(paths.EXPORT / "checks.json")
-        more = {"metrics": {"accuracy": files.read_json(paths.EVALUATE / "metrics.json")["accuracy"]}}
+        more = {
+            "metrics": {"accuracy": files.read_json(paths.EVALUATE / "metrics.json")["accuracy"]}
+        }
         tags = photo_parity.version_tags(checks, run.params.export.min_agreement)
         more |= {"tags": tags, "export": (paths.EXPORT, pyfunc.network_digest(model, description))}
         pyfunc.register(run, *writers.self_contained(model, description), alias="exported", **more)

@@ -19,15 +19,25 @@ SIDE = 144  # pixels of a photo on the page
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", type=int, default=200, help="photos at most: suspects, then uncertain ones (default: %(default)s)"
+        "-n",
+        type=int,
+        default=200,
+        help="photos at most: suspects, then uncertain ones (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, default=Path("review.html"), help="page to write (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("review.html"),
+        help="page to write (default: %(default)s)",
+    )
 
 
 def review(args: argparse.Namespace) -> None:
-    """`graft review [-n 200]`: what `second-look` suspects, and where its heads were least sure, as one HTML file.
+    """`graft review [-n 200]`: what `second-look` suspects, and where its heads were least sure, as
+    one HTML file.
 
-    Raises GraftError where that stage has not run, or ran on another split, and where there is nothing to look at.
+    Raises GraftError where that stage has not run, or ran on another split, and where there is
+    nothing to look at.
     """
     if args.n < 1:
         raise GraftError(f"-n {args.n}: at least 1")
@@ -47,20 +57,33 @@ def review(args: argparse.Namespace) -> None:
                 continue
             doubts.append(report.Doubt(path, label, likelier, confidence, why, split, shown))
     files.write_text(args.output, report.page(doubts, rows.classes, name=Path(data.path).name))
-    log(f"review: {len(doubts)} photos on {args.output}: open it, choose, save fixes.csv, then graft relabel fixes.csv")
+    log(
+        f"review: {len(doubts)} photos on {args.output}: open it, choose, save fixes.csv, then "
+        "graft relabel fixes.csv"
+    )
 
 
 def chosen(rows: manifest.Manifest, n: int) -> list[tuple[str, str, str, float, str, str]]:
-    """(path, label, likelier class, its probability, why, split) of up to n photos: suspects in their order, then those whose
-    label leads or trails least."""
+    """(path, label, likelier class, its probability, why, split) of up to n photos: suspects in
+    their order, then those whose label leads or trails least."""
     file = paths.SECOND_LOOK / "suspects.csv"
     if not file.exists():
         raise GraftError(f"{file}: no such file; `dvc repro second-look` makes it")
     suspects, said = files.read_csv(file), Predictions.read(paths.SECOND_LOOK / "oof.csv")
     if said.paths != rows.paths:
-        raise GraftError(f"{paths.SECOND_LOOK} is not of this split; `dvc repro second-look` makes it anew")
+        raise GraftError(
+            f"{paths.SECOND_LOOK} is not of this split; `dvc repro second-look` makes it anew"
+        )
     found = [
-        (s["path"], s["label"], s["likelier"], float(s["likelier_probability"]), s["kind"], s["split"]) for s in suspects[:n]
+        (
+            s["path"],
+            s["label"],
+            s["likelier"],
+            float(s["likelier_probability"]),
+            s["kind"],
+            s["split"],
+        )
+        for s in suspects[:n]
     ]
     seen, split = {row[0] for row in found}, {row.path: row.split for row in rows.rows}
     if np.allclose(said.probabilities, 1 / len(said.classes)):
@@ -74,5 +97,14 @@ def chosen(rows: manifest.Manifest, n: int) -> list[tuple[str, str, str, float, 
         if len(found) >= n:
             break
         if path not in seen:
-            found.append((path, label, said.classes[second[i]], float(others[i].max()), UNCERTAIN, split[path]))
+            found.append(
+                (
+                    path,
+                    label,
+                    said.classes[second[i]],
+                    float(others[i].max()),
+                    UNCERTAIN,
+                    split[path],
+                )
+            )
     return found

@@ -31,10 +31,12 @@ def load_images(
     white: int = 0,
     workers: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Iterate over the images at `root`/path, in the order of `paths`: uint8 (size, size, 3), as `pixels.load`.
+    """Iterate over the images at `root`/path, in the order of `paths`: uint8 (size, size, 3), as
+    `pixels.load`.
 
-    Threads (Pillow decodes outside the interpreter lock) stay 8 images per worker ahead of the reader, no further: memory does
-    not grow with the number of images. sha256: what the files' must be. white: as of `pixels.open_rgb`.
+    Threads (Pillow decodes outside the interpreter lock) stay 8 images per worker ahead of the
+    reader, no further: memory does not grow with the number of images. sha256: what the files' must
+    be. white: as of `pixels.open_rgb`.
     Raises GraftError, naming the file, for one
     that has gone or changed: its features would be kept under the name of another content.
     """
@@ -51,7 +53,9 @@ def load_images(
             )  # split has applied data.max_megapixels already
         except (OSError, pixels.ImageProblem) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise GraftError(f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`") from None
+            raise GraftError(
+                f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`"
+            ) from None
 
     items = zip(paths, repeat(None) if sha256 is None else sha256)
     yield from prefetch(load, items, workers=workers, depth=8 * workers)
@@ -67,22 +71,25 @@ def iter_batches(
     sha256: Sequence[str] | None = None,
     white: int = 0,
 ) -> Iterator[np.ndarray]:
-    """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is left."""
+    """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is
+    left."""
     images = load_images(root, paths, size, resize=resize, sha256=sha256, white=white)
     while stack := list(islice(images, batch_size)):
         yield np.stack(stack)
 
 
 def load_fitted(root: str | Path, path: str, size: int) -> np.ndarray:
-    """uint8 (size, size, 3) for people to look at: the image in its proportions, on white; a small one enlarged in whole
-    pixels; grey where it cannot be read any more."""
+    """uint8 (size, size, 3) for people to look at: the image in its proportions, on white; a small
+    one enlarged in whole pixels; grey where it cannot be read any more."""
     try:
         image = pixels.open_rgb(Path(root) / path, at_least=size, max_megapixels=None)
     except (OSError, pixels.ImageProblem):
         return np.full((size, size, 3), 230, np.uint8)
     scale = size / max(image.size)
     fitted = [max(1, round(side * scale)) for side in image.size]
-    image = image.resize(fitted, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BILINEAR)
+    image = image.resize(
+        fitted, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BILINEAR
+    )
     sheet = Image.new("RGB", (size, size), "white")
     sheet.paste(image, ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
     return np.asarray(sheet)
@@ -92,8 +99,8 @@ def load_fitted(root: str | Path, path: str, size: int) -> np.ndarray:
 class ImageSet:
     """The images of a manifest at one size, to be read again and again, in any order.
 
-    `root`: the data set's folder. `size`: side S in pixels. `sha256`, `resize` and `white` (of `pixels.open_rgb`) are what else
-    determines their pixels.
+    `root`: the data set's folder. `size`: side S in pixels. `sha256`, `resize` and `white` (of
+    `pixels.open_rgb`) are what else determines their pixels.
     """
 
     manifest: Manifest
@@ -125,25 +132,32 @@ class ImageSet:
 
     @property
     def sha256(self) -> tuple[str, ...]:
-        """What features are kept under: of each file, and of what is white in it where the set says so."""
+        """What features are kept under: of each file, and of what is white in it where the set says
+        so."""
         return tuple(
-            hashlib.sha256(f"{row.sha256} {row.white}".encode()).hexdigest() if row.white else row.sha256
+            hashlib.sha256(f"{row.sha256} {row.white}".encode()).hexdigest()
+            if row.white
+            else row.sha256
             for row in self.manifest.rows
         )
 
     def read(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
-        """Iterate over batches uint8 (b, S, S, 3) of the images at `indices` (positions in the manifest), in that order.
+        """Iterate over batches uint8 (b, S, S, 3) of the images at `indices` (positions in the
+        manifest), in that order.
 
         Raises GraftError for a file that is not what the manifest says.
         """
         chosen = [self.manifest.rows[i] for i in indices]
         names, digests = (row.path for row in chosen), [row.sha256 for row in chosen]
-        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, resize=self.resize, sha256=digests,
-                            white=self.white)  # fmt: skip
+        return iter_batches(self.root, names, self.size, batch_size=self.batch_size,
+                            resize=self.resize, sha256=digests, white=self.white)  # fmt: skip
 
     def select(self, indices: Iterable[int]) -> ImageSet:
         """The images at `indices` (positions in the manifest) alone, in that order."""
-        return replace(self, manifest=replace(self.manifest, rows=tuple(self.manifest.rows[i] for i in indices)))
+        return replace(
+            self,
+            manifest=replace(self.manifest, rows=tuple(self.manifest.rows[i] for i in indices)),
+        )
 
 
 def sample(images: ImageSet, most: int, *, seed: int) -> np.ndarray:
@@ -152,9 +166,11 @@ def sample(images: ImageSet, most: int, *, seed: int) -> np.ndarray:
     return np.concatenate(list(images.read(np.sort(chosen))))
 
 
-def image_sets(manifest: Manifest, root: str | Path, description: Description, *splits: str) -> tuple[ImageSet, ...]:
-    """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees them; without any, one of
-    the whole manifest."""
+def image_sets(
+    manifest: Manifest, root: str | Path, description: Description, *splits: str
+) -> tuple[ImageSet, ...]:
+    """One ImageSet for each of `splits`, e.g. "train", "val", as the model of this Description sees
+    them; without any, one of the whole manifest."""
     size, resize = description.image_size, description.resize
     parts = [manifest.split(name) for name in splits] or [manifest]
     return tuple(ImageSet(part, root, size, resize=resize, white=manifest.white) for part in parts)

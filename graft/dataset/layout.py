@@ -1,4 +1,5 @@
-"""What the folders of a data set mean: which hold classes, which a split of them, and what is passed over."""
+"""What the folders of a data set mean: which hold classes, which a split of them, and what is
+passed over."""
 
 import os
 import re
@@ -17,7 +18,8 @@ from graft.system.override import override
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A regular file, and what changes when it does. `path`: POSIX, relative to the folder that was walked; `size`: bytes."""
+    """A regular file, and what changes when it does. `path`: POSIX, relative to the folder that was
+    walked; `size`: bytes."""
 
     path: str
     size: int
@@ -28,8 +30,9 @@ class File:
 
 @dataclass(frozen=True)
 class Walk:
-    """Everything below a folder. `files`: by path; `odd`: (path, problem or "non_image", action) of what cannot be read;
-    `hidden`: number of files that are passed over; `links`: folders that are links to others."""
+    """Everything below a folder. `files`: by path; `odd`: (path, problem or "non_image", action) of
+    what cannot be read; `hidden`: number of files that are passed over; `links`: folders that are
+    links to others."""
 
     files: tuple[File, ...]
     odd: tuple[tuple[str, str, str], ...]
@@ -50,30 +53,50 @@ def walk(root: Path) -> Walk:
                 continue
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            odd.append((printable(prefix.rstrip("/")), "undecodable", f"set aside: folder cannot be read ({error.strerror})"))
+            odd.append(
+                (
+                    printable(prefix.rstrip("/")),
+                    "undecodable",
+                    f"set aside: folder cannot be read ({error.strerror})",
+                )
+            )
             continue
         for entry in entries:
             path = prefix + entry.name
             veiled = is_hidden or pixels.passed_over(entry.name)
             try:
                 if entry.is_dir():
-                    links += [path] if not veiled and _leads_elsewhere(entry, {*above, here}) else []
+                    links += (
+                        [path] if not veiled and _leads_elsewhere(entry, {*above, here}) else []
+                    )
                     stack.append((path + "/", entry.path, veiled, above | {here}))
                     continue
                 status = None if veiled else entry.stat()
             except OSError as error:
-                problem = "undecodable" if Path(path).suffix.lower() in pixels.SUFFIXES else "non_image"
-                odd.append((printable(path), problem, f"set aside: cannot be read ({error.strerror})"))
+                problem = (
+                    "undecodable" if Path(path).suffix.lower() in pixels.SUFFIXES else "non_image"
+                )
+                odd.append(
+                    (printable(path), problem, f"set aside: cannot be read ({error.strerror})")
+                )
                 continue
             if status is None:
                 hidden += 1
             elif not stat.S_ISREG(status.st_mode):  # a pipe or device: reading it might never end
                 odd.append((printable(path), "non_image", ""))
             elif printable(path) != path:
-                odd.append((printable(path), "unsupported", "set aside: its name is not valid Unicode"))
+                odd.append(
+                    (printable(path), "unsupported", "set aside: its name is not valid Unicode")
+                )
             else:
-                files.append(File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    return Walk(tuple(sorted(files, key=lambda file: file.path)), tuple(odd), hidden, tuple(sorted(links)))
+                files.append(
+                    File(
+                        path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+                    )
+                )
+    return Walk(
+        tuple(sorted(files, key=lambda file: file.path)), tuple(odd), hidden, tuple(sorted(links))
+    )
 
 
 def _leads_elsewhere(entry, above):
@@ -89,7 +112,8 @@ def printable(path: str) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to take a folder. `text`: what it would be, for a person; `key`, `value`: the parameter that says so."""
+    """One way to take a folder. `text`: what it would be, for a person; `key`, `value`: the
+    parameter that says so."""
 
     text: str
     key: str
@@ -97,21 +121,31 @@ class Reading:
 
 
 class Unclear(GraftError):
-    """A folder that can be taken in several ways, or in none without help. `problem`: in words; `readings`: what it may be;
-    `flat`: its folders say nothing of classes."""
+    """A folder that can be taken in several ways, or in none without help. `problem`: in words;
+    `readings`: what it may be; `flat`: its folders say nothing of classes."""
 
     def __init__(self, problem: str, readings: Iterable[Reading] = (), *, flat: bool = False):
         self.problem, self.readings, self.flat = problem, tuple(readings), flat
         super().__init__(self.told(lambda key, value: f"-S {override(f'data.{key}', value)}"))
 
     def as_options(self, source: str) -> str:
-        """The line with the options of `graft import` and `graft check` instead of parameters; `source`: what it is about."""
-        return f"{source}: " + self.told(lambda key, value: f"--{key.replace('_', '-')} {shlex.quote(value)}")
+        """The line with the options of `graft import` and `graft check` instead of parameters;
+        `source`: what it is about."""
+        return f"{source}: " + self.told(
+            lambda key, value: f"--{key.replace('_', '-')} {shlex.quote(value)}"
+        )
 
     def told(self, flag: Callable[[str, str], str]) -> str:
         """The line for a person; flag: (key, value) of a Reading to what is typed for it."""
-        parts = [f"({i}) {reading.text}: {flag(reading.key, reading.value)}" for i, reading in enumerate(self.readings, 1)]
-        table = ["or give a table of labels (columns file, label): " + flag("labels", "labels.csv")] if self.flat else []
+        parts = [
+            f"({i}) {reading.text}: {flag(reading.key, reading.value)}"
+            for i, reading in enumerate(self.readings, 1)
+        ]
+        table = (
+            ["or give a table of labels (columns file, label): " + flag("labels", "labels.csv")]
+            if self.flat
+            else []
+        )
         return "; ".join([self.problem, *parts, *table])
 
 
@@ -119,9 +153,10 @@ class Unclear(GraftError):
 class Layout:
     """How the folders of a data set are taken.
 
-    `base`: the folder below which everything lies, "" or ending in "/". `splits`: {folder below it, ending in "/": "train",
-    "val" or "test"}, empty where no folder holds a split. `level`: what is a class there: "classes" the folders, "deepest" the
-    folder that a photo lies in, "class_splits" the folders, each with folders for the splits in it; "flat" nothing is.
+    `base`: the folder below which everything lies, "" or ending in "/". `splits`: {folder below it,
+    ending in "/": "train", "val" or "test"}, empty where no folder holds a split. `level`: what is
+    a class there: "classes" the folders, "deepest" the folder that a photo lies in, "class_splits"
+    the folders, each with folders for the splits in it; "flat" nothing is.
     """
 
     base: str
@@ -152,10 +187,13 @@ class Layout:
 
     def class_folders(self) -> list[str]:
         """The folders, "" or ending in "/", whose sub-folders are classes."""
-        return [self.base + folder for folder in self.splits or [""]] if self.level != "flat" else []
+        return (
+            [self.base + folder for folder in self.splits or [""]] if self.level != "flat" else []
+        )
 
     def told(self) -> list[str]:
-        """What was taken for what, in lines for a person; none where the folders at the top are simply the classes."""
+        """What was taken for what, in lines for a person; none where the folders at the top are
+        simply the classes."""
         where = [f"everything is taken from {self.base}"] if self.base else []
         taken = [f"{folder} is taken for {split}" for folder, split in self.splits.items()]
         if self.level == "class_splits":
@@ -173,38 +211,56 @@ def find_layout(paths: Iterable[str], wanted: str = "auto") -> Layout:
     base, images = _base([path.split("/") for path in paths], wanted)
     tops = {parts[0] for parts in images if len(parts) > 1}
     if not tops:
-        where, readings = base.rstrip("/") or "the top", _by_names(base + "/".join(parts) for parts in images)
-        raise Unclear(f"its photos lie in one folder ({where}); there must be one folder per class", readings, flat=True)
+        where, readings = (
+            base.rstrip("/") or "the top",
+            _by_names(base + "/".join(parts) for parts in images),
+        )
+        raise Unclear(
+            f"its photos lie in one folder ({where}); there must be one folder per class",
+            readings,
+            flat=True,
+        )
     splits = {} if wanted == "classes" else _splits(images, tops, wanted)
     inner = [parts for parts in images if not splits or parts[0] in splits]
     prefixes = _prefixes(inner, splits)
     if not splits:
         return Layout(base, {}, _level(inner, tops, wanted))
     inside = [
-        parts[len(prefixes[parts[0]]) :] for parts in inner if tuple(parts[: len(prefixes[parts[0]])]) == prefixes[parts[0]]
+        parts[len(prefixes[parts[0]]) :]
+        for parts in inner
+        if tuple(parts[: len(prefixes[parts[0]])]) == prefixes[parts[0]]
     ]
     inside, common = _common(inside)
     found = {"/".join((*prefix, *common)) + "/": splits[top] for top, prefix in prefixes.items()}
     _check_depth(images, splits, inside, base)
-    return Layout(base, found, _level(inside, {parts[0] for parts in inside if len(parts) > 1}, wanted))
+    return Layout(
+        base, found, _level(inside, {parts[0] for parts in inside if len(parts) > 1}, wanted)
+    )
 
 
 def find_splits(paths: Iterable[str]) -> Layout:
-    """The Layout, of level "flat", of images whose classes are told otherwise: the folders may give the split, nothing more."""
+    """The Layout, of level "flat", of images whose classes are told otherwise: the folders may give
+    the split, nothing more."""
     images = [path.split("/") for path in paths]
     base, images = _base(images, "auto")
     tops = {parts[0] for parts in images if len(parts) > 1}
     named = named_splits(tops)
     clear = "train" in named.values() and (len(set(named.values())) > 1 or len(named) == len(tops))
-    return Layout(base if clear else "", {f"{top}/": split for top, split in sorted(named.items())} if clear else {}, "flat")
+    return Layout(
+        base if clear else "",
+        {f"{top}/": split for top, split in sorted(named.items())} if clear else {},
+        "flat",
+    )
 
 
 def _base(images, wanted):
-    """(folder that holds all, [parts of each image below it]): folders that hold nothing but one other are gone through."""
+    """(folder that holds all, [parts of each image below it]): folders that hold nothing but one
+    other are gone through."""
     base = ""
     while True:
         below = {parts[0] for parts in images if len(parts) > 1}
-        # A train/ is none to go through; a folder that is called like another split and is all there is may be.
+        # A train/ is none to go through; a folder that is called like another split and is all
+        # there is may be.
         if len(below) != 1 or "train" in named_splits(below).values() or wanted == "splits":
             return base, images
         (only,) = below
@@ -215,28 +271,47 @@ def _base(images, wanted):
 def _splits(images, tops, wanted):
     """{folder at the top: split}, empty where the folders at the top are the classes."""
     named = named_splits(tops)
-    kinds, others = set(named.values()), sorted(tops - set(named) - {top for top in tops if is_unlabelled(top)})
-    others = [top for top in others if not _repeats(top, tops, images)] if "train" in kinds else others
+    kinds, others = (
+        set(named.values()),
+        sorted(tops - set(named) - {top for top in tops if is_unlabelled(top)}),
+    )
+    others = (
+        [top for top in others if not _repeats(top, tops, images)] if "train" in kinds else others
+    )
     if wanted == "splits" and (others or "train" not in kinds):
-        odd = f"{others[0]!r} is called like none" if others else "none of its folders is called like train"
+        odd = (
+            f"{others[0]!r} is called like none"
+            if others
+            else "none of its folders is called like train"
+        )
         raise Unclear(f"data.layout is splits, but {odd} (train, val, test)")
     joined = _class_and_split(tops)
     if joined and wanted == "auto":
-        raise Unclear("its folders are called like a class and a split at once", [*_by_both(joined, tops), _as_classes(tops)])
+        raise Unclear(
+            "its folders are called like a class and a split at once",
+            [*_by_both(joined, tops), _as_classes(tops)],
+        )
     if not kinds or (others and len(kinds) < 2):
         _refuse_plain(tops, wanted)
         return {}
     if wanted == "auto" and others:
-        raise Unclear(f"it holds {_some(named)} and beside them {others[0]!r}; keep only train, val and test there, "
-                      "or only class folders", [_as_classes(tops)])  # fmt: skip
+        raise Unclear(
+            f"it holds {_some(named)} and beside them {others[0]!r}; keep only train, val and "
+            "test there, or only class folders",
+            [_as_classes(tops)],
+        )
     if "train" not in kinds:
-        raise Unclear(f"it holds {_some(named)}, but no train/: nothing is left to train on; call the folder to train on "
-                      "train", [_as_classes(tops)])  # fmt: skip
+        raise Unclear(
+            f"it holds {_some(named)}, but no train/: nothing is left to train on; call the "
+            "folder to train on train",
+            [_as_classes(tops)],
+        )
     return named
 
 
 def _repeats(top, tops, images):
-    """Whether the folder `top` holds nothing but what lies beside it once more: set/train/a and set/set/train/a."""
+    """Whether the folder `top` holds nothing but what lies beside it once more: set/train/a and
+    set/set/train/a."""
     beside = {tuple(parts) for parts in images if parts[0] != top}
     inside = [tuple(parts[1:]) for parts in images if parts[0] == top and len(parts) > 1]
     while {parts[0] for parts in inside} == {top}:
@@ -245,7 +320,8 @@ def _repeats(top, tops, images):
 
 
 def _prefixes(images, splits):
-    """{folder at the top: the parts of the path to what it really holds}: train/train/cat, train/images/cat."""
+    """{folder at the top: the parts of the path to what it really holds}: train/train/cat,
+    train/images/cat."""
     found = {}
     for top in sorted(splits):
         prefix, inside = (top,), [parts[1:] for parts in images if parts[0] == top]
@@ -254,7 +330,11 @@ def _prefixes(images, splits):
             if len(below) != 1 or any(len(parts) == 1 for parts in inside):
                 break
             (only,) = below
-            if not (only.casefold() == top.casefold() or _parsed(only)[0] == splits[top] or _is_plain(only)):
+            if not (
+                only.casefold() == top.casefold()
+                or _parsed(only)[0] == splits[top]
+                or _is_plain(only)
+            ):
                 break
             prefix, inside = (*prefix, only), [parts[1:] for parts in inside]
         found[top] = prefix
@@ -262,7 +342,8 @@ def _prefixes(images, splits):
 
 
 def _common(inside):
-    """(images, parts of the path) without the folders that alone hold all class folders of every split: train/animals/cat."""
+    """(images, parts of the path) without the folders that alone hold all class folders of every
+    split: train/animals/cat."""
     common = ()
     while True:
         below = {parts[0] for parts in inside if len(parts) > 1}
@@ -272,7 +353,8 @@ def _common(inside):
 
 
 def _check_depth(images, splits, inside, base):
-    """Raises Unclear unless train/ has class folders. Others may be flat: a test set whose labels nobody gave away."""
+    """Raises Unclear unless train/ has class folders. Others may be flat: a test set whose labels
+    nobody gave away."""
     deep = {top for top in splits if any(parts[0] == top and len(parts) > 2 for parts in images)}
     if any(len(parts) > 1 for parts in inside) and "train" in {splits[top] for top in deep}:
         return
@@ -290,16 +372,28 @@ def _level(inside, tops, wanted):
     deepest = {last for _, last in pairs}
     # a/b and c/d: the photos are parted in the same way, but which of the names are the classes'?
     one_to_one = len(pairs) == len(tops) == len(deepest) and (
-        any(len(folder) == 1 for folder in folders) or all(_says_the_same(top, last) for top, last in pairs)
+        any(len(folder) == 1 for folder in folders)
+        or all(_says_the_same(top, last) for top, last in pairs)
     )
-    if tops == {folder[0] for folder in folders if len(folder) == 1} or one_to_one or len(deepest) == 1:
+    if (
+        tops == {folder[0] for folder in folders if len(folder) == 1}
+        or one_to_one
+        or len(deepest) == 1
+    ):
         return "classes"
     seconds = {folder[1] for folder in folders if len(folder) > 1}
     kinds = named_splits(seconds)
-    if set(kinds) == seconds and "train" in kinds.values() and len(set(kinds.values())) > 1 and max(map(len, folders)) == 2:
+    if (
+        set(kinds) == seconds
+        and "train" in kinds.values()
+        and len(set(kinds.values())) > 1
+        and max(map(len, folders)) == 2
+    ):
         return "class_splits"
     shared = any(len({top for top, last in pairs if last == name}) > 1 for name in deepest)
-    why = "its folders share the names of their sub-folders" if shared else "its folders hold folders"
+    why = (
+        "its folders share the names of their sub-folders" if shared else "its folders hold folders"
+    )
     below = Reading(f"{len(deepest)} classes, {_some(deepest)}", "layout", "deepest")
     raise Unclear(f"{why}, so its classes are unclear", [_as_classes(tops), below])
 
@@ -307,7 +401,11 @@ def _level(inside, tops, wanted):
 def _says_the_same(top, last):
     """Whether a folder in a folder names nothing new: cat/cat, cat/cats_images, n01/images."""
     names = [{word.rstrip("s") for word in _words(name)} for name in (top, last)]
-    return top.casefold() == last.casefold() or _is_plain(last) or bool(names[0] & names[1] - PLAIN_WORDS)
+    return (
+        top.casefold() == last.casefold()
+        or _is_plain(last)
+        or bool(names[0] & names[1] - PLAIN_WORDS)
+    )
 
 
 def _as_classes(tops):
@@ -321,33 +419,52 @@ def _some(names):
 
 def _refuse_plain(tops, wanted):
     if wanted == "auto" and len(tops) > 1 and all(map(_is_plain, tops)):
-        raise Unclear(f"its folders, {_some(tops)}, are not called like classes", [_as_classes(tops)], flat=True)
+        raise Unclear(
+            f"its folders, {_some(tops)}, are not called like classes",
+            [_as_classes(tops)],
+            flat=True,
+        )
 
 
-# A name in front of a number, or behind one: cat.0.jpg, great dane_12.jpg, cat (3).jpg, 0001-cat.jpg.
+# A name in front of a number, or behind one: cat.0.jpg, great dane_12.jpg, cat (3).jpg,
+# 0001-cat.jpg.
 NAME_PATTERNS = (r"(?:^|/)([^/\d]+?)[ ._-]*\(?\d+\)?\.\w+$", r"(?:^|/)\d+[ ._-]+([^/\d]+?)\.\w+$")
 
 
 def _by_names(paths):
-    """The Reading of images whose file names tell their class, if they do: two classes or more, few for their number."""
+    """The Reading of images whose file names tell their class, if they do: two classes or more, few
+    for their number."""
     stems = list(paths)
     for pattern in NAME_PATTERNS:
         labels = Counter(label for path in stems if (label := label_in(pattern, path)))
-        if 2 <= len(labels) <= max(2, sum(labels.values()) // 3) and 2 * sum(labels.values()) >= len(stems):
-            return [Reading(f"{len(labels)} classes by file names, {_some(labels)}", "label_by", pattern)]
+        if 2 <= len(labels) <= max(2, sum(labels.values()) // 3) and 2 * sum(
+            labels.values()
+        ) >= len(stems):
+            return [
+                Reading(
+                    f"{len(labels)} classes by file names, {_some(labels)}", "label_by", pattern
+                )
+            ]
     return []
 
 
 def label_in(pattern: str, path: str) -> str:
-    """What the group `label` of a regular expression, else its first, captures in `path`; "" where it matches nothing."""
+    """What the group `label` of a regular expression, else its first, captures in `path`; "" where
+    it matches nothing."""
     match = re.search(pattern, path)
-    return unicodedata.normalize("NFC", match["label" if "label" in match.re.groupindex else 1] or "") if match else ""
+    return (
+        unicodedata.normalize("NFC", match["label" if "label" in match.re.groupindex else 1] or "")
+        if match
+        else ""
+    )
 
 
 def named_splits(folders: Iterable[str]) -> dict[str, str]:
-    """{folder: split} of those that are called as a split is: train, Training, trn, train_images, test_set, valid2017.
+    """{folder: split} of those that are called as a split is: train, Training, trn, train_images,
+    test_set, valid2017.
 
-    More than such a word may stand in a name where other folders share it: seg_train and seg_test, pets-train and pets-val.
+    More than such a word may stand in a name where other folders share it: seg_train and seg_test,
+    pets-train and pets-val.
     """
     parsed = {folder: _parsed(folder) for folder in folders}
     shared: dict[str, set[str]] = {}
@@ -355,8 +472,12 @@ def named_splits(folders: Iterable[str]) -> dict[str, str]:
         if split and rest:
             shared.setdefault(rest, set()).add(split)
     whole = [rest for rest, splits in shared.items() if "train" in splits and len(splits) > 1]
-    found = {f: split for f, (split, rest) in parsed.items() if split and (not rest or whole == [rest])}
-    late = [f for f, split in found.items() if split == "val" and re.search("eval", f, re.IGNORECASE)]
+    found = {
+        f: split for f, (split, rest) in parsed.items() if split and (not rest or whole == [rest])
+    }
+    late = [
+        f for f, split in found.items() if split == "val" and re.search("eval", f, re.IGNORECASE)
+    ]
     if "test" not in found.values() and len(late) < sum(split == "val" for split in found.values()):
         found |= dict.fromkeys(late, "test")  # train, dev and eval
     return found
@@ -383,11 +504,15 @@ SPLIT_WORDS = {
     **dict.fromkeys(_set("test testing tst te holdout"), "test"),
 }
 PLAIN_WORDS = _set(  # they say nothing of what is in a folder
-    "set sets data dataset datasets image images img imgs photo photos picture pictures pic pics folder folders split splits "
-    "sample samples file files jpg jpeg png raw all"
+    "set sets data dataset datasets image images img imgs photo photos picture pictures pic pics "
+    "folder folders split splits sample samples file files jpg jpeg png raw all"
 )
-ASIDE_WORDS = PLAIN_WORDS | _set("mask masks label labels annotation annotations ann anns gt groundtruth")
-UNLABELLED = _set("pred predict prediction predictions inference unlabelled unlabeled unsup unsupervised")
+ASIDE_WORDS = PLAIN_WORDS | _set(
+    "mask masks label labels annotation annotations ann anns gt groundtruth"
+)
+UNLABELLED = _set(
+    "pred predict prediction predictions inference unlabelled unlabeled unsup unsupervised"
+)
 SPLIT_WORD = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
 GLUED = re.compile(f"({'|'.join(SPLIT_WORDS)})({'|'.join(PLAIN_WORDS)})")  # trainset
 
@@ -395,7 +520,9 @@ GLUED = re.compile(f"({'|'.join(SPLIT_WORDS)})({'|'.join(PLAIN_WORDS)})")  # tra
 def _words(name):
     """TrainingSet_2017 -> [training, set]."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", name)).casefold()
-    return [word for word in re.split(r"[\W\d_]+", re.sub(r"h[oe]ld[\W_]?out", "holdout", name)) if word]
+    return [
+        word for word in re.split(r"[\W\d_]+", re.sub(r"h[oe]ld[\W_]?out", "holdout", name)) if word
+    ]
 
 
 def _parsed(name):
@@ -417,7 +544,8 @@ def _is_plain(name):
 
 
 def _class_and_split(tops):
-    """{folder: (class, split)} where each folder at the top names one and a split: cats_train, cats_test, dogs_train …"""
+    """{folder: (class, split)} where each folder at the top names one and a split: cats_train,
+    cats_test, dogs_train …"""
     found = {}
     for top in tops:
         split, rest = _parsed(top)
@@ -431,15 +559,29 @@ def _class_and_split(tops):
 
 
 def _by_both(joined, tops):
-    """The Reading of folders that name a class and a split, as of `_class_and_split`, by an expression that captures both."""
+    """The Reading of folders that name a class and a split, as of `_class_and_split`, by an
+    expression that captures both."""
     words = "|".join(
-        sorted({word for top in tops for word in re.findall(SPLIT_WORD, top, re.IGNORECASE)}, key=len, reverse=True)
+        sorted(
+            {word for top in tops for word in re.findall(SPLIT_WORD, top, re.IGNORECASE)},
+            key=len,
+            reverse=True,
+        )
     )
-    for inner in (rf"(?P<label>[^/]+?)[ _-]*(?P<split>{words})", rf"(?P<split>{words})[ _-]*(?P<label>[^/]+)"):
+    for inner in (
+        rf"(?P<label>[^/]+?)[ _-]*(?P<split>{words})",
+        rf"(?P<split>{words})[ _-]*(?P<label>[^/]+)",
+    ):
         pattern = f"(?:^|/){inner}/"
         found = {top: re.match(pattern, f"{top}/") for top in tops}
-        if all(match and split_named(match["split"]) == joined[top][1] for top, match in found.items()):
+        if all(
+            match and split_named(match["split"]) == joined[top][1] for top, match in found.items()
+        ):
             labels = {match["label"] for match in found.values()}
             if len(labels) == len({rest for rest, _ in joined.values()}):
-                return [Reading(f"classes {_some(labels)}, each split by its folders", "label_by", pattern)]
+                return [
+                    Reading(
+                        f"classes {_some(labels)}, each split by its folders", "label_by", pattern
+                    )
+                ]
     return []

@@ -1,4 +1,5 @@
-"""The list of a data set's usable images: what each shows, its split, its bytes. Written by split, read by all that follows."""
+"""The list of a data set's usable images: what each shows, its split, its bytes. Written by split,
+read by all that follows."""
 
 import hashlib
 import json
@@ -21,9 +22,10 @@ NUMBERS = ("width", "height", "white")  # columns of whole numbers
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One usable image. `path`: POSIX, relative to the data set's folder; `width`, `height`: pixels, upright;
-    `group`: what it shares with its near-duplicates or with others of its `data.group_by` key, "" if it stands alone;
-    `white`: the 16-bit sample that is white in its set, 0 for a picture of 8 bits or that states its own."""
+    """One usable image. `path`: POSIX, relative to the data set's folder; `width`, `height`:
+    pixels, upright; `group`: what it shares with its near-duplicates or with others of its
+    `data.group_by` key, "" if it stands alone; `white`: the 16-bit sample that is white in its set,
+    0 for a picture of 8 bits or that states its own."""
 
     path: str
     label: str
@@ -76,7 +78,8 @@ class Manifest:
 
     @cached_property
     def white(self) -> int:
-        """The 16-bit sample that is white where a picture states none, 0 where there is no such picture."""
+        """The 16-bit sample that is white where a picture states none, 0 where there is no such
+        picture."""
         return max((row.white for row in self.rows), default=0)
 
     @cached_property
@@ -93,20 +96,36 @@ class Manifest:
 
 
 def build(images: Iterable, splits: Mapping[str, str], groups: Mapping[str, str]) -> Manifest:
-    """The Manifest of a scan's `images` (ScannedImages). `splits`: {path: split} of all; `groups`: {path: group} of some."""
+    """The Manifest of a scan's `images` (ScannedImages). `splits`: {path: split} of all; `groups`:
+    {path: group} of some."""
     rows = [
-        ManifestRow(i.path, i.label, splits[i.path], i.sha256, i.width, i.height, groups.get(i.path, ""), i.white)
+        ManifestRow(
+            i.path,
+            i.label,
+            splits[i.path],
+            i.sha256,
+            i.width,
+            i.height,
+            groups.get(i.path, ""),
+            i.white,
+        )
         for i in images
     ]
     shared = Counter(row.group for row in rows)
-    rows = [row if shared[row.group] > 1 else replace(row, group="") for row in rows]  # the others may have been set aside
-    return Manifest(tuple(sorted(rows, key=lambda row: row.path)), tuple(sorted({row.label for row in rows})))
+    # The others may have been set aside.
+    rows = [row if shared[row.group] > 1 else replace(row, group="") for row in rows]
+    return Manifest(
+        tuple(sorted(rows, key=lambda row: row.path)), tuple(sorted({row.label for row in rows}))
+    )
 
 
 def write(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.csv` and `classes.json`: the same bytes for the same manifest, on any system."""
+    """Write `manifest.csv` and `classes.json`: the same bytes for the same manifest, on any
+    system."""
     columns = ALL_COLUMNS if manifest.white else COLUMNS
-    files.write_csv(Path(folder) / "manifest.csv", columns, map(attrgetter(*columns), manifest.rows))
+    files.write_csv(
+        Path(folder) / "manifest.csv", columns, map(attrgetter(*columns), manifest.rows)
+    )
     files.write_json(Path(folder) / "classes.json", manifest.classes)
 
 
@@ -114,23 +133,35 @@ def read(folder: Path = paths.SPLIT) -> Manifest:
     """What `write` wrote. Raises GraftError where it is missing or does not fit together."""
     folder = Path(folder)
     try:
-        classes, table = tuple(files.read_json(folder / "classes.json")), files.read_csv(folder / "manifest.csv")
+        classes, table = (
+            tuple(files.read_json(folder / "classes.json")),
+            files.read_csv(folder / "manifest.csv"),
+        )
     except FileNotFoundError as error:
         raise GraftError(f"{error.filename}: no such file; run `dvc repro split` first") from None
     if not table or tuple(table[0]) not in (COLUMNS, ALL_COLUMNS):
-        raise GraftError(f"{folder / 'manifest.csv'}: its columns must be {','.join(COLUMNS)}; run `dvc repro split`")
-    typed: list[dict[str, Any]] = [row | {name: int(row[name]) for name in NUMBERS if name in row} for row in table]
+        raise GraftError(
+            f"{folder / 'manifest.csv'}: its columns must be {','.join(COLUMNS)}; run "
+            "`dvc repro split`"
+        )
+    typed: list[dict[str, Any]] = [
+        row | {name: int(row[name]) for name in NUMBERS if name in row} for row in table
+    ]
     rows = tuple(ManifestRow(**row) for row in typed)
     strays = {row.label for row in rows} - set(classes)
     if strays:
-        raise GraftError(f"{folder}: classes.json lacks {sorted(strays)[0]!r} of manifest.csv; run `dvc repro split`")
+        raise GraftError(
+            f"{folder}: classes.json lacks {sorted(strays)[0]!r} of manifest.csv; run "
+            "`dvc repro split`"
+        )
     return Manifest(rows, classes)
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A data set as its manifest has it. `digest`: SHA-256 of manifest.csv; `test_digest`: 12 hex digits of what two
-    evaluations must share to be comparable; `counts`: images, classes, train, val, test."""
+    """A data set as its manifest has it. `digest`: SHA-256 of manifest.csv; `test_digest`: 12 hex
+    digits of what two evaluations must share to be comparable; `counts`: images, classes, train,
+    val, test."""
 
     name: str
     path: str
@@ -140,7 +171,8 @@ class DatasetInfo:
 
 
 def dataset_info(data_path: str, folder: Path = paths.SPLIT) -> DatasetInfo | None:
-    """What the manifest in `folder` says of the data set at `data_path`; None when there is no manifest yet.
+    """What the manifest in `folder` says of the data set at `data_path`; None when there is no
+    manifest yet.
 
     `test_digest` covers path, label and bytes of every test image, and the class list.
     """
@@ -148,8 +180,12 @@ def dataset_info(data_path: str, folder: Path = paths.SPLIT) -> DatasetInfo | No
     if not file.exists():
         return None
     rows = files.read_csv(file)
-    test = sorted((row["path"], row["label"], row["sha256"]) for row in rows if row["split"] == "test")
+    test = sorted(
+        (row["path"], row["label"], row["sha256"]) for row in rows if row["split"] == "test"
+    )
     classes = sorted({row["label"] for row in rows})
     test_digest = hashlib.sha256(json.dumps([classes, test]).encode()).hexdigest()[:12]
-    counts = {"images": len(rows), "classes": len(classes)} | {s: sum(row["split"] == s for row in rows) for s in SPLITS}
+    counts = {"images": len(rows), "classes": len(classes)} | {
+        s: sum(row["split"] == s for row in rows) for s in SPLITS
+    }
     return DatasetInfo(Path(data_path).name, data_path, files.sha256(file), test_digest, counts)

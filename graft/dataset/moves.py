@@ -1,4 +1,5 @@
-"""How many photos lie in another split than the last time, and why: for a line on the console, never for a result."""
+"""How many photos lie in another split than the last time, and why: for a line on the console,
+never for a result."""
 
 from __future__ import annotations
 
@@ -16,20 +17,31 @@ from graft.dataset.splitting import age
 if TYPE_CHECKING:
     from graft.params import Data
 
-SETTINGS = ("val_fraction", "test_fraction", "group_by", "near_duplicates", "layout", "labels", "label_by", "class_map")
+SETTINGS = (
+    "val_fraction",
+    "test_fraction",
+    "group_by",
+    "near_duplicates",
+    "layout",
+    "labels",
+    "label_by",
+    "class_map",
+)
 DIGITS = 16  # of a SHA-256, which tell photos apart here
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a photo was dealt to. `first`: DIGITS of the SHA-256 of its group's first by name, or its own if alone."""
+    """Where a photo was dealt to. `first`: DIGITS of the SHA-256 of its group's first by name, or
+    its own if alone."""
 
     split: str
     first: str
 
 
 def since_last(taken: Intake, data: Data, *, seed: int, cache_file: Path) -> list[str]:
-    """What became of the photos that the last split of this folder knew, in lines for a person; remembers this one.
+    """What became of the photos that the last split of this folder knew, in lines for a person;
+    remembers this one.
 
     data: params.data. cache_file: of the ScanCache, where the last split is kept.
     """
@@ -37,7 +49,12 @@ def since_last(taken: Intake, data: Data, *, seed: int, cache_file: Path) -> lis
     settings = {"seed": seed} | {f"data.{name}": getattr(data, name) for name in SETTINGS}
     with ScanCache(cache_file, taken.found.root) as cache:
         last = cache.last_split()
-        cache.keep_split({"settings": settings, "homes": {sha: [home.split, home.first] for sha, home in now.items()}})
+        cache.keep_split(
+            {
+                "settings": settings,
+                "homes": {sha: [home.split, home.first] for sha, home in now.items()},
+            }
+        )
     if last is None:
         return []
     given = {image.sha256[:DIGITS] for image in taken.found.images if image.given}
@@ -50,17 +67,26 @@ def _homes(rows: Manifest) -> dict[str, Home]:
     firsts: dict[str, str] = {}
     for row in sorted(rows.rows, key=lambda row: age(row.path)):
         firsts.setdefault(row.group or row.path, row.sha256[:DIGITS])
-    return {row.sha256[:DIGITS]: Home(row.split, firsts[group]) for row, group in zip(rows.rows, rows.groups)}
+    return {
+        row.sha256[:DIGITS]: Home(row.split, firsts[group])
+        for row, group in zip(rows.rows, rows.groups)
+    }
 
 
-def _told(before: Mapping[str, Home], now: Mapping[str, Home], given: set[str], changed: Sequence[str]) -> list[str]:
-    """Lines on the photos that are in both of {DIGITS of SHA-256: Home}. given: those whose split a folder or table tells."""
+def _told(
+    before: Mapping[str, Home], now: Mapping[str, Home], given: set[str], changed: Sequence[str]
+) -> list[str]:
+    """Lines on the photos that are in both of {DIGITS of SHA-256: Home}. given: those whose split a
+    folder or table tells."""
     stayed = before.keys() & now.keys()
     came, went = len(now) - len(stayed), len(before) - len(stayed)
     moved = [sha for sha in stayed if before[sha].split != now[sha].split]
     if not (moved or came or went):
         return []
-    line = f"since the last split {came} photos came and {went} went; of {len(stayed)} others {len(moved)} moved"
+    line = (
+        f"since the last split {came} photos came and {went} went; of {len(stayed)} others "
+        f"{len(moved)} moved"
+    )
     if not moved:
         return [line]
     ways = Counter(f"{before[sha].split} to {now[sha].split}" for sha in moved)

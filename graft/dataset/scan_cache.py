@@ -1,4 +1,5 @@
-"""What is known of the files of a data set: kept under path, size, times and inode, so that none is read twice."""
+"""What is known of the files of a data set: kept under path, size, times and inode, so that none is
+read twice."""
 
 import dataclasses
 import json
@@ -16,28 +17,34 @@ from graft.system import console
 
 THUMB = 32  # pixels of a side of the grey thumbnails that near-duplicates are compared by
 VERSION = f"8 Pillow {PIL.__version__}"
-FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock: not believed next time
+# A file changed this recently may change again within one tick of its clock: not believed next
+# time.
+FRESH_SECONDS = 2.0
 TABLES = {
-    "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, problem TEXT,"
-    " detail TEXT, sha256 BLOB, width INTEGER, height INTEGER, megapixels REAL, most INTEGER, pixels BLOB, note TEXT,"
-    " looks BLOB, PRIMARY KEY (root, path)) WITHOUT ROWID",
+    "files": "(root TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode "
+    "INTEGER, problem TEXT, detail TEXT, sha256 BLOB, width INTEGER, height INTEGER, megapixels "
+    "REAL, most INTEGER, pixels BLOB, note TEXT, looks BLOB, PRIMARY KEY (root, path)) WITHOUT "
+    "ROWID",
     "thumbs": "(sha256 BLOB PRIMARY KEY, thumbs BLOB) WITHOUT ROWID",
     "pairs": "(a BLOB, b BLOB, way INTEGER, alike INTEGER, PRIMARY KEY (a, b, way)) WITHOUT ROWID",
     "results": "(root TEXT, key TEXT, pairs TEXT, PRIMARY KEY (root, key))",
     "splits": "(root TEXT PRIMARY KEY, content TEXT)",
     "version": "(version TEXT)",
 }
-CREATE = " ".join(f"CREATE TABLE IF NOT EXISTS {table} {columns};" for table, columns in TABLES.items())
+CREATE = " ".join(
+    f"CREATE TABLE IF NOT EXISTS {table} {columns};" for table, columns in TABLES.items()
+)
 DROP = " ".join(f"DROP TABLE {table};" for table in TABLES)
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What one file is, whatever the params say. `problem`: "", a kind of damage (scan.DAMAGED) or "non_image"; `detail`: for
-    a person; `sha256`: 32 bytes; `width`, `height`: pixels, upright; `megapixels`: that were decoded; `most`: the largest of
-    16-bit samples of which nothing says what is white, else 0; `pixels`: None
-    where the image has thumbnails, else the digest of its pixels if it is small, or nothing; `note`: what a person should
-    know of how it was read; `looks`: of a picture, six float32 (`graft.looks`); `thumbs`: 32 x 32 grey bytes each."""
+    """What one file is, whatever the params say. `problem`: "", a kind of damage (scan.DAMAGED) or
+    "non_image"; `detail`: for a person; `sha256`: 32 bytes; `width`, `height`: pixels, upright;
+    `megapixels`: that were decoded; `most`: the largest of 16-bit samples of which nothing says
+    what is white, else 0; `pixels`: None where the image has thumbnails, else the digest of its
+    pixels if it is small, or nothing; `note`: what a person should know of how it was read;
+    `looks`: of a picture, six float32 (`graft.looks`); `thumbs`: 32 x 32 grey bytes each."""
 
     problem: str = ""
     detail: str = ""
@@ -53,22 +60,30 @@ class FileRecord:
 
 
 class ScanCache:
-    """What is known of the files under one folder: an SQLite file, safe under parallel experiments. A context manager.
+    """What is known of the files under one folder: an SQLite file, safe under parallel experiments.
+    A context manager.
 
-    `path`: the database, or None for one in memory. A database that is damaged or of another version is started afresh.
+    `path`: the database, or None for one in memory. A database that is damaged or of another
+    version is started afresh.
     """
 
     def __init__(self, path: Path | None, root: str | Path):
         self.path = path
         folder, here = Path(root).resolve(), Path.cwd().resolve()
-        # Relative where it can be: the throw-away copies of `dvc exp run --temp` then share what is known of data/raw.
-        self.root = folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.as_posix()
+        # Relative where it can be: the throw-away copies of `dvc exp run --temp` then share what is
+        # known of data/raw.
+        self.root = (
+            folder.relative_to(here).as_posix()
+            if folder.is_relative_to(here)
+            else folder.as_posix()
+        )
 
     def __enter__(self):
         try:
             self._open()
         except (sqlite3.DatabaseError, OSError) as error:
-            if isinstance(error, (sqlite3.OperationalError, OSError)):  # locked for a minute, disk full, folder read-only
+            # Locked for a minute, disk full, folder read-only.
+            if isinstance(error, (sqlite3.OperationalError, OSError)):
                 console.warn(f"{self.path}: {error}; hashes are not kept")
                 self.path = None
             else:
@@ -92,7 +107,8 @@ class ScanCache:
             raise
 
     def _keep(self, write: Callable[[], object]) -> None:
-        """Do what `write` does to the database, and commit it; where the disk is full, in memory from now on."""
+        """Do what `write` does to the database, and commit it; where the disk is full, in memory
+        from now on."""
         try:
             write()
             self._db.commit()
@@ -103,7 +119,8 @@ class ScanCache:
             self._db.rollback()
             memory = sqlite3.connect(":memory:")
             self._db.backup(memory)
-            self._db, self.path = memory, None  # the old one is not closed: `records` may be reading from it
+            # The old one is not closed: `records` may be reading from it.
+            self._db, self.path = memory, None
             write()
             self._db.commit()
 
@@ -111,11 +128,13 @@ class ScanCache:
         self._db.close()
 
     def records(self, files: Iterable[File]) -> Iterator[tuple[File, FileRecord | None]]:
-        """Yield (file, its FileRecord without thumbs, or None) for `files`, sorted by path; forgets what is no longer there."""
+        """Yield (file, its FileRecord without thumbs, or None) for `files`, sorted by path; forgets
+        what is no longer there."""
         rows = self._db.execute(
             "SELECT path, size, mtime_ns, ctime_ns, inode, problem, detail, sha256, width, height,"
-            " megapixels, most, pixels, note, looks FROM files WHERE root = ? ORDER BY path", (self.root,),
-        )  # fmt: skip
+            " megapixels, most, pixels, note, looks FROM files WHERE root = ? ORDER BY path",
+            (self.root,),
+        )
         row, gone = next(rows, None), []
         for file in files:
             while row is not None and row[0] < file.path:
@@ -158,10 +177,14 @@ class ScanCache:
     def thumbs(self, digests: Sequence[str]) -> list[np.ndarray]:
         """uint8 (k, 32, 32) each: the thumbnails of the images with these SHA-256 (hex)."""
         blobs = dict(self._among("SELECT sha256, thumbs FROM thumbs WHERE sha256 IN", digests))
-        return [np.frombuffer(blobs[bytes.fromhex(digest)], np.uint8).reshape(-1, THUMB, THUMB) for digest in digests]
+        return [
+            np.frombuffer(blobs[bytes.fromhex(digest)], np.uint8).reshape(-1, THUMB, THUMB)
+            for digest in digests
+        ]
 
     def _among(self, query, digests):
-        """Rows of a query that ends in IN, for many digests at once: one query each would take four times as long."""
+        """Rows of a query that ends in IN, for many digests at once: one query each would take four
+        times as long."""
         wanted = [bytes.fromhex(digest) for digest in sorted(set(digests))]
         for start in range(0, len(wanted), 500):
             part = wanted[start : start + 500]
@@ -169,14 +192,17 @@ class ScanCache:
 
     def pairs(self, key: str) -> list[tuple[int, int]] | None:
         """The near-duplicates that were found in a set of images with this key, or None."""
-        row = self._db.execute("SELECT pairs FROM results WHERE root = ? AND key = ?", (self.root, key)).fetchone()
+        row = self._db.execute(
+            "SELECT pairs FROM results WHERE root = ? AND key = ?", (self.root, key)
+        ).fetchone()
         return None if row is None else [(i, j) for i, j in json.loads(row[0])]
 
     def keep_pairs(self, key: str, pairs: Sequence[tuple[int, int]]) -> None:
         row = (self.root, key, json.dumps(pairs))
 
         def write():
-            self._db.execute("DELETE FROM results WHERE root = ?", (self.root,))  # one set per folder: the last
+            # One set per folder: the last.
+            self._db.execute("DELETE FROM results WHERE root = ?", (self.root,))
             self._db.execute("INSERT INTO results VALUES (?,?,?)", row)
 
         self._keep(write)
@@ -191,12 +217,18 @@ class ScanCache:
         self._keep(lambda: self._db.execute("INSERT OR REPLACE INTO splits VALUES (?,?)", row))
 
     def verdicts(self, pairs: Sequence[tuple[str, str, int]]) -> list[bool | None]:
-        """For pairs of SHA-256 (hex) and the way in which they are compared: whether they have been found alike (True, False),
-        None where not yet judged."""
-        rows = self._among("SELECT a, b, way, alike FROM pairs WHERE a IN", [a for a, _, _ in pairs])
+        """For pairs of SHA-256 (hex) and the way in which they are compared: whether they have been
+        found alike (True, False), None where not yet judged."""
+        rows = self._among(
+            "SELECT a, b, way, alike FROM pairs WHERE a IN", [a for a, _, _ in pairs]
+        )
         known = {(a, b, way): bool(alike) for a, b, way, alike in rows}
         return [known.get((bytes.fromhex(a), bytes.fromhex(b), way)) for a, b, way in pairs]
 
     def keep_verdicts(self, judged: Iterable[tuple[str, str, int, bool]]) -> None:
-        rows = [(bytes.fromhex(a), bytes.fromhex(b), way, int(alike)) for a, b, way, alike in judged]
-        self._keep(lambda: self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?)", rows))
+        rows = [
+            (bytes.fromhex(a), bytes.fromhex(b), way, int(alike)) for a, b, way, alike in judged
+        ]
+        self._keep(
+            lambda: self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?)", rows)
+        )

@@ -1,10 +1,12 @@
-"""The feature cache: what the frozen layers make of an image is computed once and then read from disk, by every experiment.
+"""The feature cache: what the frozen layers make of an image is computed once and then read from
+disk, by every experiment.
 
-What is kept belongs to the photo, not to a list of photos: a row is found by what determines its values (the *space*: network,
-cut, size, runtime, view …) and the image's SHA-256. Rows lie in segments of at most 512, one file each (an index, then the
-rows), written beside their place and renamed into it, so that a segment is whole or absent. Every row carries a checksum,
-tested when the row is first read; a damaged one counts as missing. The least recently used segments go when the bound is
-reached.
+What is kept belongs to the photo, not to a list of photos: a row is found by what determines its
+values (the *space*: network, cut, size, runtime, view …) and the image's SHA-256. Rows lie in
+segments of at most 512, one file each (an index, then the rows), written beside their place and
+renamed into it, so that a segment is whole or absent. Every row carries a checksum, tested when the
+row is first read; a damaged one counts as missing. The least recently used segments go when the
+bound is reached.
 """
 
 from __future__ import annotations
@@ -36,18 +38,21 @@ INDEX = np.dtype([("sha256", "S64"), ("checksum", "<u4")])
 
 
 class FeatureCache:
-    """Spaces under one folder, each a folder of segments; bounded by `max_gb` (1e9 bytes) in all."""
+    """Spaces under one folder, each a folder of segments; bounded by `max_gb` (1e9 bytes) in
+    all."""
 
     def __init__(self, folder: Path | None = None, *, max_gb: float):
         self.folder = Path(folder) if folder is not None else paths.cache() / "features"
         self.max_bytes = int(max_gb * 1e9)
 
     def space(self, key: str, shape: Sequence[int], dtype: np.dtype, about: dict) -> Space:
-        """The rows of `shape` and `dtype` that `key` (hexadecimal) stands for; `about` says it to people."""
+        """The rows of `shape` and `dtype` that `key` (hexadecimal) stands for; `about` says it to
+        people."""
         return Space(self, self.folder / key, tuple(shape), np.dtype(dtype), about)
 
     def entries(self) -> list[dict]:
-        """A dict per space, least recently used first: `key`, `bytes`, `segments`, `used` (Unix time) and its `about`."""
+        """A dict per space, least recently used first: `key`, `bytes`, `segments`, `used`
+        (Unix time) and its `about`."""
         found = []
         for file in self.folder.glob(f"*/{ABOUT}"):
             with contextlib.suppress(OSError, ValueError):  # another process may be removing it
@@ -55,11 +60,20 @@ class FeatureCache:
                 about = json.loads(file.read_text(encoding="utf-8"))
                 used = max((s.st_mtime for s in held), default=file.stat().st_mtime)
                 size = sum(s.st_size for s in held)
-                found.append({"key": file.parent.name, "bytes": size, "segments": len(held), "used": used, **about})
+                found.append(
+                    {
+                        "key": file.parent.name,
+                        "bytes": size,
+                        "segments": len(held),
+                        "used": used,
+                        **about,
+                    }
+                )
         return sorted(found, key=lambda entry: entry["used"])
 
     def clear(self) -> tuple[int, int]:
-        """Remove every space. Returns (spaces, bytes) that went. Processes that read them compute anew what they miss."""
+        """Remove every space. Returns (spaces, bytes) that went. Processes that read them compute
+        anew what they miss."""
         entries = self.entries()
         for folder in self.folder.glob("*/"):
             if folder.name != "locks":
@@ -67,12 +81,16 @@ class FeatureCache:
         return len(entries), sum(entry["bytes"] for entry in entries)
 
     def make_room(self, needed: int, keep: frozenset[Path] = frozenset()) -> bool:
-        """Remove least recently used segments, but none of `keep`, until `needed` bytes fit. False if they cannot."""
+        """Remove least recently used segments, but none of `keep`, until `needed` bytes fit. False
+        if they cannot."""
         held = sorted(_segments(self.folder), key=lambda entry: entry[1].st_mtime)
         total = sum(status.st_size for _, status in held)
 
         def fits():
-            return total + needed <= self.max_bytes and shutil.disk_usage(self.folder).free >= needed + SPARE
+            return (
+                total + needed <= self.max_bytes
+                and shutil.disk_usage(self.folder).free >= needed + SPARE
+            )
 
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, status in held:
@@ -84,7 +102,8 @@ class FeatureCache:
         return fits()
 
     def lock(self, name: str) -> BaseFileLock:
-        """A file lock for who computes rows: a process that waits finds them when its turn comes."""
+        """A file lock for who computes rows: a process that waits finds them when its turn
+        comes."""
         from filelock import FileLock
 
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
@@ -98,10 +117,24 @@ def _segments(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 class Space:
-    """Rows whose values are determined by the same things but for the image. See `FeatureCache.space`."""
+    """Rows whose values are determined by the same things but for the image. See
+    `FeatureCache.space`."""
 
-    def __init__(self, cache: FeatureCache, folder: Path, shape: tuple[int, ...], dtype: np.dtype, about: dict):
-        self.cache, self.folder, self.shape, self.dtype, self.about = cache, folder, shape, dtype, about
+    def __init__(
+        self,
+        cache: FeatureCache,
+        folder: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        about: dict,
+    ):
+        self.cache, self.folder, self.shape, self.dtype, self.about = (
+            cache,
+            folder,
+            shape,
+            dtype,
+            about,
+        )
         self.row_bytes = int(np.prod(shape)) * dtype.itemsize
 
     def find(self, names: Sequence[str]) -> Rows:
@@ -113,7 +146,11 @@ class Space:
         segment, row = np.full(len(names), -1, np.int32), np.zeros(len(names), np.int32)
         for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")):
             index = _read_index(path, self)
-            hits = [] if index is None else [(r, p) for r, n in enumerate(index["sha256"]) for p in wanted.get(n, ())]
+            hits = (
+                []
+                if index is None
+                else [(r, p) for r, n in enumerate(index["sha256"]) for p in wanted.get(n, ())]
+            )
             if hits:
                 rows, positions = np.array(hits, np.int32).T
                 segment[positions], row[positions] = len(files), rows
@@ -131,7 +168,8 @@ class Space:
 
 
 class Writer:
-    """Gathers rows into segments. Where there is no room (any more), it drops them, after one warning."""
+    """Gathers rows into segments. Where there is no room (any more), it drops them, after one
+    warning."""
 
     def __init__(self, space: Space, keep: set[Path]):
         self.space, self.keep, self.full = space, keep, ""  # why there is no room
@@ -150,9 +188,13 @@ class Writer:
     def flush(self) -> None:
         if not self.names:
             return
-        index = np.array([(name, _checksum(name, row)) for name, row in zip(self.names, self.rows)], INDEX)
+        index = np.array(
+            [(name, _checksum(name, row)) for name, row in zip(self.names, self.rows)], INDEX
+        )
         try:
-            if not self.space.cache.make_room(len(self.rows) * self.space.row_bytes, frozenset(self.keep)):
+            if not self.space.cache.make_room(
+                len(self.rows) * self.space.row_bytes, frozenset(self.keep)
+            ):
                 raise OSError("no room within cache.max_gb, or on the disk")
             self.segments.append(self._write(index))
             self.keep.add(self.segments[-1])
@@ -167,7 +209,8 @@ class Writer:
         files.sweep(folder)
         if not (folder / ABOUT).exists():
             _write_whole(folder / ABOUT, json.dumps(self.space.about).encode())
-        path = folder / f"{hashlib.sha256(index).hexdigest()[:32]}{SUFFIX}"  # the same rows, whoever computes them: one file
+        # The same rows, whoever computes them: one file.
+        path = folder / f"{hashlib.sha256(index).hexdigest()[:32]}{SUFFIX}"
         _write_whole(path, index, *self.rows)
         return path
 
@@ -196,12 +239,16 @@ def _read_index(path, space):
 
 
 def _discard(path, why):
-    warn(f"feature cache: segment {path.parent.name[:12]}/{path.name} is damaged ({why}); its rows are computed again")
+    warn(
+        f"feature cache: segment {path.parent.name[:12]}/{path.name} is damaged ({why}); its rows "
+        "are computed again"
+    )
     path.unlink(missing_ok=True)
 
 
 class Rows:
-    """Where the rows of n images lie: `files`, and per image the `segment` (a position in files, -1: none) and `row`, int32."""
+    """Where the rows of n images lie: `files`, and per image the `segment` (a position in files,
+    -1: none) and `row`, int32."""
 
     def __init__(self, space, files, segment, row):
         self.space, self.files, self.segment, self.row = space, files, segment, row
@@ -214,7 +261,8 @@ class Rows:
         return self.segment < 0
 
     def read(self, positions: np.ndarray, into: np.ndarray) -> np.ndarray:
-        """Copy the rows of the images at `positions`, int (b,), to `into`, (b, *shape). Returns bool (b,): which are there."""
+        """Copy the rows of the images at `positions`, int (b,), to `into`, (b, *shape). Returns
+        bool (b,): which are there."""
         segments = self.segment[positions]
         for number in np.unique(segments[segments >= 0]):
             chosen = np.flatnonzero(segments == number)
@@ -228,7 +276,8 @@ class Rows:
         return self.segment[positions] >= 0
 
     def _check(self, number, index, positions, rows):
-        """Test rows that are read for the first time. One that is damaged takes its segment with it."""
+        """Test rows that are read for the first time. One that is damaged takes its segment with
+        it."""
         for position, row in zip(positions, rows):
             name, checksum = index[self.row[position]]
             if not self._checked[position] and _checksum(name, row) != checksum:
@@ -243,5 +292,7 @@ class Rows:
         index = _read_index(path, space)
         with contextlib.suppress(OSError):
             if index is not None:
-                return index, np.memmap(path, space.dtype, "r", index.nbytes, (len(index), *space.shape))
+                return index, np.memmap(
+                    path, space.dtype, "r", index.nbytes, (len(index), *space.shape)
+                )
         return None

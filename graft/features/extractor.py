@@ -1,4 +1,5 @@
-"""Features at a cut: read from the cache where it has them, computed by the frozen layers in one pass where not."""
+"""Features at a cut: read from the cache where it has them, computed by the frozen layers in one
+pass where not."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 
 from graft import pixels, runtimes
-from graft.features.blocks import Halves, Images, Work, augmented, compute, cut_into_blocks, read, report_clipped, wait_for
+from graft.features.blocks import (
+    Halves,
+    Images,
+    Work,
+    augmented,
+    compute,
+    cut_into_blocks,
+    read,
+    report_clipped,
+    wait_for,
+)
 from graft.features.cache import FeatureCache, Rows, warn_of_no_room
 from graft.features.views import Augmentation
 from graft.system.console import Progress, log, warn
@@ -27,7 +38,8 @@ MANY = 500  # views from which on it is worth telling how long they take
 
 
 class Cut(Protocol):
-    """Keras tensors of the network, and the digest of all that computes them (see `network.cut`)."""
+    """Keras tensors of the network, and the digest of all that computes them (see
+    `network.cut`)."""
 
     @property
     def tensors(self) -> tuple: ...
@@ -41,9 +53,12 @@ Some = TypeVar("Some", bound=Images)
 
 
 class Features(Generic[Some]):
-    """What training reads: features (n, *shape) of `images` in `views` views, float16, or uint8 where the cut is the input."""
+    """What training reads: features (n, *shape) of `images` in `views` views, float16, or uint8
+    where the cut is the input."""
 
-    def __init__(self, images: Some, rows: list[Rows], compute: Callable[[np.ndarray, int], np.ndarray]):
+    def __init__(
+        self, images: Some, rows: list[Rows], compute: Callable[[np.ndarray, int], np.ndarray]
+    ):
         self.images, self._rows, self._compute = images, rows, compute
         self.views, self.shape, self.dtype = len(rows), rows[0].space.shape, rows[0].space.dtype
 
@@ -51,7 +66,8 @@ class Features(Generic[Some]):
         return len(self.images)
 
     def take(self, indices: Sequence[int] | np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
-        """Features (b, *shape) of the images at `indices`, int (b,), in `view`: one number, or one per image, int (b,)."""
+        """Features (b, *shape) of the images at `indices`, int (b,), in `view`: one number, or one
+        per image, int (b,)."""
         wanted = np.asarray(indices)
         views = np.broadcast_to(view, wanted.shape)
         taken = np.empty((len(wanted), *self.shape), self.dtype)
@@ -67,9 +83,10 @@ class Features(Generic[Some]):
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """augmentation: the pool of views. runtime: of the frozen layers (see `runtimes`). cache: where features are kept.
-    announce: called before many views are computed here, with the rate of the frozen layers, images/s. executor: where blocks
-    of images are computed: local, in this process; ray, on a cluster (see `system.cluster`). It changes no byte."""
+    """augmentation: the pool of views. runtime: of the frozen layers (see `runtimes`). cache: where
+    features are kept. announce: called before many views are computed here, with the rate of the
+    frozen layers, images/s. executor: where blocks of images are computed: local, in this process;
+    ray, on a cluster (see `system.cluster`). It changes no byte."""
 
     augmentation: Augmentation
     runtime: str
@@ -78,19 +95,38 @@ class FeatureExtractor:
     executor: str = "local"
 
     @classmethod
-    def of(cls, params: Params, runtime: str, announce: Callable[[float], None] | None = None) -> FeatureExtractor:
-        """From params.yaml, whose `features.runtime` may say auto: `runtime` is what that came out as."""
+    def of(
+        cls, params: Params, runtime: str, announce: Callable[[float], None] | None = None
+    ) -> FeatureExtractor:
+        """From params.yaml, whose `features.runtime` may say auto: `runtime` is what that came out
+        as."""
         a = params.augment
-        augmentation = Augmentation(a.flip, a.rotation, a.zoom, a.translation, a.contrast, params.seed)
-        return cls(augmentation, runtime, FeatureCache(max_gb=params.cache.max_gb), announce, params.features.executor)
+        augmentation = Augmentation(
+            a.flip, a.rotation, a.zoom, a.translation, a.contrast, params.seed
+        )
+        return cls(
+            augmentation,
+            runtime,
+            FeatureCache(max_gb=params.cache.max_gb),
+            announce,
+            params.features.executor,
+        )
 
     def extract(
-        self, model: keras.Model, cuts: Sequence[Cut], images: Some, *, views: int = 1, label: str = "train"
+        self,
+        model: keras.Model,
+        cuts: Sequence[Cut],
+        images: Some,
+        *,
+        views: int = 1,
+        label: str = "train",
     ) -> list[Features[Some]]:
-        """Features of `images` at each of `cuts` of `model`; what is missing in the cache is computed in one pass.
+        """Features of `images` at each of `cuts` of `model`; what is missing in the cache is
+        computed in one pass.
 
-        views: of each image, at least 1. label: what the log calls the images. What the cache has no room for is computed
-        whenever it is asked for: slower, no less right. Raises GraftError where the frozen layers give no finite numbers.
+        views: of each image, at least 1. label: what the log calls the images. What the cache has
+        no room for is computed whenever it is asked for: slower, no less right. Raises GraftError
+        where the frozen layers give no finite numbers.
         """
         views = 1 if self.augmentation.is_identity else max(1, views)
         distinct = list({cut.digest: cut for cut in cuts}.values())
@@ -109,7 +145,10 @@ class FeatureExtractor:
             log(f"{label}: cached features of {len(images)} images x {views} views")
         for c, v in missing:
             rows[c][v] = spaces[c][v].find(images.sha256)
-        found = {cut.digest: Features(images, held, self._on_demand(model, cut, images)) for cut, held in zip(distinct, rows)}
+        found = {
+            cut.digest: Features(images, held, self._on_demand(model, cut, images))
+            for cut, held in zip(distinct, rows)
+        }
         return [found[cut.digest] for cut in cuts]
 
     def _space(self, cut, images, view):
@@ -143,8 +182,8 @@ class FeatureExtractor:
                 kept.append(c)
             else:
                 warn(
-                    f"{label}: {needed / 1e9:.1f} GB of features at {spaces[c][0].about['cut']} exceed cache.max_gb; "
-                    "they are computed anew in each epoch"
+                    f"{label}: {needed / 1e9:.1f} GB of features at {spaces[c][0].about['cut']} "
+                    "exceed cache.max_gb; they are computed anew in each epoch"
                 )
         return kept
 
@@ -159,9 +198,11 @@ class FeatureExtractor:
             runtimes.prepare(model, [cuts[c].tensors[0] for c in wanted], self.runtime),
             tuple(cuts[c].name for c in wanted),
             tuple(tuple(spaces[c]) for c in wanted),
-            self.augmentation, images.size, images.resize,
+            self.augmentation,
+            images.size,
+            images.resize,
             {path for per_cut in rows for found in per_cut for path in found.files},
-        )  # fmt: skip
+        )
         full: dict[tuple[int, int], str] = {}
         execute = self._on_cluster if self.executor == "ray" else self._here
         with Progress(f"{label}: features", total) as progress:
@@ -172,8 +213,9 @@ class FeatureExtractor:
         report_clipped(done)
         seconds = time.monotonic() - started
         log(
-            f"{label}: features of {lacking.any(axis=(0, 1)).sum()} of {len(images)} images computed, {total} views by "
-            f"{self.runtime} in {seconds:.1f} s, {total / seconds:.0f} images/s"
+            f"{label}: features of {lacking.any(axis=(0, 1)).sum()} of {len(images)} images "
+            f"computed, {total} views by {self.runtime} in {seconds:.1f} s, {total / seconds:.0f} "
+            "images/s"
         )
 
     def _here(self, work, blocks, total, progress):
@@ -185,7 +227,8 @@ class FeatureExtractor:
             yield compute(work, run, block, progress.advance)
 
     def _on_cluster(self, work, blocks, total, progress):
-        """The Done of each block, computed on a cluster. What it says of room, its workers have said where nobody reads."""
+        """The Done of each block, computed on a cluster. What it says of room, its workers have
+        said where nobody reads."""
         from graft.system import cluster
 
         warned = set()
@@ -200,12 +243,15 @@ class FeatureExtractor:
                 yield done
 
     def _on_demand(self, model, cut, images):
-        """compute(indices, view) for what the cache does not hold; the runtime starts when it is first needed."""
+        """compute(indices, view) for what the cache does not hold; the runtime starts when it is
+        first needed."""
         started = []
 
         def compute(indices, view):
             if not started:
-                started.extend((runtimes.start(model, cut.tensors, self.runtime), Halves(images, [cut.name])))
+                started.extend(
+                    (runtimes.start(model, cut.tensors, self.runtime), Halves(images, [cut.name]))
+                )
             run, halves = started
             parts = [
                 halves(run(augmented(batch, these, images, view, self.augmentation)), these)[0]

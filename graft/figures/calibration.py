@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class ReliabilityDisplay(style.Display):
     """Accuracy over confidence in 15 bins with 95% intervals, above how many images each bin holds.
 
-    `series`: {label: rows of `calibration.reliability`}, the shipped model first. On the diagonal, confidence is what it
-    says. Drawn on two axes, for the diagram and for the counts.
+    `series`: {label: rows of `calibration.reliability`}, the shipped model first. On the diagonal,
+    confidence is what it says. Drawn on two axes, for the diagram and for the counts.
     """
 
     size = (style.WIDTH, 4.6)
@@ -27,8 +27,11 @@ class ReliabilityDisplay(style.Display):
         self.series = dict(series)
 
     @classmethod
-    def from_predictions(cls, predictions: Predictions, *, uncalibrated: Predictions | None = None) -> ReliabilityDisplay:
-        """`uncalibrated`: the predictions before temperature scaling, drawn beside the others if given."""
+    def from_predictions(
+        cls, predictions: Predictions, *, uncalibrated: Predictions | None = None
+    ) -> ReliabilityDisplay:
+        """`uncalibrated`: the predictions before temperature scaling, drawn beside the others if
+        given."""
         named = {"as shipped": predictions}
         if uncalibrated is not None:
             named = {"calibrated": predictions, "uncalibrated": uncalibrated}
@@ -45,13 +48,35 @@ class ReliabilityDisplay(style.Display):
             held = [row for row in rows if row["n"]]
             keys = ("confidence", "accuracy", "accuracy_low", "accuracy_high")
             x, y, low, high = (np.array([row[key] for row in held]) for key in keys)
-            look = {"color": colour, "marker": marker, "markersize": 4, "linestyle": dash, "linewidth": 1.3, "elinewidth": 0.8}
-            main.errorbar(x, y, yerr=[y - low, high - y], label=f"{label}, ECE {calibration_error(rows):.3f}", **look)
+            look = {
+                "color": colour,
+                "marker": marker,
+                "markersize": 4,
+                "linestyle": dash,
+                "linewidth": 1.3,
+                "elinewidth": 0.8,
+            }
+            main.errorbar(
+                x,
+                y,
+                yerr=[y - low, high - y],
+                label=f"{label}, ECE {calibration_error(rows):.3f}",
+                **look,
+            )
             edges = np.array([rows[0]["low"], *(row["high"] for row in rows)])
-            counts.stairs([row["n"] for row in rows], edges, color=colour, linestyle=dash, fill=False, linewidth=1.2)
+            counts.stairs(
+                [row["n"] for row in rows],
+                edges,
+                color=colour,
+                linestyle=dash,
+                fill=False,
+                linewidth=1.2,
+            )
         main.set(ylabel="accuracy", ylim=(-0.02, 1.02), xlim=(0, 1.005))
         main.set_title("Reliability", pad=18)
-        main.legend(loc="lower left", bbox_to_anchor=(0, 0.995), ncols=2, borderaxespad=0, columnspacing=1.2)
+        main.legend(
+            loc="lower left", bbox_to_anchor=(0, 0.995), ncols=2, borderaxespad=0, columnspacing=1.2
+        )
         main.grid()
         counts.set(xlabel="confidence", ylabel="images")
         counts.grid(axis="y")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 COLOURS = {"train": style.SERIES[0], "val": style.SERIES[4], "test": style.SERIES[2]}
 CLASSES = 100  # shown in the class balance and the sheet of samples; of more, the largest
 # The shapes that images are counted by, up to which width : height each goes.
-SHAPES = {"taller": 0.4, "1:2": 0.6, "2:3": 0.72, "3:4": 0.8, "4:5": 0.95, "1:1": 1.05, "5:4": 1.27, "4:3": 1.4, "3:2": 1.55,
-          "16:9": 1.9, "2:1": 2.5, "wider": np.inf}  # fmt: skip
+SHAPES = {"taller": 0.4, "1:2": 0.6, "2:3": 0.72, "3:4": 0.8, "4:5": 0.95, "1:1": 1.05, "5:4": 1.27,
+          "4:3": 1.4, "3:2": 1.55, "16:9": 1.9, "2:1": 2.5, "wider": np.inf}  # fmt: skip
 
 
 def largest(sizes: Sequence[int]) -> list[int]:
@@ -30,7 +30,8 @@ class ClassBalanceDisplay(style.Display):
     """Images per class, one bar each, parted by split. `counts`: {split: {class: images}}."""
 
     def __init__(self, counts: Mapping[str, Mapping[str, int]]):
-        self.counts = np.array([list(of_split.values()) for of_split in counts.values()])  # (splits, classes)
+        # (splits, classes).
+        self.counts = np.array([list(of_split.values()) for of_split in counts.values()])
         self.splits, self.classes = list(counts), list(next(iter(counts.values())))
         self.shown = largest(self.counts.sum(axis=0))
         n = len(self.shown)
@@ -41,24 +42,45 @@ class ClassBalanceDisplay(style.Display):
         left = np.zeros(n, np.int64)
         for split, counts in zip(self.splits, self.counts):
             label = f"{split} {counts.sum():,}"
-            ax.barh(range(n), counts[self.shown], left=left, color=COLOURS[split], height=0.78, label=label)
+            ax.barh(
+                range(n),
+                counts[self.shown],
+                left=left,
+                color=COLOURS[split],
+                height=0.78,
+                label=label,
+            )
             left += counts[self.shown]
         few = n <= 40
         for row, total in enumerate(left if few else ()):
-            text = ax.annotate(f"{total:,}", (total, row), xytext=(3, 0), textcoords="offset points", va="center")
+            text = ax.annotate(
+                f"{total:,}", (total, row), xytext=(3, 0), textcoords="offset points", va="center"
+            )
             text.set(fontsize=8, color=style.MUTED)
-        ax.set_yticks(range(n), [style.short(self.classes[i], 24) for i in self.shown], fontsize=8 if few else 6)
+        ax.set_yticks(
+            range(n),
+            [style.short(self.classes[i], 24) for i in self.shown],
+            fontsize=8 if few else 6,
+        )
         ax.tick_params(axis="y", length=0)
         ax.set(ylim=(n - 0.4, -0.6), xlim=(0, max(left) * 1.09), xlabel="images")
         ax.grid(axis="x")
         extra = f", the {n} largest of {len(self.classes)} classes" if n < len(self.classes) else ""
         ax.set_title(f"Images per class{extra}", pad=22)
-        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.2, handlelength=1, handleheight=1)
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 1.0),
+            ncols=3,
+            borderaxespad=0.2,
+            handlelength=1,
+            handleheight=1,
+        )
 
 
 class _SheetDisplay(style.Display):
-    """Images of SIDE pixels on one axes. `places`: [(left, top, uint8 (SIDE, SIDE, 3))]; `texts`: [(x, y, text, options of
-    `Axes.text`)]; `width`, `height`: of the sheet, all in pixels; `margin`: inches beside the sheet."""
+    """Images of SIDE pixels on one axes. `places`: [(left, top, uint8 (SIDE, SIDE, 3))]; `texts`:
+    [(x, y, text, options of `Axes.text`)]; `width`, `height`: of the sheet, all in pixels;
+    `margin`: inches beside the sheet."""
 
     SIDE = 72
     margin = 0.2
@@ -84,7 +106,8 @@ class _SheetDisplay(style.Display):
 
 
 class SamplesDisplay(_SheetDisplay):
-    """A few images of each class. `samples`: {class: list of uint8 (SIDE, SIDE, 3)}, `each` of them or fewer."""
+    """A few images of each class. `samples`: {class: list of uint8 (SIDE, SIDE, 3)}, `each` of them
+    or fewer."""
 
     title = "Samples of each class"
 
@@ -101,11 +124,22 @@ class SamplesDisplay(_SheetDisplay):
         for k, (name, images) in enumerate(samples.items()):
             column, line = divmod(k, lines)
             top, left = line * high + label, column * (wide + gutter)
-            self.places += [(left + j * (self.SIDE + gap), top, image) for j, image in enumerate(images)]
+            self.places += [
+                (left + j * (self.SIDE + gap), top, image) for j, image in enumerate(images)
+            ]
             if few:
-                self.texts.append((-8, top + self.SIDE / 2, style.short(name, 24), {"ha": "right", "va": "center"}))
+                self.texts.append(
+                    (
+                        -8,
+                        top + self.SIDE / 2,
+                        style.short(name, 24),
+                        {"ha": "right", "va": "center"},
+                    )
+                )
             else:
-                self.texts.append((left, top - 4, style.short(name, 40), {"va": "bottom", "fontsize": 7.5}))
+                self.texts.append(
+                    (left, top - 4, style.short(name, 40), {"va": "bottom", "fontsize": 7.5})
+                )
 
     @staticmethod
     def each(classes: int) -> int:
@@ -124,7 +158,8 @@ class StandingOutDisplay(SamplesDisplay):
 
 
 class SizesDisplay(style.Display):
-    """Width against height, and the shapes, on two axes. `widths`, `heights`: int (n,), pixels, upright."""
+    """Width against height, and the shapes, on two axes. `widths`, `heights`: int (n,), pixels,
+    upright."""
 
     def __init__(self, widths: Sequence[int], heights: Sequence[int]):
         self.widths, self.heights = np.asarray(widths), np.asarray(heights)
@@ -142,41 +177,61 @@ class SizesDisplay(style.Display):
         area = 8 + 250 * points[:, 2] / points[:, 2].max()
         low, high = points[:, :2].min() / 2.2, points[:, :2].max() * 2.2
         ax.plot((low, high), (low, high), color=style.RULE, linewidth=1, zorder=0)
-        ax.scatter(points[:, 0], points[:, 1], s=area, color=COLOURS["train"], alpha=0.45, linewidths=0)
+        ax.scatter(
+            points[:, 0], points[:, 1], s=area, color=COLOURS["train"], alpha=0.45, linewidths=0
+        )
         ticks = [2**k for k in range(0, 15, 1 if high / low < 64 else 2) if low <= 2**k <= high]
         ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
         ax.set(xticks=ticks, xticklabels=ticks, yticks=ticks, yticklabels=ticks)
-        ax.set(xlabel="width, pixels", ylabel="height, pixels", title=f"Size, {len(self.widths):,} images")
+        ax.set(
+            xlabel="width, pixels",
+            ylabel="height, pixels",
+            title=f"Size, {len(self.widths):,} images",
+        )
         ax.minorticks_off()
         ax.grid()
         if len(sizes) == 1:
             w, h, _ = points[0]
-            ax.annotate(f"all {w:.0f} x {h:.0f}", (w, h), (0, 14), textcoords="offset points", ha="center")
+            ax.annotate(
+                f"all {w:.0f} x {h:.0f}", (w, h), (0, 14), textcoords="offset points", ha="center"
+            )
 
     def _draw_shapes(self, ax):
         from matplotlib.ticker import PercentFormatter
 
-        shares = np.histogram(self.widths / self.heights, [0, *SHAPES.values()])[0] / len(self.widths)
+        shares = np.histogram(self.widths / self.heights, [0, *SHAPES.values()])[0] / len(
+            self.widths
+        )
         colours = [COLOURS["test" if name == "1:1" else "train"] for name in SHAPES]
         ax.bar(range(len(SHAPES)), shares, color=colours, width=0.8)
         ax.set_xticks(range(len(SHAPES)), SHAPES, rotation=90)
         ax.tick_params(axis="x", length=0)
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set(xlabel="width : height", ylim=(0, min(1.05, max(shares) * 1.15)), title="Shape, share of images")
+        ax.set(
+            xlabel="width : height",
+            ylim=(0, min(1.05, max(shares) * 1.15)),
+            title="Shape, share of images",
+        )
         ax.grid(axis="y")
 
 
 class DuplicatesDisplay(_SheetDisplay):
-    """Sets of images that are the same or nearly so. `groups`: [(title, [(caption, uint8 (SIDE, SIDE, 3))])], at most GROUPS of
-    `total`."""
+    """Sets of images that are the same or nearly so. `groups`: [(title, [(caption, uint8
+    (SIDE, SIDE, 3))])], at most GROUPS of `total`."""
 
     SIDE = 96
     GROUPS = 24
     EACH = 4
 
-    def __init__(self, groups: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], *, total: int):
+    def __init__(
+        self, groups: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], *, total: int
+    ):
         self.groups, self.places, self.texts = list(groups), [], []
-        self.title = "Duplicates" if total <= len(groups) else f"Duplicates, the first {len(groups)} of {total} groups"
+        self.title = (
+            "Duplicates"
+            if total <= len(groups)
+            else f"Duplicates, the first {len(groups)} of {total} groups"
+        )
         step, label, gutter = self.SIDE + 4, 34, 26
         limit, left, top, self.width = 4 * (2 * step + gutter) - gutter, 0, 0, 2 * step
         for title, images in self.groups:

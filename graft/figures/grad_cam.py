@@ -1,5 +1,5 @@
-"""Where the model looks: Grad-CAM (Selvaraju et al. 2017), for any classifier whose layer "pooling" averages the last
-feature map.
+"""Where the model looks: Grad-CAM (Selvaraju et al. 2017), for any classifier whose layer "pooling"
+averages the last feature map.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ POOLING = "pooling"
 BATCH = 16
 
 
-def grad_cam(model: keras.Model, images: np.ndarray, targets: np.ndarray, *, batch_size: int = BATCH) -> np.ndarray:
-    """How much each place speaks for a class: float32 (n, h, w) in [0, 1], h x w the size of the model's last feature map.
+def grad_cam(
+    model: keras.Model, images: np.ndarray, targets: np.ndarray, *, batch_size: int = BATCH
+) -> np.ndarray:
+    """How much each place speaks for a class: float32 (n, h, w) in [0, 1], h x w the size of the
+    model's last feature map.
 
-    `model` keras.Model with a layer "pooling" whose input is that map and, as its last layer, dense class scores with a
-    softmax; `images` uint8 (n, S, S, 3), n >= 1; `targets` int (n,), the classes asked about. Each map is divided by its own
-    largest value; one that speaks nowhere for the class is all zeros. The gradient is that of the score before the
-    softmax, which does not vanish where the model is certain.
+    `model` keras.Model with a layer "pooling" whose input is that map and, as its last layer, dense
+    class scores with a softmax; `images` uint8 (n, S, S, 3), n >= 1; `targets` int (n,), the
+    classes asked about. Each map is divided by its own largest value; one that speaks nowhere for
+    the class is all zeros. The gradient is that of the score before the softmax, which does not
+    vanish where the model is certain.
     """
     import keras
     import tensorflow as tf
@@ -38,9 +42,17 @@ def grad_cam(model: keras.Model, images: np.ndarray, targets: np.ndarray, *, bat
         features, *rest = (tf.cast(part, tf.float32) for part in (found if others else [found]))
         with tf.GradientTape() as tape:
             tape.watch(features)
-            hidden = tf.cast(above([features, *rest] if rest else features, training=False), tf.float32)
-            scores = hidden @ tf.cast(tf.convert_to_tensor(last.kernel), tf.float32)  # the bias does not move the gradient
-            asked = tf.gather(scores, np.asarray(targets[start : start + batch_size], np.int64), axis=1, batch_dims=1)
+            hidden = tf.cast(
+                above([features, *rest] if rest else features, training=False), tf.float32
+            )
+            # The bias does not move the gradient.
+            scores = hidden @ tf.cast(tf.convert_to_tensor(last.kernel), tf.float32)
+            asked = tf.gather(
+                scores,
+                np.asarray(targets[start : start + batch_size], np.int64),
+                axis=1,
+                batch_dims=1,
+            )
         weights = tf.reduce_mean(tape.gradient(asked, features), axis=(1, 2), keepdims=True)
         maps.append(tf.nn.relu(tf.reduce_sum(weights * features, axis=-1)).numpy())
     heat = np.concatenate(maps)
@@ -49,13 +61,16 @@ def grad_cam(model: keras.Model, images: np.ndarray, targets: np.ndarray, *, bat
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """uint8 (S, S, 3): `image` uint8 (S, S, 3), greyed, under `heat` float (h, w) in [0, 1] as dark red to bright yellow."""
+    """uint8 (S, S, 3): `image` uint8 (S, S, 3), greyed, under `heat` float (h, w) in [0, 1] as dark
+    red to bright yellow."""
     import matplotlib
     from PIL import Image
 
     image = np.asarray(image, np.uint8)
     size = image.shape[1], image.shape[0]
-    spread = np.asarray(Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    spread = np.asarray(
+        Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.Resampling.BICUBIC)
+    ).clip(0, 1)
     grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
     colour = 255 * matplotlib.colormaps["inferno"](0.25 + 0.75 * spread)[..., :3]
     share = 0.75 * spread[..., None]

@@ -37,11 +37,16 @@ class PredictedImage:
     def lines(self) -> tuple[str, str]:
         """Two lines below the image; ✓ and ✗ say without colour what the border says with it."""
         said = f"{style.short(self.predicted, 15)} {100 * self.confidence:.0f}%"
-        return (f"✓ {said}", "") if self.correct else (f"✗ {said}", f"is {style.short(self.label, 17)}")
+        return (
+            (f"✓ {said}", "")
+            if self.correct
+            else (f"✗ {said}", f"is {style.short(self.label, 17)}")
+        )
 
 
 def tile(image: PredictedImage) -> np.ndarray:
-    """uint8 (h, w, 3): one image with its border and its lines below, for a grid that somebody else makes; w is fixed."""
+    """uint8 (h, w, 3): one image with its border and its lines below, for a grid that somebody else
+    makes; w is fixed."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
@@ -51,15 +56,25 @@ def tile(image: PredictedImage) -> np.ndarray:
     pen = ImageDraw.Draw(sheet)
     pen.rectangle((0, 0, width - 1, SIDE + 2 * BORDER - 1), fill=colour)
     for k, pixels in enumerate(image.pixels):
-        sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR), (BORDER + k * SIDE, BORDER))
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 10)  # has ✓, ✗ and most scripts
+        sheet.paste(
+            Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR),
+            (BORDER + k * SIDE, BORDER),
+        )
+    # Has ✓, ✗ and most scripts.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 10)
     for k, line in enumerate(image.lines):
-        pen.text((BORDER, SIDE + 2 * BORDER + 2 + 13 * k), line, font=font, fill=style.INK if k else colour)
+        pen.text(
+            (BORDER, SIDE + 2 * BORDER + 2 + 13 * k),
+            line,
+            font=font,
+            fill=style.INK if k else colour,
+        )
     return np.asarray(sheet)
 
 
 class ImageGridDisplay(style.Display):
-    """Images in rows. `rows`: [(heading or "", [PredictedImage, ...]), ...]. Blue border: right; red, dashed: wrong.
+    """Images in rows. `rows`: [(heading or "", [PredictedImage, ...]), ...]. Blue border: right;
+    red, dashed: wrong.
 
     Drawn on one axes in pixels, all images as one: 24 axes would take ten times as long.
     """
@@ -68,7 +83,9 @@ class ImageGridDisplay(style.Display):
         self.title, self.rows = title, [(heading, list(images)) for heading, images in rows]
         parts = max((len(image.pixels) for _, images in self.rows for image in images), default=1)
         self.step = SIDE * parts + 2 * BORDER + GAP
-        self.width = max(GAP + max((len(images) for _, images in self.rows), default=1) * self.step, 360)
+        self.width = max(
+            GAP + max((len(images) for _, images in self.rows), default=1) * self.step, 360
+        )
         self.tops, self.height = [], 34
         for heading, _ in self.rows:
             self.height += 24 if heading else 0
@@ -76,7 +93,9 @@ class ImageGridDisplay(style.Display):
             self.height += SIDE + 2 * BORDER + CAPTION + 10
 
     @classmethod
-    def from_images(cls, title: str, images: list[PredictedImage], *, columns: int = 6) -> ImageGridDisplay:
+    def from_images(
+        cls, title: str, images: list[PredictedImage], *, columns: int = 6
+    ) -> ImageGridDisplay:
         return cls(title, [("", images[k : k + columns]) for k in range(0, len(images), columns)])
 
     def axes(self) -> Axes:
@@ -90,7 +109,9 @@ class ImageGridDisplay(style.Display):
             ax.text(GAP, top - 8, heading, fontsize=8.5, va="baseline")
             for k, image in enumerate(images):
                 self._place(canvas, ax, image, top, GAP + k * self.step)
-        ax.imshow(canvas, interpolation="nearest", extent=(0, self.width, self.height, 0), aspect="auto")
+        ax.imshow(
+            canvas, interpolation="nearest", extent=(0, self.width, self.height, 0), aspect="auto"
+        )
         ax.text(GAP, 20, self.title, fontsize=10, fontweight="bold", va="baseline")
         if not self.rows:
             ax.text(GAP, 32, "none", fontsize=8.5, va="top", color=style.MUTED)
@@ -101,7 +122,10 @@ class ImageGridDisplay(style.Display):
         from PIL import Image
 
         colour = style.RIGHT if image.correct else style.WRONG
-        parts = (Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for pixels in image.pixels)
+        parts = (
+            Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            for pixels in image.pixels
+        )
         inside = np.concatenate([np.asarray(part) for part in parts], axis=1)
         high, wide = inside.shape[0] + 2 * BORDER, inside.shape[1] + 2 * BORDER
         frame = canvas[top : top + high, left : left + wide]
@@ -109,4 +133,11 @@ class ImageGridDisplay(style.Display):
         frame[dashes | image.correct] = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
         frame[BORDER:-BORDER, BORDER:-BORDER] = inside
         for k, line in enumerate(image.lines):
-            ax.text(left, top + high + 4 + 13 * k, line, fontsize=7, va="top", color=style.INK if k else colour)
+            ax.text(
+                left,
+                top + high + 4 + 13 * k,
+                line,
+                fontsize=7,
+                va="top",
+                color=style.INK if k else colour,
+            )

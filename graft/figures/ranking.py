@@ -19,7 +19,8 @@ EACH_UP_TO = 10  # classes with a line of their own in the legend
 
 
 class _CurvePerClass(style.Display):
-    """`curves`: {class name: (x, y, area)}, x and y float (k,), of the classes for which the curve is defined."""
+    """`curves`: {class name: (x, y, area)}, x and y float (k,), of the classes for which the curve
+    is defined."""
 
     title = x_label = y_label = area = ""
     corner: Literal["lower left", "lower right"] = "lower left"
@@ -30,7 +31,8 @@ class _CurvePerClass(style.Display):
 
     @staticmethod
     def _curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """x, y and the area: of a class, whose images are `positive`, bool (n,), and have `scores`, float (n,)."""
+        """x, y and the area: of a class, whose images are `positive`, bool (n,), and have `scores`,
+        float (n,)."""
         raise NotImplementedError
 
     @classmethod
@@ -40,19 +42,28 @@ class _CurvePerClass(style.Display):
             positive = predictions.labels == c
             if positive.any() and not positive.all():
                 xs, ys, area = cls._curve(positive, predictions.probabilities[:, c])
-                keep = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), POINTS)).round().astype(int))
+                keep = np.unique(
+                    np.linspace(0, len(xs) - 1, min(len(xs), POINTS)).round().astype(int)
+                )
                 curves[name] = (xs[keep], ys[keep], area)
         return cls(curves)
 
     @property
     def rows(self) -> list[tuple[str, float, float]]:
         """(class, x, y): the points drawn, for a CSV file."""
-        return [(name, float(x), float(y)) for name, (xs, ys, _) in self.curves.items() for x, y in zip(xs, ys)]
+        return [
+            (name, float(x), float(y))
+            for name, (xs, ys, _) in self.curves.items()
+            for x, y in zip(xs, ys)
+        ]
 
     def draw(self, ax: Axes) -> None:
         drawn, title = list(self.curves), self.area
         if len(drawn) > EACH_UP_TO:
-            drawn, title = sorted(self.curves, key=lambda name: self.curves[name][2])[:3], f"{self.area}, the three least"
+            drawn, title = (
+                sorted(self.curves, key=lambda name: self.curves[name][2])[:3],
+                f"{self.area}, the three least",
+            )
             self._draw_all(ax)
         for k, name in enumerate(drawn):
             xs, ys, area = self.curves[name]
@@ -65,22 +76,28 @@ class _CurvePerClass(style.Display):
         ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         ax.grid()
         if drawn:
-            ax.legend(loc=self.corner, title=title, title_fontsize=8, alignment="left", labelspacing=0.3)
+            ax.legend(
+                loc=self.corner, title=title, title_fontsize=8, alignment="left", labelspacing=0.3
+            )
 
     def _draw_all(self, ax):
         from matplotlib.collections import LineCollection
 
         lines = [np.column_stack(curve[:2]) for curve in self.curves.values()]
-        label = f"all {len(lines)}, mean {np.mean([curve[2] for curve in self.curves.values()]):.3f}"
-        ax.add_collection(LineCollection(lines, colors=style.MUTED, linewidths=0.6, alpha=0.35, label=label))
+        label = (
+            f"all {len(lines)}, mean {np.mean([curve[2] for curve in self.curves.values()]):.3f}"
+        )
+        ax.add_collection(
+            LineCollection(lines, colors=style.MUTED, linewidths=0.6, alpha=0.35, label=label)
+        )
 
     def _guide(self, ax):
         pass
 
 
 class RocDisplay(_CurvePerClass):
-    """Receiver operating characteristic of each class against the rest; to 10 classes in colours, beyond that the worst
-    three.
+    """Receiver operating characteristic of each class against the rest; to 10 classes in colours,
+    beyond that the worst three.
     """
 
     title, x_label, y_label = "ROC", "false positive rate", "true positive rate"
@@ -99,7 +116,8 @@ class RocDisplay(_CurvePerClass):
 
 
 class PrecisionRecallDisplay(_CurvePerClass):
-    """Precision over recall of each class against the rest, as steps (no interpolation, as average precision has it)."""
+    """Precision over recall of each class against the rest, as steps (no interpolation, as average
+    precision has it)."""
 
     title, x_label, y_label = "Precision and recall", "recall", "precision"
     area = "average precision"

@@ -25,12 +25,16 @@ class SuspectImage(PredictedImage):
 
     @property
     def lines(self) -> tuple[str, str]:
-        return f"{style.short(self.predicted, 14)}? {100 * self.confidence:.0f}%", f"labelled {style.short(self.label, 14)}"
+        return (
+            f"{style.short(self.predicted, 14)}? {100 * self.confidence:.0f}%",
+            f"labelled {style.short(self.label, 14)}",
+        )
 
 
 class MapDisplay(style.Display):
-    """Photos as points, coloured by label. points: float (m, 2), 0 to 1. labels: int (m,). wrong, suspect: bool (m,).
-    thumbs: {position among the m: uint8 (S, S, 3)}. method: how the points were found; total: how many photos there are."""
+    """Photos as points, coloured by label. points: float (m, 2), 0 to 1. labels: int (m,). wrong,
+    suspect: bool (m,). thumbs: {position among the m: uint8 (S, S, 3)}. method: how the points were
+    found; total: how many photos there are."""
 
     size = (7.2, 6.0)
 
@@ -46,9 +50,21 @@ class MapDisplay(style.Display):
         method: str = "",
         total: int = 0,
     ):
-        self.points, self.labels, self.classes = np.asarray(points), np.asarray(labels), list(classes)
-        self.wrong, self.suspect, self.thumbs = np.asarray(wrong), np.asarray(suspect), dict(thumbs or {})
-        shown = f"{len(self.points):,} of {total:,} photos" if total > len(self.points) else f"{len(self.points):,} photos"
+        self.points, self.labels, self.classes = (
+            np.asarray(points),
+            np.asarray(labels),
+            list(classes),
+        )
+        self.wrong, self.suspect, self.thumbs = (
+            np.asarray(wrong),
+            np.asarray(suspect),
+            dict(thumbs or {}),
+        )
+        shown = (
+            f"{len(self.points):,} of {total:,} photos"
+            if total > len(self.points)
+            else f"{len(self.points):,} photos"
+        )
         self.title = f"{shown} as the backbone sees them ({method})"
 
     def draw(self, ax: Axes) -> None:
@@ -57,13 +73,36 @@ class MapDisplay(style.Display):
             some = self.labels == k
             marker = MARKERS[(k // len(style.SERIES)) % len(MARKERS)]
             ax.scatter(
-                x[some], y[some], s=11, color=style.SERIES[k % len(style.SERIES)], marker=marker, alpha=0.6, linewidths=0
+                x[some],
+                y[some],
+                s=11,
+                color=style.SERIES[k % len(style.SERIES)],
+                marker=marker,
+                alpha=0.6,
+                linewidths=0,
             )
         self._thumbs(ax)
         some, ring = self.wrong & ~self.suspect, style.WRONG
-        ax.scatter(x[some], y[some], s=34, facecolors="none", edgecolors=ring, linewidths=0.6, label="judged wrongly")
+        ax.scatter(
+            x[some],
+            y[some],
+            s=34,
+            facecolors="none",
+            edgecolors=ring,
+            linewidths=0.6,
+            label="judged wrongly",
+        )
         some = self.suspect
-        ax.scatter(x[some], y[some], s=42, color=style.INK, marker="x", linewidths=1.1, label="suspect label", zorder=4)
+        ax.scatter(
+            x[some],
+            y[some],
+            s=42,
+            color=style.INK,
+            marker="x",
+            linewidths=1.1,
+            label="suspect label",
+            zorder=4,
+        )
         self._names(ax)
         ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xticks=[], yticks=[])
         ax.set_title(self.title, pad=20)
@@ -86,12 +125,14 @@ class MapDisplay(style.Display):
         present = np.unique(self.labels)
         for k in present if len(present) <= NAMED else ():
             middle = np.median(self.points[self.labels == k], axis=0)
-            ax.text(*middle, style.short(self.classes[k], 18), ha="center", va="center", fontsize=8.5, fontweight="bold",
-                    zorder=5, path_effects=[withStroke(linewidth=2.5, foreground=style.PAPER)])  # fmt: skip
+            ax.text(*middle, style.short(self.classes[k], 18), ha="center", va="center",
+                    fontsize=8.5, fontweight="bold", zorder=5,
+                    path_effects=[withStroke(linewidth=2.5, foreground=style.PAPER)])  # fmt: skip
 
 
 def spread(points: np.ndarray, *, apart: float = 0.085, most: int = 60) -> list[int]:
-    """Positions of points of which no two are nearer than `apart` on both axes: where there is room for a thumbnail."""
+    """Positions of points of which no two are nearer than `apart` on both axes: where there is room
+    for a thumbnail."""
     taken: list[int] = []
     for i, point in enumerate(points):
         if len(taken) < most and all(np.abs(points[j] - point).max() >= apart for j in taken):

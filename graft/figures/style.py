@@ -1,8 +1,8 @@
 """The one look of all figures: colours, fonts, and how a figure becomes bytes.
 
-Colours are Okabe & Ito's, and one red of Tol's, which people with any colour vision tell apart; blue stands for right, red
-for wrong, and a mark (✓ ✗) or a dashed line says the same without colour. Figures are made without pyplot, so nothing
-global is left behind.
+Colours are Okabe & Ito's, and one red of Tol's, which people with any colour vision tell apart;
+blue stands for right, red for wrong, and a mark (✓ ✗) or a dashed line says the same without
+colour. Figures are made without pyplot, so nothing global is left behind.
 """
 
 from __future__ import annotations
@@ -25,17 +25,46 @@ if TYPE_CHECKING:
 
 RIGHT, WRONG = "#0072b2", "#cc3311"
 HEAD, TUNED = "#e69f00", "#0072b2"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6a3d9a", "#117733", "#882255")
+SERIES = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#7f4f24",
+    "#6a3d9a",
+    "#117733",
+    "#882255",
+)
 INK, MUTED, RULE, SOFT, PAPER = "#1c2733", "#66727f", "#dde2e8", "#eef1f4", "#ffffff"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))  # the second sign by which series differ
 DPI = 120
-WIDTH = 4.4  # inches of most figures: on a phone, where they fill the screen, the text then keeps its size
-NAMED = {INK: "ink", MUTED: "muted", RULE: "rule", SOFT: "soft", PAPER: "paper", RIGHT: "right", WRONG: "wrong"}
-VARIABLES = {**{colour: f"c{k}" for k, colour in enumerate(SERIES)}, **NAMED}  # what a page may repaint, e.g. in the dark
+# Inches of most figures: on a phone, where they fill the screen, the text then keeps its size.
+WIDTH = 4.4
+NAMED = {
+    INK: "ink",
+    MUTED: "muted",
+    RULE: "rule",
+    SOFT: "soft",
+    PAPER: "paper",
+    RIGHT: "right",
+    WRONG: "wrong",
+}
+# What a page may repaint, e.g. in the dark.
+VARIABLES = {**{colour: f"c{k}" for k, colour in enumerate(SERIES)}, **NAMED}
 
-TAG = re.compile(r"<[^>]*>")  # in matplotlib's SVG; what stands between two is text, which may say anything
+# In matplotlib's SVG; what stands between two is text, which may say anything.
+TAG = re.compile(r"<[^>]*>")
 
-FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS")
+FALLBACKS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Arial Unicode MS",
+)
 
 RC: dict[Any, Any] = {
     "font.size": 8.5,
@@ -70,7 +99,8 @@ RC: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def applied() -> Iterator[None]:
-    """matplotlib's own defaults plus ours inside, whatever a matplotlibrc says. No warning for a glyph that the font lacks."""
+    """matplotlib's own defaults plus ours inside, whatever a matplotlibrc says. No warning for a
+    glyph that the font lacks."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -82,7 +112,8 @@ def applied() -> Iterator[None]:
 
 @functools.cache
 def _fonts():
-    """DejaVu Sans comes with matplotlib, the same on every machine; others only for class names in scripts that it lacks."""
+    """DejaVu Sans comes with matplotlib, the same on every machine; others only for class names in
+    scripts that it lacks."""
     from matplotlib import font_manager
 
     return ["DejaVu Sans", *(name for name in FALLBACKS if name in font_manager.get_font_names())]
@@ -96,8 +127,9 @@ def figure(width: float, height: float) -> Figure:
 
 
 class Display:
-    """scikit-learn's pattern: a figure holds its data, `plot(*, ax=None)` draws it on `ax`, by default axes of its own, and
-    returns the display, with `ax_` and `figure_`. A subclass gives `size`, in inches, and `draw(ax)`.
+    """scikit-learn's pattern: a figure holds its data, `plot(*, ax=None)` draws it on `ax`, by
+    default axes of its own, and returns the display, with `ax_` and `figure_`. A subclass gives
+    `size`, in inches, and `draw(ax)`.
     """
 
     size = (WIDTH, 4.1)
@@ -123,14 +155,16 @@ def png(fig: Figure, path: str | Path | BinaryIO) -> None:
 
 
 def svg(fig: Figure) -> str:
-    """The figure as an <svg> element to put into a page: no size of its own, the palette as CSS variables (`var(--ink)` …)."""
+    """The figure as an <svg> element to put into a page: no size of its own, the palette as CSS
+    variables (`var(--ink)` …)."""
     buffer = io.StringIO()
     with applied():
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         fig.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    wide = 1.45 * 72 * fig.get_figwidth()  # CSS pixels: text then comes out as large as the page's small print
+    # CSS pixels: text then comes out as large as the page's small print.
+    wide = 1.45 * 72 * fig.get_figwidth()
     head = rf'<svg viewBox="\1" style="max-width: {wide:.0f}px">'
     text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', head, text, count=1)
     used = set(re.findall(r"#([\w.-]+)", " ".join(TAG.findall(text))))
@@ -138,11 +172,14 @@ def svg(fig: Figure) -> str:
 
 
 def _restyled(tag, used):
-    """A tag of matplotlib's for a page that holds many figures: its fonts, its colours, only the ids that are `used`."""
+    """A tag of matplotlib's for a page that holds many figures: its fonts, its colours, only the
+    ids that are `used`."""
     tag = re.sub(r"font: ?([\d.]+)px[^;\"]*", r"font-size: \1px", tag)
     tag = re.sub(r"font-family: ?[^;\"]*;?", "", tag)
     tag = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", tag)
-    return re.sub(r"#[0-9a-f]{6}", lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0], tag)
+    return re.sub(
+        r"#[0-9a-f]{6}", lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0], tag
+    )
 
 
 def short(name: str, limit: int = 22) -> str:

@@ -1,18 +1,19 @@
-"""The stage's side of the fork server: find the server of this `dvc`, start one where there is none, hand the stage over.
+"""The stage's side of the fork server: find the server of this `dvc`, start one where there is
+none, hand the stage over.
 
 TensorFlow, MLflow and scikit-learn take 15 to 25 seconds of one processor to import, and DVC starts
 every stage as a process of its own: most of an experiment on a few hundred photos would be imports.
 So the first stage that runs under a `dvc` starts a server beside itself, which imports the packages
-on a processor that the stage leaves idle. Each later stage of the same `dvc` hands it working folder,
-environment, arguments, limits and standard streams, and runs in a fork of it: as before a process of
-its own, with the code of its own folder as it is then, the same result and the same exit status, but
-with nothing to import.
+on a processor that the stage leaves idle. Each later stage of the same `dvc` hands it working
+folder, environment, arguments, limits and standard streams, and runs in a fork of it: as before a
+process of its own, with the code of its own folder as it is then, the same result and the same exit
+status, but with nothing to import.
 
-The server belongs to one `dvc` and ends with it; in a search of many experiments to the command that
-makes them (LENT), since a trial is often one stage, which would import everything itself and for a
-server too. Without a `dvc` among the ancestors (a stage run by hand), under a debugger, with one
-processor, on other systems than Linux, and with `GRAFT_FORKSERVER=0`, there is no server. Nor is
-there one with a GPU: a fork after the driver has been initialised is not safe.
+The server belongs to one `dvc` and ends with it; in a search of many experiments to the command
+that makes them (LENT), since a trial is often one stage, which would import everything itself and
+for a server too. Without a `dvc` among the ancestors (a stage run by hand), under a debugger, with
+one processor, on other systems than Linux, and with `GRAFT_FORKSERVER=0`, there is no server. Nor
+is there one with a GPU: a fork after the driver has been initialised is not safe.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from pathlib import Path
 from graft.system import files, paths
 
 SWITCH = "GRAFT_FORKSERVER"  # 0: no server
-LENT = "GRAFT_FORKSERVER_OF"  # process id and start time of a command whose server is for all `dvc` that it starts
+# Process id and start time of a command whose server is for all `dvc` that it starts.
+LENT = "GRAFT_FORKSERVER_OF"
 FORKED = "GRAFT_FORKED"  # set in a fork: the stage shall run here
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
@@ -40,9 +42,11 @@ LIMITS = tuple(sorted(name for name in dir(resource) if name.startswith("RLIMIT_
 
 
 def run(module: str, main: Callable[[], None]) -> None:
-    """Run `main` of the stage `module` ("stages.evaluate"): in a fork of the server where there is one, else here.
+    """Run `main` of the stage `module` ("stages.evaluate"): in a fork of the server where there is
+    one, else here.
 
-    Where there is none, one is started for the stages to come. Ends the process with the stage's exit status if a fork ran it.
+    Where there is none, one is started for the stages to come. Ends the process with the stage's
+    exit status if a fork ran it.
     """
     forked = os.environ.pop(FORKED, None)
     dvc = owner() if not forked and usable() else None
@@ -73,14 +77,15 @@ def usable() -> bool:
     return (
         os.environ.get(SWITCH, "1") != "0"
         and sys.platform == "linux"
-        and len(os.sched_getaffinity(0)) > 1  # with one processor its imports would hold up the stage that starts it
+        # With one processor its imports would hold up the stage that starts it.
+        and len(os.sched_getaffinity(0)) > 1
         and sys.gettrace() is None
     )
 
 
 def owner() -> tuple[int, int] | None:
-    """(process id, start time in clock ticks) of the ancestor whose server this process may use: the one that LENT names, if it
-    made the nearest `dvc`, else that; None without a `dvc`."""
+    """(process id, start time in clock ticks) of the ancestor whose server this process may use:
+    the one that LENT names, if it made the nearest `dvc`, else that; None without a `dvc`."""
     pid, dvc, lent = os.getppid(), None, os.environ.get(LENT)
     with contextlib.suppress(OSError):
         while pid > 1:
@@ -98,7 +103,8 @@ def owner() -> tuple[int, int] | None:
 
 
 def lend() -> dict[str, str]:
-    """Environment for many `dvc` one after the other, whose stages shall use one server; it ends with this process."""
+    """Environment for many `dvc` one after the other, whose stages shall use one server; it ends
+    with this process."""
     try:
         return {LENT: f"{os.getpid()} {process_times(os.getpid())[1]}"}
     except OSError:  # no /proc, no server
@@ -106,21 +112,26 @@ def lend() -> dict[str, str]:
 
 
 def process_times(pid: int) -> tuple[int, int]:
-    """(parent's process id, start time in clock ticks) of a process. Raises OSError where there is none."""
+    """(parent's process id, start time in clock ticks) of a process. Raises OSError where there is
+    none."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[1]), int(fields[19])
 
 
 def server_folder(dvc: tuple[int, int]) -> Path:
-    """Where the server of this `dvc` has its socket: inside the clone, for this user and this form of its code alone."""
+    """Where the server of this `dvc` has its socket: inside the clone, for this user and this form
+    of its code alone."""
     here = Path(__file__)
     code = files.sha256_of(here, here.with_name("server.py"))[:8]
-    return paths.root().resolve() / ".dvc" / "tmp" / "graft-forkserver" / f"{dvc[0]}-{dvc[1]}-{code}"
+    return (
+        paths.root().resolve() / ".dvc" / "tmp" / "graft-forkserver" / f"{dvc[0]}-{dvc[1]}-{code}"
+    )
 
 
 @contextlib.contextmanager
 def short_path(folder: Path) -> Iterator[str]:
-    """A path to `folder` of a few characters while the block runs: a socket's address has room for 107 bytes."""
+    """A path to `folder` of a few characters while the block runs: a socket's address has room for
+    107 bytes."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{handle}"
@@ -144,14 +155,22 @@ def _connect(folder):
 
 
 def _start(dvc):
-    """Start a server in a session of its own: Ctrl-C in this terminal must not end it, nor its output appear there."""
+    """Start a server in a session of its own: Ctrl-C in this terminal must not end it, nor its
+    output appear there."""
     nothing = subprocess.DEVNULL
-    command = [sys.executable, "-m", "graft.forkserver.server", *map(str, dvc), str(paths.root().resolve())]
+    command = [
+        sys.executable,
+        "-m",
+        "graft.forkserver.server",
+        *map(str, dvc),
+        str(paths.root().resolve()),
+    ]
     subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
 
 def _hand_over(connection, answers, module):
-    """Send what a process is made of. Returns if no fork has taken it on; else ends as the fork ends."""
+    """Send what a process is made of. Returns if no fork has taken it on; else ends as the fork
+    ends."""
     task = {
         "module": module,
         "folder": str(Path.cwd()),
@@ -184,7 +203,11 @@ def _follow(child, answers):
             signal.signal(number, forward)
     ended = _line(answers)
     if not ended:  # its forks have ended with it: nobody else writes to the stage's folder now
-        print(f"error: the fork server ended before the stage; try again, or set {SWITCH}=0", file=sys.stderr, flush=True)
+        print(
+            f"error: the fork server ended before the stage; try again, or set {SWITCH}=0",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(1)
     status = int(ended)
     if status < 0:  # the fork was ended by a signal: so is this process, for whoever waits for it

@@ -1,4 +1,5 @@
-"""The fork server of one `dvc`: imports the heavy packages once, forks for each stage, and ends with its `dvc`.
+"""The fork server of one `dvc`: imports the heavy packages once, forks for each stage, and ends
+with its `dvc`.
 
     python -m graft.forkserver.server PID START_TIME ROOT
 
@@ -44,36 +45,58 @@ PACKAGES = (
     "pydantic",
     "ruamel.yaml",
 )
-# What packages read when they are imported: a stage with other values of these is not for this server.
-READ_AT_IMPORT = ("PYTHON", "TF_", "KERAS", "XLA_", "CUDA", "OMP_", "OPENBLAS", "MKL_", "MPL", "MLFLOW_", "LD_", "LANG", "LC_")
-OWN = ("graft", "stages")  # packages that are forgotten before each stage: its code is that of its folder, as it is then
+# What packages read when they are imported: a stage with other values of these is not for this
+# server.
+READ_AT_IMPORT = (
+    "PYTHON",
+    "TF_",
+    "KERAS",
+    "XLA_",
+    "CUDA",
+    "OMP_",
+    "OPENBLAS",
+    "MKL_",
+    "MPL",
+    "MLFLOW_",
+    "LD_",
+    "LANG",
+    "LC_",
+)
+# Packages that are forgotten before each stage: its code is that of its folder, as it is then.
+OWN = ("graft", "stages")
 PATIENCE = 10  # seconds that the rest of a task may take to come
 GRACE = 10  # seconds between SIGTERM and SIGKILL for a stage that nobody waits for any more
 
 
 def serve(dvc: tuple[int, int]) -> dict | None:
-    """Import the packages, then fork for every stage that asks, until the `dvc` (process id, start time) is gone.
+    """Import the packages, then fork for every stage that asks, until the `dvc` (process id, start
+    time) is gone.
 
-    Returns None at the server's end; in a fork, the task to be carried out: the fork unwinds to where a process begins.
+    Returns None at the server's end; in a fork, the task to be carried out: the fork unwinds to
+    where a process begins.
     """
     folder = client.server_folder(dvc)
     _sweep(folder.parent)
     started_with = at_import(os.environ)
     try:
         watched = os.pidfd_open(dvc[0])
-        folder.mkdir(mode=0o700, parents=True)  # who can enter can run stages; of two servers, the second fails here
+        # Who can enter can run stages; of two servers, the second fails here.
+        folder.mkdir(mode=0o700, parents=True)
     except (AttributeError, OSError):  # no such process, or a system that cannot
         return None
     with contextlib.ExitStack() as leaving, socket.socket(socket.AF_UNIX) as listener:
         leaving.callback(shutil.rmtree, folder, ignore_errors=True)
         with client.short_path(folder) as place:
             listener.bind(f"{place}/socket")
-        listener.listen()  # before the imports: a stage that comes meanwhile waits less long than for imports of its own
+        # Before the imports: a stage that comes meanwhile waits less long than for imports of its
+        # own.
+        listener.listen()
         import_packages()
         os.chdir("/")
         gpu = _has_gpu()
         task = _loop(listener, watched, started_with) if not gpu and _alive(*dvc) else None
-        if gpu or task is not None:  # with a GPU the folder stays, so that no other server tries; else it is not the fork's
+        # With a GPU the folder stays, so that no other server tries; else it is not the fork's.
+        if gpu or task is not None:
             leaving.pop_all()
     return task
 
@@ -102,14 +125,16 @@ def import_packages() -> None:
     environment.quiet_mlflow()
     gc.disable()  # a collection finds next to nothing in modules: a tenth of the time
     for name in PACKAGES:
-        with contextlib.suppress(Exception):  # whatever it is, the stage that needs the package will say it
+        # Whatever it is, the stage that needs the package will say it.
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
     gc.enable()
     gc.freeze()  # nor need every fork look through them again
 
 
 def _has_gpu():
-    """Whether TensorFlow finds a GPU; asked in a fork, since the question initialises the driver."""
+    """Whether TensorFlow finds a GPU; asked in a fork, since the question initialises the
+    driver."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -121,7 +146,8 @@ def _has_gpu():
 
 
 def _loop(listener, watched, started_with):
-    """Fork for whoever connects, and report how each fork ended. Returns a task in a fork, None when the dvc has ended."""
+    """Fork for whoever connects, and report how each fork ended. Returns a task in a fork, None
+    when the dvc has ended."""
     stages = set()
     with selectors.DefaultSelector() as waiting:
         waiting.register(watched, selectors.EVENT_READ)
@@ -142,19 +168,23 @@ def _loop(listener, watched, started_with):
                 waiting.unregister(key.data.descriptor)
                 waiting.unregister(key.data.connection)
                 key.data.end(alone=key.fileobj is key.data.connection)
-    for stage in stages:  # a dvc that ends before its stage was killed: the next one runs that stage again, on the same files
+    # A dvc that ends before its stage was killed: the next one runs that stage again, on the same
+    # files.
+    for stage in stages:
         stage.end(alone=True, grace=0)
     return None
 
 
 class _Stage:
-    """One fork that runs a stage: its process id, a descriptor that becomes readable when it ends, who waits for it."""
+    """One fork that runs a stage: its process id, a descriptor that becomes readable when it ends,
+    who waits for it."""
 
     def __init__(self, pid, connection):
         self.pid, self.connection, self.descriptor = pid, connection, os.pidfd_open(pid)
 
     def end(self, *, alone, grace=GRACE):
-        """Report its status. alone: nobody waits for it any more; it gets SIGTERM, after `grace` seconds SIGKILL."""
+        """Report its status. alone: nobody waits for it any more; it gets SIGTERM, after `grace`
+        seconds SIGKILL."""
         if alone:
             os.kill(self.pid, signal.SIGTERM)
             if not select.select([self.descriptor], [], [], grace)[0]:
@@ -166,10 +196,12 @@ class _Stage:
 
 
 def _fork(connection, started_with):
-    """Receive a task and fork. Returns the _Stage; in the fork, the task; None if it is not for this server."""
+    """Receive a task and fork. Returns the _Stage; in the fork, the task; None if it is not for
+    this server."""
     server, pid, streams = os.getpid(), -1, []
     connection.settimeout(PATIENCE)
-    with contextlib.suppress(OSError, ValueError):  # whoever asked has hung up, or is too slow: it runs the stage itself
+    # Whoever asked has hung up, or is too slow: it runs the stage itself.
+    with contextlib.suppress(OSError, ValueError):
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
         with connection.makefile("rb") as lines:
             task = json.loads(lines.readline())
@@ -189,7 +221,8 @@ def _fork(connection, started_with):
 
 
 def _become(task, streams, server):
-    """Take on streams, limits, priority, processors and folder of the process that asked; end where this user may not."""
+    """Take on streams, limits, priority, processors and folder of the process that asked; end where
+    this user may not."""
     ctypes.CDLL(None).prctl(client.PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         if os.getppid() != server:
@@ -216,7 +249,9 @@ def carry_out(task: dict) -> None:
         del sys.modules[name]
     importlib.invalidate_caches()
     sys.stdin = os.fdopen(0)
-    sys.stdout = os.fdopen(1, "w", buffering=1 if os.isatty(1) or os.environ.get("PYTHONUNBUFFERED") else -1)
+    sys.stdout = os.fdopen(
+        1, "w", buffering=1 if os.isatty(1) or os.environ.get("PYTHONUNBUFFERED") else -1
+    )
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     time.tzset()

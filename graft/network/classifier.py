@@ -1,6 +1,8 @@
-"""The classifier: scaling, backbone, pooling, [dense], dropout, softmax, as one flat graph; its unfreezing and its files.
+"""The classifier: scaling, backbone, pooling, [dense], dropout, softmax, as one flat graph; its
+unfreezing and its files.
 
-Flat, because a backbone nested as one layer hides its layers from `trainable`, from the cut and from Grad-CAM.
+Flat, because a backbone nested as one layer hides its layers from `trainable`, from the cut and
+from Grad-CAM.
 """
 
 from __future__ import annotations
@@ -20,37 +22,44 @@ from graft.system.console import GraftError
 if TYPE_CHECKING:
     import keras
 
-ENLARGED = 2  # times the median shorter side: pictures of 32 px are given 128, photos their own size or less
+# Times the median shorter side: pictures of 32 px are given 128, photos their own size or less.
+ENLARGED = 2
 MODEL_FILES = WEIGHTS, DESCRIPTION = "model.weights.h5", "model.json"
 
 
 def build(description: Description, *, weights: str = "none") -> keras.Model:
-    """A fresh classifier: `weights` on the backbone (see `backbones.build`), a new head on top, the backbone frozen.
+    """A fresh classifier: `weights` on the backbone (see `backbones.build`), a new head on top, the
+    backbone frozen.
 
-    Returns a Keras model from "image", uint8 (n, S, S, 3) RGB, to "probabilities", float32 (n, C) with rows that sum to 1.
-    The head's initial values depend on Keras' global seed alone.
+    Returns a Keras model from "image", uint8 (n, S, S, 3) RGB, to "probabilities", float32 (n, C)
+    with rows that sum to 1. The head's initial values depend on Keras' global seed alone.
     """
     import keras
 
     size = description.image_size
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
-    features, backbone = backbones.build(description.backbone, description.alpha, image, weights=weights)
+    features, backbone = backbones.build(
+        description.backbone, description.alpha, image, weights=weights
+    )
     x = _pooled(backbone, backbones.row(description.backbone).depths, features)
     if description.hidden_units:
         x = keras.layers.Dense(description.hidden_units, activation="relu", name="hidden")(x)
     x = keras.layers.Dropout(description.dropout, name="dropout")(x)
     # Softmax in float32 also under mixed precision: half precision loses small probabilities.
-    x = keras.layers.Dense(len(description.classes), activation="softmax", name="probabilities", dtype="float32")(x)
+    x = keras.layers.Dense(
+        len(description.classes), activation="softmax", name="probabilities", dtype="float32"
+    )(x)
     model = keras.Model(image, x, name="classifier")
     unfreeze(model, 0)
     return model
 
 
 def _pooled(backbone, depths, features):
-    """The global averages that the head sees: of the last feature map, and of those at the ends of some stages below it.
+    """The global averages that the head sees: of the last feature map, and of those at the ends of
+    some stages below it.
 
-    Several depths tell more than the last one alone (Head2Toe, Evci et al. 2022, in its cheapest form): handsigns 0.939
-    -> 0.957.
+    Several depths tell more than the last one alone (Head2Toe, Evci et al. 2022, in its cheapest
+    form): handsigns 0.939 -> 0.957.
     """
     import keras
 
@@ -68,23 +77,26 @@ def head_input(model: keras.Model) -> str:
 
 
 def shallow_width(model: keras.Model) -> int:
-    """How many of the pooled features, the first, are of the shallowest depth; 0 where all are of one."""
+    """How many of the pooled features, the first, are of the shallowest depth; 0 where all are of
+    one."""
     return model.get_layer("pooling_0").output.shape[-1] if head_input(model) == "pooled" else 0
 
 
 def backbone_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers between scaling and pooling, bottom first, as `keras.applications` counts them but for its input layer."""
+    """The layers between scaling and pooling, bottom first, as `keras.applications` counts them but
+    for its input layer."""
     names = [layer.name for layer in model.layers]
     inside = model.layers[names.index("scaling") + 1 : names.index(head_input(model))]
     return [layer for layer in inside if not layer.name.startswith("pooling")]
 
 
 def top_layers(model: keras.Model, setting: int | str, shorter_sides: Sequence[int]) -> int:
-    """How many of the backbone's top layers are trained: `setting`, or for "auto" what suits network and images.
+    """How many of the backbone's top layers are trained: `setting`, or for "auto" what suits
+    network and images.
 
-    shorter_sides: of the images, pixels. "auto" is what lies above the lowest depth that the head sees, or 30% of the
-    layers where it sees the last one alone; 70% where images are made larger by ENLARGED or more, since the lower layers
-    never saw such smooth ones (see benchmarks/README.md).
+    shorter_sides: of the images, pixels. "auto" is what lies above the lowest depth that the head
+    sees, or 30% of the layers where it sees the last one alone; 70% where images are made larger by
+    ENLARGED or more, since the lower layers never saw such smooth ones (see benchmarks/README.md).
     """
     if setting != "auto":
         return int(setting)
@@ -98,11 +110,13 @@ def top_layers(model: keras.Model, setting: int | str, shorter_sides: Sequence[i
 
 
 def unfreeze(model: keras.Model, layers: int) -> int:
-    """Make the head and the top `layers` layers of the backbone trainable, and nothing else; compile after this, not before.
+    """Make the head and the top `layers` layers of the backbone trainable, and nothing else;
+    compile after this, not before.
 
-    BatchNorm stays frozen at every depth: under `fit` its moving statistics drift even where the backbone was called with
-    training=False, and on small data the drift costs more accuracy than the unfreezing gains (keras#20285).
-    Returns the number of backbone layers that are trained: `layers`, or all there are.
+    BatchNorm stays frozen at every depth: under `fit` its moving statistics drift even where the
+    backbone was called with training=False, and on small data the drift costs more accuracy than
+    the unfreezing gains (keras#20285). Returns the number of backbone layers that are trained:
+    `layers`, or all there are.
     """
     import keras
 
@@ -110,12 +124,15 @@ def unfreeze(model: keras.Model, layers: int) -> int:
     layers = min(layers, len(base))
     frozen = {layer.name for layer in base[: len(base) - layers]}
     for layer in model.layers:
-        layer.trainable = layer.name not in frozen and not isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer.name not in frozen and not isinstance(
+            layer, keras.layers.BatchNormalization
+        )
     return layers
 
 
 def save(model: keras.Model, description: Description, folder: Path) -> None:
-    """Write `model.weights.h5` and `model.json` into `folder`; the same model gives the same bytes."""
+    """Write `model.weights.h5` and `model.json` into `folder`; the same model gives the same
+    bytes."""
     files.need_room(Path(folder), 4 * model.count_params() + files.OF_HDF5)
     with files.whole(Path(folder) / WEIGHTS) as part:
         model.save_weights(part)

@@ -1,4 +1,5 @@
-"""Where a classifier is parted into what stays frozen, computed once per image, and what is trained."""
+"""Where a classifier is parted into what stays frozen, computed once per image, and what is
+trained."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ NEAR = 6  # operations; an inverted residual block has 8 or 9
 
 @dataclass(frozen=True)
 class Cut:
-    """tensors: Keras tensors, usually one, that all above depends on. name: of the operation that makes the last of them.
-    position: of that operation in the graph. digest: SHA-256 of all that computes them. shapes: of the tensors, without
-    the batch."""
+    """tensors: Keras tensors, usually one, that all above depends on. name: of the operation that
+    makes the last of them. position: of that operation in the graph. digest: SHA-256 of all that
+    computes them. shapes: of the tensors, without the batch."""
 
     tensors: tuple
     name: str
@@ -33,20 +34,22 @@ class Cut:
 
 
 def find_cut(model: keras.Model, layers: int) -> Cut:
-    """The deepest tensor that everything trained, with the top `layers` of the backbone unfrozen, depends on alone.
+    """The deepest tensor that everything trained, with the top `layers` of the backbone unfrozen,
+    depends on alone.
 
-    Below it nothing is trained and nothing is random: its value for an image never changes during training, so it can be
-    computed once. A block ends in a narrow tensor and begins by widening it in a cheap 1 x 1 convolution, and to keep
-    the wide one would cost more than to widen again; so a tensor of at most half the size, up to NEAR operations
-    further down, is taken instead. It is an output of the backbone or the pooled features, or the model's input where the
-    unfreezing reaches down so far that only scaling is left to compute.
+    Below it nothing is trained and nothing is random: its value for an image never changes during
+    training, so it can be computed once. A block ends in a narrow tensor and begins by widening it
+    in a cheap 1 x 1 convolution, and to keep the wide one would cost more than to widen again; so a
+    tensor of at most half the size, up to NEAR operations further down, is taken instead. It is an
+    output of the backbone or the pooled features, or the model's input where the unfreezing reaches
+    down so far that only scaling is left to compute.
     """
     operations, taking = _operations(model), keras_graph.consumers(model)
     order = {name: i for i, name in enumerate(operations)}
     base, pooled = backbone_layers(model), head_input(model)
     trained = [layer.name for layer in base[len(base) - min(layers, len(base)) :] if _learns(layer)]
-    # One pass upwards: `reach` is the furthest operation that anything seen so far feeds. Where nothing below i feeds past i,
-    # the output of operation i is all that those above it see.
+    # One pass upwards: `reach` is the furthest operation that anything seen so far feeds. Where
+    # nothing below i feeds past i, the output of operation i is all that those above it see.
     reach, sizes = 0, {}
     for name in list(operations)[: min([order[pooled] + 1, *(order[name] for name in trained)])]:
         if reach <= order[name]:
@@ -60,17 +63,23 @@ def find_cut(model: keras.Model, layers: int) -> Cut:
 
 
 def cut_at(model: keras.Model, position: int) -> Cut:
-    """The cut above the operation at `position`, as `find_cut` gave it for this model or for another that is built alike.
+    """The cut above the operation at `position`, as `find_cut` gave it for this model or for
+    another that is built alike.
 
     By position, not by name: Keras counts names up from model to model (add_6, add_18).
     """
     below = list(_operations(model).values())[: position + 1]
     tensor = below[-1].output
-    return Cut((tensor,), below[-1].name, position, _digest(model, below), (tuple(tensor.shape[1:]),))
+    return Cut(
+        (tensor,), below[-1].name, position, _digest(model, below), (tuple(tensor.shape[1:]),)
+    )
 
 
-def split_at(model: keras.Model, cut: Cut, *, name: str = "top") -> tuple[keras.Model | None, keras.Model]:
-    """(frozen part, trainable part) of `model`; both share its layers. The first is None where the cut is the input."""
+def split_at(
+    model: keras.Model, cut: Cut, *, name: str = "top"
+) -> tuple[keras.Model | None, keras.Model]:
+    """(frozen part, trainable part) of `model`; both share its layers. The first is None where the
+    cut is the input."""
     import keras
 
     (tensor,) = cut.tensors
@@ -91,13 +100,22 @@ def _learns(layer):
 
 
 def _digest(model, operations):
-    """SHA-256 of topology, settings and weights of `operations`, in order; their names play no part."""
+    """SHA-256 of topology, settings and weights of `operations`, in order; their names play no
+    part."""
     feeding, digest = keras_graph.parents(model), hashlib.sha256()
     position = {operation.name: i for i, operation in enumerate(operations)}
     for operation in operations:
-        settings = {k: v for k, v in operation.get_config().items() if k not in ("name", "trainable", "dtype")}
+        settings = {
+            k: v
+            for k, v in operation.get_config().items()
+            if k not in ("name", "trainable", "dtype")
+        }
         sources = [position[source] for source in feeding[operation.name]]
-        digest.update(json.dumps([type(operation).__name__, sources, settings], sort_keys=True, default=str).encode())
+        digest.update(
+            json.dumps(
+                [type(operation).__name__, sources, settings], sort_keys=True, default=str
+            ).encode()
+        )
         for weight in getattr(operation, "weights", ()):
             digest.update(np.ascontiguousarray(weight.numpy()).data)
     return digest.hexdigest()

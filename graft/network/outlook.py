@@ -23,11 +23,18 @@ BACKWARD = 3  # a training step costs about three times the layers' own operatio
 
 
 def outlook(
-    model: keras.Model, cut: Cut, description: Description, params: Params, sides: Sequence[int], counts: tuple[int, int]
+    model: keras.Model,
+    cut: Cut,
+    description: Description,
+    params: Params,
+    sides: Sequence[int],
+    counts: tuple[int, int],
 ) -> Callable[[float], None]:
-    """Log what size the images get, and return what FeatureExtractor calls with the frozen layers' rate, images/s.
+    """Log what size the images get, and return what FeatureExtractor calls with the frozen layers'
+    rate, images/s.
 
-    cut: of fine-tuning. sides: shorter sides of the images, pixels. counts: images that train, images that validate.
+    cut: of fine-tuning. sides: shorter sides of the images, pixels. counts: images that train,
+    images that validate.
     """
     for key in params.head.idle():
         warn(f"{key} does nothing while head.hidden_units is 0: the head is solved, not trained")
@@ -37,17 +44,24 @@ def outlook(
 
     def announce(rate):
         seconds = first_run_seconds(model, cut, params, counts, rate)
-        log(f"a first run takes about {max(2, round(seconds / 60))} minutes at this speed, {rate:.0f} images/s, and the next "
-            f"ones less; faster: {', '.join(_faster(description, params))}")  # fmt: skip
+        log(
+            f"a first run takes about {max(2, round(seconds / 60))} minutes at this speed, "
+            f"{rate:.0f} images/s, and the next ones less; faster: "
+            f"{', '.join(_faster(description, params))}"
+        )
 
     return announce
 
 
-def first_run_seconds(model: keras.Model, cut: Cut, params: Params, counts: tuple[int, int], rate: float) -> float:
-    """A rough estimate: every view through the frozen layers, then the epochs of fine-tuning, then all that is constant.
+def first_run_seconds(
+    model: keras.Model, cut: Cut, params: Params, counts: tuple[int, int], rate: float
+) -> float:
+    """A rough estimate: every view through the frozen layers, then the epochs of fine-tuning, then
+    all that is constant.
 
-    rate: images/s of the layers below `cut`, as measured here (`graft check`, before any network runs, goes by the photos'
-    number alone). An epoch was seen to take 0.6 to 1.1 times what it says, on flowers at 224 px and CIFAR-10 at 96.
+    rate: images/s of the layers below `cut`, as measured here (`graft check`, before any network
+    runs, goes by the photos' number alone). An epoch was seen to take 0.6 to 1.1 times what it
+    says, on flowers at 224 px and CIFAR-10 at 96.
     """
     trunk, top = (keras_graph.multiply_adds(part) if part else 0 for part in split_at(model, cut))
     (train, val), block = counts, params.fine_tune

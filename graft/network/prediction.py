@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """What a classifier makes of n images before it decides: float32, pooled `features` (n, d) and `logits` (n, C)."""
+    """What a classifier makes of n images before it decides: float32, pooled `features` (n, d) and
+    `logits` (n, C)."""
 
     features: np.ndarray
     logits: np.ndarray
@@ -38,16 +39,18 @@ class Inside:
 def predict_pair(
     model: keras.Model, other: keras.Model, layers: int, images: Images, *, runtime: str
 ) -> tuple[np.ndarray, np.ndarray, Inside]:
-    """Probabilities of two classifiers that differ in the top `layers` of the backbone and the head alone, in one pass.
+    """Probabilities of two classifiers that differ in the top `layers` of the backbone and the head
+    alone, in one pass.
 
-    images: as `features.extractor.Images`. Returns two arrays, float64 (n, C) with rows that sum to 1, of `model` and
-    of `other`, and the Inside of `model`.
+    images: as `features.extractor.Images`. Returns two arrays, float64 (n, C) with rows that sum to
+    1, of `model` and of `other`, and the Inside of `model`.
     """
     import keras
 
     batches = _with_progress(images)
     if all(np.array_equal(a, b) for a, b in zip(model.get_weights(), other.get_weights())):
-        # Fine-tuning that helped nowhere: converters merge two equal tops into one and lose the name of the second output.
+        # Fine-tuning that helped nowhere: converters merge two equal tops into one and lose the
+        # name of the second output.
         same, values = _run(model, [model.output, inner(model)], batches, runtime)
         return normalise(same), normalise(same), Inside.of(model, values)
     cut = find_cut(model, layers)
@@ -67,11 +70,13 @@ def look_inside(model: keras.Model, batches: Iterable[np.ndarray], *, runtime: s
 
 
 def inner(model: keras.Model) -> keras.KerasTensor:
-    """Keras tensor (n, d + k): the pooled features, and what the last layer sees. As one, as Keras makes no model of which an
-    output is the input, as pooled features are above the deepest cut."""
+    """Keras tensor (n, d + k): the pooled features, and what the last layer sees. As one, as Keras
+    makes no model of which an output is the input, as pooled features are above the deepest cut."""
     import keras
 
-    return keras.layers.Concatenate(name="inner")([model.get_layer(head_input(model)).output, model.layers[-1].input])
+    return keras.layers.Concatenate(name="inner")(
+        [model.get_layer(head_input(model)).output, model.layers[-1].input]
+    )
 
 
 def _run(model, outputs, batches, runtime):

@@ -19,14 +19,23 @@ def text(found: Drift) -> str:
     lines = [
         f"{verdict(found)}: AUROC {found.auroc:.3f}, p = {found.p_value:.3f}",
         f"{found.unknown:.1%} of them look strange to the model, where 5% would by chance",
-        f"expected accuracy {found.accuracy:.3f} ({found.accuracy_low:.3f} to {found.accuracy_high:.3f}), "
-        "where classes look as they did",
+        (
+            f"expected accuracy {found.accuracy:.3f} ({found.accuracy_low:.3f} to "
+            f"{found.accuracy_high:.3f}), where classes look as they did"
+        ),
         f"{'class':{width}}  before    now  95% interval",
     ]
-    rows = (f"{s.name:{width}}  {s.before:6.1%} {s.now:6.1%}  {s.low:.1%} to {s.high:.1%}" for s in found.shares)
+    rows = (
+        f"{s.name:{width}}  {s.before:6.1%} {s.now:6.1%}  {s.low:.1%} to {s.high:.1%}"
+        for s in found.shares
+    )
     return "\n".join([*lines, *rows])
 
 
 def page(found: Drift, *, name: str) -> str:
     """HTML that needs nothing but itself. name: of the new photos."""
-    return environment().get_template("drift.html.j2").render(found=found, name=name, verdict=verdict(found))
+    return (
+        environment()
+        .get_template("drift.html.j2")
+        .render(found=found, name=name, verdict=verdict(found))
+    )

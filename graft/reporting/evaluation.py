@@ -1,4 +1,5 @@
-"""Everything that `evaluate` leaves in its folder: tables, figures, model card; the same arguments give the same bytes."""
+"""Everything that `evaluate` leaves in its folder: tables, figures, model card; the same arguments
+give the same bytes."""
 
 from __future__ import annotations
 
@@ -18,13 +19,22 @@ if TYPE_CHECKING:
 
     from graft.dataset.images import ImageSet
 
-METRICS = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "head_accuracy")
+METRICS = (
+    "n",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "macro_f1",
+    "loss",
+    "ece",
+    "head_accuracy",
+)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of `metrics.json`, of `report.json` (its summary holds every figure), and of `card.html`; the images that
-    the figures show, as `plots.Plots` has them.
+    """The content of `metrics.json`, of `report.json` (its summary holds every figure), and of
+    `card.html`; the images that the figures show, as `plots.Plots` has them.
     """
 
     metrics: dict[str, float]
@@ -45,16 +55,17 @@ def write_evaluation(
 ) -> Evaluation:
     """Write everything about the test images, from `results`.
 
-    models: (head, fine-tuned), keras.Model, drawn as graphs, and the second seen through by Grad-CAM. images: the test
-    images; `images.read(indices)` gives batches uint8 (b, S, S, 3). about: what the card says of model and data.
-    resamples, seed: of the bootstrap behind the intervals; the seed also chooses the images that are shown.
+    models: (head, fine-tuned), keras.Model, drawn as graphs, and the second seen through by
+    Grad-CAM. images: the test images; `images.read(indices)` gives batches uint8 (b, S, S, 3).
+    about: what the card says of model and data. resamples, seed: of the bootstrap behind the
+    intervals; the seed also chooses the images that are shown.
 
     Writes `metrics.json` (METRICS), `predictions.csv`, `unknown.csv` (where `results` has it),
     `report.json`, `report.txt`, `confusion_matrix.csv`, `card.html`
-    and, in `plots/`, `confusion_matrix`, `confusion_matrix_normalised`, `curves`, `grad_cam`, `head_against_fine_tuned`,
-    `model_graph`, `model_graph_head`, `per_class`, `precision_recall`, `prediction_grid`, `reliability`, `roc`,
-    `top_confusions`, `worst_mistakes` (PNG); `per_class`, `precision_recall`, `reliability`, `roc`, `top_confusions`,
-    `worst_mistakes` (CSV).
+    and, in `plots/`, `confusion_matrix`, `confusion_matrix_normalised`, `curves`, `grad_cam`,
+    `head_against_fine_tuned`, `model_graph`, `model_graph_head`, `per_class`, `precision_recall`,
+    `prediction_grid`, `reliability`, `roc`, `top_confusions`, `worst_mistakes` (PNG); `per_class`,
+    `precision_recall`, `reliability`, `roc`, `top_confusions`, `worst_mistakes` (CSV).
     """
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -65,7 +76,9 @@ def write_evaluation(
     results.predictions.write(folder / "predictions.csv", head=results.head, known=results.known)
     if results.unknown:
         files.write_csv(folder / "unknown.csv", unknown.COLUMNS, unknown.table(results.unknown))
-    drawn = plots.draw_evaluation(folder / "plots", results, report, models=models, images=images, seed=seed)
+    drawn = plots.draw_evaluation(
+        folder / "plots", results, report, models=models, images=images, seed=seed
+    )
     page = model_card.render(about, results, report, against_head, drawn)
     files.write_text(folder / "card.html", page)
     return Evaluation(figures, report, page, drawn.images)

@@ -31,7 +31,13 @@ def _row(row):
     low, high = wilson(row.accuracy * row.n, row.n)
     times = [f"{figure:.1f}" for batch in ("1", "32") for figure in row.ms[batch]]
     photo = f"{row.photo_agreement:.4f} {row.worst if row.photo_agreement < 1 else ''}".rstrip()
-    figures = [f"{row.bytes / 1e6:.2f}", f"{row.accuracy:.4f}", f"{low:.3f} to {high:.3f}", f"{row.agreement:.4f}", photo]
+    figures = [
+        f"{row.bytes / 1e6:.2f}",
+        f"{row.accuracy:.4f}",
+        f"{low:.3f} to {high:.3f}",
+        f"{row.agreement:.4f}",
+        photo,
+    ]
     return [row.format, *figures, *times, f"{row.of_predict:.2f}", f"{row.memory_mb:.0f}"]
 
 
@@ -39,7 +45,10 @@ def text(rows: Sequence[Any]) -> str:
     """The table, a line per format."""
     lines = [list(HEADER), *cells(rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(f"{line[0]:{widths[0]}}" + "".join(f"  {v:>{w}}" for v, w in zip(line[1:], widths[1:])) for line in lines)
+    return "\n".join(
+        f"{line[0]:{widths[0]}}" + "".join(f"  {v:>{w}}" for v, w in zip(line[1:], widths[1:]))
+        for line in lines
+    )
 
 
 def page(rows: Sequence[Any], about: Mapping[str, str]) -> str:

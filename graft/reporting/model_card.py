@@ -1,4 +1,5 @@
-"""`card.html`: all that a person wants to know about the model, on one page that needs nothing but itself."""
+"""`card.html`: all that a person wants to know about the model, on one page that needs nothing but
+itself."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from graft.scoring.statistics import Comparison
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-PROVENANCE = "<!-- provenance -->"  # in the page, where `with_provenance` adds what changes from run to run
+# In the page, where `with_provenance` adds what changes from run to run.
+PROVENANCE = "<!-- provenance -->"
 SIDE = 144  # pixels of an image; shown at most that large
 QUALITY = 82
 PROBLEMS_SHOWN = 40
@@ -25,10 +27,11 @@ PROBLEMS_SHOWN = 40
 
 @dataclass(frozen=True)
 class About:
-    """What only the pipeline knows about a model. Nothing in here may change from run to run: the card is a DVC output.
+    """What only the pipeline knows about a model. Nothing in here may change from run to run: the
+    card is a DVC output.
 
-    description: the classifier's Description. counts: split -> class -> images. problems: rows of problems.csv (path,
-    problem, action). digests: label -> value, shown as given.
+    description: the classifier's Description. counts: split -> class -> images. problems: rows of
+    problems.csv (path, problem, action). digests: label -> value, shown as given.
     second_look: section of the page on the data, HTML, as that stage wrote it.
     """
 
@@ -39,8 +42,11 @@ class About:
     second_look: str = ""
 
 
-def render(about: About, results: Results, report: dict, against_head: Comparison, plots: Plots) -> str:
-    """The page, the same for the same arguments. report: of `results`, as are `against_head` and `plots`."""
+def render(
+    about: About, results: Results, report: dict, against_head: Comparison, plots: Plots
+) -> str:
+    """The page, the same for the same arguments. report: of `results`, as are `against_head` and
+    `plots`."""
     from markupsafe import Markup
 
     problems: dict[tuple[str, str], list[str]] = {}
@@ -56,7 +62,8 @@ def render(about: About, results: Results, report: dict, against_head: Compariso
         calibrated=results.calibration.applied,
         unknown=results.unknown,
         training=_training(results.history),
-        data={"images": sum(sum(split.values()) for split in about.counts.values()), "classes": len(classes)},
+        data={"images": sum(sum(split.values()) for split in about.counts.values()),
+              "classes": len(classes)},
         plots=plots,
         svg={name: Markup(element) for name, element in plots.svg.items()},
         problems=[(*kind, paths[:PROBLEMS_SHOWN], len(paths)) for kind, paths in problems.items()],
@@ -68,8 +75,9 @@ def render(about: About, results: Results, report: dict, against_head: Compariso
 
 
 def with_provenance(page: str, *, params: Mapping[str, str], provenance: Mapping[str, str]) -> str:
-    """A rendered page with what is not part of the DVC output: all parameters, and label -> value of what changes from run
-    to run (git commit, MLflow run), a value that starts with http as a link.
+    """A rendered page with what is not part of the DVC output: all parameters, and label -> value
+    of what changes from run to run (git commit, MLflow run), a value that starts with http as a
+    link.
     """
     before, after = page.rsplit(PROVENANCE, 1)
     facts: Any = environment().get_template("facts.html.j2").module
@@ -77,7 +85,8 @@ def with_provenance(page: str, *, params: Mapping[str, str], provenance: Mapping
 
 
 def environment() -> Environment:
-    """jinja2's, for the templates beside this file: `percent` and `data_uri` (a JPEG of pixels) are filters."""
+    """jinja2's, for the templates beside this file: `percent` and `data_uri` (a JPEG of pixels) are
+    filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -95,8 +104,12 @@ def _training(history):
     phases = {"head": history.head, "fine-tuning": history.fine_tuning}
     epochs = {f"epochs, {name}": len(rows) for name, rows in phases.items()}
     # Not the first epoch's rate: a warm-up begins at 0.
-    rates = {name: [row["lr"] for row in rows if row["lr"] is not None] for name, rows in phases.items()}
-    return epochs | {f"peak lr, {name}": f"{max(values):.2g}" for name, values in rates.items() if values}
+    rates = {
+        name: [row["lr"] for row in rows if row["lr"] is not None] for name, rows in phases.items()
+    }
+    return epochs | {
+        f"peak lr, {name}": f"{max(values):.2g}" for name, values in rates.items() if values
+    }
 
 
 def _data_uri(pixels):

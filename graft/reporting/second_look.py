@@ -1,4 +1,5 @@
-"""What `second-look` leaves: features, out-of-fold probabilities, suspects, a map, and the card's section on the data."""
+"""What `second-look` leaves: features, out-of-fold probabilities, suspects, a map, and the card's
+section on the data."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 
 SHOWN, SHOWN_TEST, SHOWN_TWINS = 24, 12, 12  # photos in the pictures
 WEAK, EXAMPLES = 6, 8  # segments in the card, and wrong photos of each
-LOGGED, KEY = 16, "suspect labels"  # suspects that MLflow shows one by one, and the first part of their keys
+# Suspects that MLflow shows one by one, and the first part of their keys.
+LOGGED, KEY = 16, "suspect labels"
 
 
 @dataclass(frozen=True)
 class SecondLook:
-    """`metrics`: of metrics.json. `section`: HTML for the card. `images`: {heading: [SuspectImage]}."""
+    """`metrics`: of metrics.json. `section`: HTML for the card. `images`: {heading:
+    [SuspectImage]}."""
 
     metrics: dict[str, float]
     section: str = field(repr=False)
@@ -41,16 +44,27 @@ class SecondLook:
         m = self.metrics
         if "accuracy" not in m:
             return "second-look: evaluate.folds is 0: no photo was judged out of fold"
-        return (f"second-look: cross-validated accuracy of the head {m['accuracy']:.4f} ({m['accuracy_low']:.4f} to "
-                f"{m['accuracy_high']:.4f}, n = {m['photos']}), {m['suspects']} suspect labels (suspects.csv)")  # fmt: skip
+        return (
+            f"second-look: cross-validated accuracy of the head {m['accuracy']:.4f} "
+            f"({m['accuracy_low']:.4f} to {m['accuracy_high']:.4f}, n = {m['photos']}), "
+            f"{m['suspects']} suspect labels (suspects.csv)"
+        )
 
 
-def write(folder: Path, evidence: Evidence, near: Sequence[unknown.Verdict] = (), *, images: ImageSet, seed: int) -> SecondLook:
+def write(
+    folder: Path,
+    evidence: Evidence,
+    near: Sequence[unknown.Verdict] = (),
+    *,
+    images: ImageSet,
+    seed: int,
+) -> SecondLook:
     """Write everything about `evidence` into `folder`, the same bytes for the same arguments.
 
-    near: of classes that were left out in turn. images: an ImageSet of the same photos. seed: chooses what the map shows.
-    Writes `features.npy` (float16, rows as in the manifest), `oof.csv`, `suspects.csv`, `unknown.csv`, `segments.csv`,
-    `metrics.json`, `section.html` and, in `plots/`, `map.png`, `suspects.png`.
+    near: of classes that were left out in turn. images: an ImageSet of the same photos. seed:
+    chooses what the map shows. Writes `features.npy` (float16, rows as in the manifest), `oof.csv`,
+    `suspects.csv`, `unknown.csv`, `segments.csv`, `metrics.json`, `section.html` and, in `plots/`,
+    `map.png`, `suspects.png`.
     """
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -66,7 +80,11 @@ def write(folder: Path, evidence: Evidence, near: Sequence[unknown.Verdict] = ()
     files.write_json(folder / "metrics.json", metrics)
     shown, display = _pictures(evidence, found, images, seed)
     weak = _weak(evidence, [part for part in parts if part.weak][:WEAK], images)
-    in_rows = [(heading, some[k : k + 6]) for heading, some in shown.items() for k in range(0, len(some), 6)]
+    in_rows = [
+        (heading, some[k : k + 6])
+        for heading, some in shown.items()
+        for k in range(0, len(some), 6)
+    ]
     grid = image_grid.ImageGridDisplay("Suspect labels", _headed_once(in_rows))
     style.png(grid.plot().figure_, folder / "plots/suspects.png")
     drawn = display.plot().figure_
@@ -79,20 +97,29 @@ def write(folder: Path, evidence: Evidence, near: Sequence[unknown.Verdict] = ()
 
 
 def log_images(run: StageRun, found: SecondLook) -> None:
-    """The first suspects one by one, under keys that are the same for every run: "suspect labels/01"."""
-    for number, image in enumerate([i for some in found.images.values() for i in some][:LOGGED], start=1):
+    """The first suspects one by one, under keys that are the same for every run: "suspect
+    labels/01"."""
+    for number, image in enumerate(
+        [i for some in found.images.values() for i in some][:LOGGED], start=1
+    ):
         run.log_image(image_grid.tile(image), f"{KEY}/{number:02}")
 
 
 def figures(evidence: Evidence, found: Sequence[suspects.Suspect]) -> dict[str, float]:
-    """What metrics.json holds: `photos`; the head's cross-validated `accuracy` over all of them with `_low` and `_high` (95%,
-    groups as units) and `loss`, in nats; `suspects`, `suspects_test`, `twins`. Without folds, no accuracy and no loss."""
+    """What metrics.json holds: `photos`; the head's cross-validated `accuracy` over all of them
+    with `_low` and `_high` (95%, groups as units) and `loss`, in nats; `suspects`, `suspects_test`,
+    `twins`. Without folds, no accuracy and no loss."""
     p = evidence.predictions
     metrics: dict[str, float] = {"photos": len(evidence)}
     if evidence.folds:
         inside, group = np.ones((len(p), 1), bool), group_ids(p.groups, len(p))
         low, high = (float(end[0]) for end in proportions(inside, p.correct[:, None], group))
-        metrics |= {"accuracy": float(p.correct.mean()), "accuracy_low": low, "accuracy_high": high, "loss": log_loss(p)}
+        metrics |= {
+            "accuracy": float(p.correct.mean()),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "loss": log_loss(p),
+        }
     contradicted = [s for s in found if s.kind == suspects.CONTRADICTED]
     metrics["suspects"] = len(contradicted)
     metrics["suspects_test"] = sum(s.split == "test" for s in contradicted)
@@ -104,16 +131,24 @@ def _pictures(evidence, found, images, seed):
     """({heading: [SuspectImage]}, the MapDisplay)."""
     plain = [s for s in found if s.kind == suspects.CONTRADICTED]
     parts = {
-        "Near-duplicates under different labels": [s for s in found if s.kind == suspects.TWIN][:SHOWN_TWINS],
+        "Near-duplicates under different labels": [s for s in found if s.kind == suspects.TWIN][
+            :SHOWN_TWINS
+        ],
         "Photos to train and validate with": [s for s in plain if s.split != "test"][:SHOWN],
         "Test photos": [s for s in plain if s.split == "test"][:SHOWN_TEST],
     }
     places = layout.lay_out(evidence.features, np.unique([s.index for s in found]), seed=seed)
     thumbs = spread(places.points)
-    wanted = np.unique([s.index for some in parts.values() for s in some] + [int(places.indices[i]) for i in thumbs])
+    wanted = np.unique(
+        [s.index for some in parts.values() for s in some]
+        + [int(places.indices[i]) for i in thumbs]
+    )
     pixels = dict(zip(wanted.tolist(), np.concatenate(list(images.read(wanted)))))
     shown = {
-        heading: [SuspectImage((pixels[s.index],), s.label, s.likelier, s.likelier_probability, s.path) for s in some]
+        heading: [
+            SuspectImage((pixels[s.index],), s.label, s.likelier, s.likelier_probability, s.path)
+            for s in some
+        ]
         for heading, some in parts.items()
         if some
     }
@@ -121,16 +156,25 @@ def _pictures(evidence, found, images, seed):
     wrong = ~p.correct[at] if evidence.folds else np.zeros(len(at), bool)
     of_suspects = np.isin(at, [s.index for s in found])
     display = MapDisplay(
-        places.points, p.labels[at], p.classes, wrong=wrong, suspect=of_suspects, method=places.method, total=len(evidence),
+        places.points,
+        p.labels[at],
+        p.classes,
+        wrong=wrong,
+        suspect=of_suspects,
+        method=places.method,
+        total=len(evidence),
         thumbs={i: pixels[int(at[i])] for i in thumbs},
-    )  # fmt: skip
+    )
     return shown, display
 
 
 def _headed_once(rows):
     """`rows` with each heading at the first of its rows alone."""
     seen: set[str] = set()
-    return [("" if heading in seen or seen.add(heading) else heading, images) for heading, images in rows]
+    return [
+        ("" if heading in seen or seen.add(heading) else heading, images)
+        for heading, images in rows
+    ]
 
 
 def _weak(evidence, parts, images):
@@ -138,7 +182,9 @@ def _weak(evidence, parts, images):
     p = evidence.predictions
     chosen = [[i for i in part.indices if not p.correct[i]][:EXAMPLES] for part in parts]
     wanted = np.unique([i for some in chosen for i in some]).astype(int)
-    pixels = dict(zip(wanted.tolist(), np.concatenate(list(images.read(wanted))))) if len(wanted) else {}
+    pixels = (
+        dict(zip(wanted.tolist(), np.concatenate(list(images.read(wanted))))) if len(wanted) else {}
+    )
 
     def shown(i):
         path, *said = p.row(i)
@@ -151,5 +197,10 @@ def _section(evidence, found, metrics, shown, more):
     from markupsafe import Markup
 
     template = environment().get_template("second_look.html.j2")
-    return template.render(metrics=metrics, folds=evidence.folds, shown=shown, **more | {"drawn": Markup(more["drawn"])},
-                           total=sum(s.kind == suspects.CONTRADICTED for s in found))  # fmt: skip
+    return template.render(
+        metrics=metrics,
+        folds=evidence.folds,
+        shown=shown,
+        **more | {"drawn": Markup(more["drawn"])},
+        total=sum(s.kind == suspects.CONTRADICTED for s in found),
+    )

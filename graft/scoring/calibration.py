@@ -1,4 +1,5 @@
-"""Is the confidence worth its name: temperature scaling, reliability, expected calibration error."""
+"""Is the confidence worth its name: temperature scaling, reliability, expected calibration
+error."""
 
 from dataclasses import dataclass
 
@@ -10,16 +11,20 @@ from graft.scoring.statistics import CHUNK, Z, wilson
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 TEMPERATURES = (0.05, 20.0)
-PRIOR = 0.5  # standard deviation of log(temperature): a handful of validation images, all right, must not send it to 0
+# Standard deviation of log(temperature): a handful of validation images, all right, must not send
+# it to 0.
+PRIOR = 0.5
 
 
 def log_probabilities(probabilities: npt.ArrayLike) -> np.ndarray:
-    """Natural logarithm, with an exact 0 taken as the smallest positive float32, so that it stays finite."""
+    """Natural logarithm, with an exact 0 taken as the smallest positive float32, so that it stays
+    finite."""
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
 
 
 def apply_temperature(probabilities: npt.ArrayLike, temperature: float) -> np.ndarray:
-    """softmax(log(p) / temperature) as float64 (n, C); `1 / temperature` undoes it. Above 1 softens.
+    """softmax(log(p) / temperature) as float64 (n, C); `1 / temperature` undoes it. Above 1
+    softens.
 
     Raises ValueError for a temperature that is not a positive number.
     """
@@ -34,13 +39,15 @@ def apply_temperature(probabilities: npt.ArrayLike, temperature: float) -> np.nd
 
 
 def fit_temperature(log_probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """The temperature in [0.05, 20] that minimises the log loss of softmax(log_probabilities / T) (Guo et al. 2017).
+    """The temperature in [0.05, 20] that minimises the log loss of softmax(log_probabilities / T)
+    (Guo et al. 2017).
 
-    `log_probabilities` float (n, C): logits or logarithms of probabilities of *validation* images; -inf is allowed.
-    `labels` int (n,). Apply the result with `apply_temperature`. Exactly 1.0 where the images do not call for another
-    (likelihood-ratio test at 5%): there scaling would follow chance, and the calibration error of other images rises as
-    often as it falls. A log-normal prior (sd 0.5), weighing as much as a fraction of one image, keeps T finite where
-    every image is right.
+    `log_probabilities` float (n, C): logits or logarithms of probabilities of *validation* images;
+    -inf is allowed. `labels` int (n,). Apply the result with `apply_temperature`. Exactly 1.0 where
+    the images do not call for another (likelihood-ratio test at 5%): there scaling would follow
+    chance, and the calibration error of other images rises as often as it falls. A log-normal prior
+    (sd 0.5), weighing as much as a fraction of one image, keeps T finite where every image is
+    right.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
@@ -57,13 +64,16 @@ def fit_temperature(log_probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> 
     def cost(log_t):
         return loss(log_t) + (log_t / PRIOR) ** 2 / 2
 
-    best = minimize_scalar(cost, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-8}).x
+    best = minimize_scalar(
+        cost, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-8}
+    ).x
     return float(np.exp(best)) if 2 * (loss(0.0) - loss(best)) > Z**2 else 1.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """temperature: fitted on validation images. applied: whether the model ships with it, or it is only reported."""
+    """temperature: fitted on validation images. applied: whether the model ships with it, or it is
+    only reported."""
 
     temperature: float = 1.0
     applied: bool = False
@@ -80,14 +90,16 @@ class Calibration:
 
     @staticmethod
     def _scaled(predictions, temperature):
-        return predictions.replace_probabilities(apply_temperature(predictions.probabilities, temperature))
+        return predictions.replace_probabilities(
+            apply_temperature(predictions.probabilities, temperature)
+        )
 
 
 def calibrated_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """float64 (n,): log loss of each image, nats, after the temperature that fits them best.
 
-    What candidates are chosen by: overconfidence spoils the raw loss of the more accurate one, and a temperature is
-    fitted anyway.
+    What candidates are chosen by: overconfidence spoils the raw loss of the more accurate one, and
+    a temperature is fitted anyway.
     """
     logits = log_probabilities(np.asarray(probabilities, np.float64))
     tempered = apply_temperature(probabilities, fit_temperature(logits, labels))
@@ -95,13 +107,15 @@ def calibrated_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 
 def reliability(predictions: Predictions, *, bins: int = BINS) -> list[dict]:
-    """One dict per equal-width bin (low, high] of the confidence: `low`, `high`, `n`, mean `confidence`, `accuracy`,
-    `accuracy_low`, `accuracy_high` (Wilson); the last four are None where n is 0.
+    """One dict per equal-width bin (low, high] of the confidence: `low`, `high`, `n`, mean
+    `confidence`, `accuracy`, `accuracy_low`, `accuracy_high` (Wilson); the last four are None where
+    n is 0.
     """
     edges, bin_of = _bins(predictions.confidence, bins)
     n = np.bincount(bin_of, minlength=bins)
     confidence, right = (
-        np.bincount(bin_of, weights=values, minlength=bins) for values in (predictions.confidence, predictions.correct)
+        np.bincount(bin_of, weights=values, minlength=bins)
+        for values in (predictions.confidence, predictions.correct)
     )
     with np.errstate(invalid="ignore"):
         columns = {"confidence": confidence / n, "accuracy": right / n}
@@ -114,15 +128,20 @@ def reliability(predictions: Predictions, *, bins: int = BINS) -> list[dict]:
 
 
 def _bins(confidence, bins):
-    """Edges of equal-width bins (low, high], float (bins + 1,), and the bin of each confidence, int (n,)."""
+    """Edges of equal-width bins (low, high], float (bins + 1,), and the bin of each confidence, int
+    (n,)."""
     edges = np.linspace(0, 1, bins + 1)
     return edges, np.digitize(confidence, edges[1:-1], right=True)
 
 
 def calibration_error(rows: list[dict]) -> float:
-    """Mean |accuracy - confidence| over the bins of `reliability`, weighted by images (Guo et al. 2017)."""
+    """Mean |accuracy - confidence| over the bins of `reliability`, weighted by images (Guo et al.
+    2017)."""
     held = [row for row in rows if row["n"]]
-    return float(sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in held) / sum(row["n"] for row in held))
+    return float(
+        sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in held)
+        / sum(row["n"] for row in held)
+    )
 
 
 def expected_calibration_error(predictions: Predictions, *, bins: int = BINS) -> float:
@@ -132,14 +151,19 @@ def expected_calibration_error(predictions: Predictions, *, bins: int = BINS) ->
 def chance_calibration_error(
     predictions: Predictions, *, bins: int = BINS, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """(mean, 95% quantile) of the calibration error that perfectly calibrated confidences would show on so few images.
+    """(mean, 95% quantile) of the calibration error that perfectly calibrated confidences would
+    show on so few images.
 
-    Each resample draws which images are right from their confidences (consistency resampling, Bröcker and Smith 2007). An
-    error within that range says nothing against the model; on 467 photos of flowers (accuracy 0.92) the mean was 0.03.
+    Each resample draws which images are right from their confidences (consistency resampling,
+    Bröcker and Smith 2007). An error within that range says nothing against the model; on 467
+    photos of flowers (accuracy 0.92) the mean was 0.03.
     """
     _, bin_of = _bins(predictions.confidence, bins)
     order = np.argsort(bin_of, kind="stable")
-    confidence, starts = predictions.confidence[order], np.flatnonzero(np.diff(bin_of[order], prepend=-1))
+    confidence, starts = (
+        predictions.confidence[order],
+        np.flatnonzero(np.diff(bin_of[order], prepend=-1)),
+    )
     rng, n = np.random.default_rng(seed), len(confidence)
     step = max(1, CHUNK // n)
     parts = []

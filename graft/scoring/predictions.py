@@ -15,11 +15,13 @@ from graft.system.console import GraftError
 
 COLUMNS = ("path", "label", "predicted", "confidence", "group", "head_predicted", "known")
 PREFIX = "class:"  # of a class's column where the class is called like one of the others
-ROUNDING = 1e-12  # a row whose sum is that close to 1 stays as it is, so that what is read back is what was written
+# A row whose sum is that close to 1 stays as it is, so that what is read back is what was written.
+ROUNDING = 1e-12
 
 
 class Labelled(Protocol):
-    """Images whose classes are known: `labels` int (n,), positions in `classes`; paths and groups n each."""
+    """Images whose classes are known: `labels` int (n,), positions in `classes`; paths and groups n
+    each."""
 
     @property
     def paths(self) -> Sequence[str]: ...
@@ -32,14 +34,18 @@ class Labelled(Protocol):
 
 
 def class_columns(classes: Sequence[str]) -> list[str]:
-    """Names of the columns of probabilities, here and in what `graft predict` writes: a class that is called like one of the
-    other columns of either has its own named `class:<name>`."""
+    """Names of the columns of probabilities, here and in what `graft predict` writes: a class that
+    is called like one of the other columns of either has its own named `class:<name>`."""
     reserved = (*COLUMNS, "problem")
-    return [f"{PREFIX}{name}" if name in reserved or name.startswith(PREFIX) else name for name in classes]
+    return [
+        f"{PREFIX}{name}" if name in reserved or name.startswith(PREFIX) else name
+        for name in classes
+    ]
 
 
 def normalise(probabilities: npt.ArrayLike) -> np.ndarray:
-    """float64 (n, C), each row divided by its sum; what has been normalised stays as it is, bit for bit.
+    """float64 (n, C), each row divided by its sum; what has been normalised stays as it is, bit for
+    bit.
 
     Raises ValueError for another shape, C < 2, and a negative, NaN or all-zero row.
     """
@@ -57,9 +63,10 @@ def normalise(probabilities: npt.ArrayLike) -> np.ndarray:
 class Predictions:
     """n >= 1 images, what they show, and what a model says of them.
 
-    paths: as in the manifest. labels: int64 (n,), indices into `classes`. probabilities: float64 (n, C), normalised here.
-    classes: C names. groups: n strings, images of one group are near-duplicates or of one origin, "" is an image on its
-    own; left out, every image is. Raises ValueError where these do not fit together.
+    paths: as in the manifest. labels: int64 (n,), indices into `classes`. probabilities: float64
+    (n, C), normalised here. classes: C names. groups: n strings, images of one group are
+    near-duplicates or of one origin, "" is an image on its own; left out, every image is. Raises
+    ValueError where these do not fit together.
     """
 
     paths: tuple[str, ...]
@@ -73,21 +80,29 @@ class Predictions:
         n, width = p.shape
         groups = tuple(self.groups) or ("",) * n
         if len(self.classes) != width:
-            raise ValueError(f"{len(self.classes)} class names for {width} columns of probabilities")
+            raise ValueError(
+                f"{len(self.classes)} class names for {width} columns of probabilities"
+            )
         if labels.shape != (n,) or len(self.paths) != n or len(groups) != n:
             found = f"{labels.shape}, {len(self.paths)} paths and {len(groups)} groups"
-            raise ValueError(f"labels must have shape ({n},) like the probabilities, and so paths and groups, not {found}")
+            raise ValueError(
+                f"labels must have shape ({n},) like the probabilities, and so paths and groups, "
+                f"not {found}"
+            )
         if not n:
             raise ValueError("no images to evaluate")
         if labels.min() < 0 or labels.max() >= width:
-            raise ValueError(f"labels must lie in 0 … {width - 1}, not {labels.min()} … {labels.max()}")
+            raise ValueError(
+                f"labels must lie in 0 … {width - 1}, not {labels.min()} … {labels.max()}"
+            )
         values = (tuple(self.paths), labels, p, tuple(map(str, self.classes)), groups)
         for field, value in zip(dataclasses.fields(self), values):
             object.__setattr__(self, field.name, value)
 
     @classmethod
     def of(cls, images: Labelled, probabilities: npt.ArrayLike) -> "Predictions":
-        """`probabilities` (n, C) of an ImageSet, or of anything else with paths, labels, classes and groups."""
+        """`probabilities` (n, C) of an ImageSet, or of anything else with paths, labels, classes
+        and groups."""
         paths, classes, groups = tuple(images.paths), tuple(images.classes), tuple(images.groups)
         return cls(paths, images.labels, np.asarray(probabilities), classes, groups)
 
@@ -120,9 +135,15 @@ class Predictions:
     def replace_probabilities(self, probabilities: npt.ArrayLike) -> "Predictions":
         return dataclasses.replace(self, probabilities=np.asarray(probabilities))
 
-    def write(self, path: str | Path, *, head: "Predictions | None" = None, known: np.ndarray | None = None) -> None:
-        """path, label, predicted, confidence, one column per class (all digits), group; with `head`, what that one says; with
-        `known`, float (n,), the p-values of `graft.known`."""
+    def write(
+        self,
+        path: str | Path,
+        *,
+        head: "Predictions | None" = None,
+        known: np.ndarray | None = None,
+    ) -> None:
+        """path, label, predicted, confidence, one column per class (all digits), group; with
+        `head`, what that one says; with `known`, float (n,), the p-values of `graft.known`."""
         header = [*COLUMNS[:4], *class_columns(self.classes), "group"]
         columns = [
             self.paths,
@@ -142,7 +163,8 @@ class Predictions:
 
     @classmethod
     def read(cls, path: str | Path) -> "Predictions":
-        """What `write` wrote, without the head's. Raises GraftError for a file that is not a table of predictions."""
+        """What `write` wrote, without the head's. Raises GraftError for a file that is not a table
+        of predictions."""
         rows = files.read_csv(path)
         try:
             columns = [name for name in rows[0] if name not in COLUMNS]
@@ -156,4 +178,6 @@ class Predictions:
                 groups=tuple(row["group"] for row in rows),
             )
         except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise GraftError(f"{path}: not a table of predictions: {type(error).__name__}: {error}") from None
+            raise GraftError(
+                f"{path}: not a table of predictions: {type(error).__name__}: {error}"
+            ) from None

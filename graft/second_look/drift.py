@@ -1,5 +1,5 @@
-"""Are new photos like those that the model was validated on? Without labels: do features tell them apart, which classes are
-they of, and how often is the model right on them?"""
+"""Are new photos like those that the model was validated on? Without labels: do features tell them
+apart, which classes are they of, and how often is the model right on them?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ LEAST = 20  # new photos: of fewer, no test says anything
 
 @dataclass(frozen=True)
 class Share:
-    """A class's share among the photos that were known, and, with its 95% interval, among the new ones."""
+    """A class's share among the photos that were known, and, with its 95% interval, among the new
+    ones."""
 
     name: str
     before: float
@@ -29,9 +30,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Drift:
-    """What of `known` and `new` photos is different. auroc: of a classifier that is to tell them apart, 0.5 where they are
-    alike; p_value: by permutation. shares: of the classes. unknown: share of the new photos whose p-value `known` lies below
-    0.05. accuracy: expected of the new photos, `accuracy_low` to `accuracy_high`."""
+    """What of `known` and `new` photos is different. auroc: of a classifier that is to tell them
+    apart, 0.5 where they are alike; p_value: by permutation. shares: of the classes. unknown: share
+    of the new photos whose p-value `known` lies below 0.05. accuracy: expected of the new photos,
+    `accuracy_low` to `accuracy_high`."""
 
     known: int
     new: int
@@ -44,13 +46,21 @@ class Drift:
     accuracy_high: float
 
 
-def compare(features: Sequence[np.ndarray], probabilities: Sequence[np.ndarray], p_values: np.ndarray, *,
-            classes: Sequence[str], seed: int) -> Drift:  # fmt: skip
-    """features: float (m, d) of known photos that the model did not learn from, and (n, d) of new ones. probabilities:
-    calibrated, (m, C) and (n, C). p_values: (n,), of `graft.known` for the new ones.
+def compare(
+    features: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    p_values: np.ndarray,
+    *,
+    classes: Sequence[str],
+    seed: int,
+) -> Drift:
+    """features: float (m, d) of known photos that the model did not learn from, and (n, d) of new
+    ones. probabilities: calibrated, (m, C) and (n, C). p_values: (n,), of `graft.known` for the new
+    ones.
 
-    The shares come of Saerens, Latinne and Decaestecker's EM (2002), the expected accuracy is the mean confidence after it:
-    both hold where the classes look as they did and only their shares have changed. Intervals resample the new photos.
+    The shares come of Saerens, Latinne and Decaestecker's EM (2002), the expected accuracy is the
+    mean confidence after it: both hold where the classes look as they did and only their shares
+    have changed. Intervals resample the new photos.
     """
     rng = np.random.default_rng(seed)
     known, new = len(features[0]), len(features[1])
@@ -58,19 +68,36 @@ def compare(features: Sequence[np.ndarray], probabilities: Sequence[np.ndarray],
     before = probabilities[0].mean(axis=0)
     draws = [np.arange(new)] + [rng.integers(0, new, new) for _ in range(RESAMPLES)]
     found = [_adapted(probabilities[1][drawn], before) for drawn in draws]
-    shares, accuracies = np.stack([share for share, _ in found]), np.array([accuracy for _, accuracy in found])
+    shares, accuracies = (
+        np.stack([share for share, _ in found]),
+        np.array([accuracy for _, accuracy in found]),
+    )
     low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
     ends = np.quantile(accuracies[1:], [0.025, 0.975])
-    listed = tuple(Share(name, *map(float, row)) for name, *row in zip(classes, before, shares[0], low, high))
+    listed = tuple(
+        Share(name, *map(float, row)) for name, *row in zip(classes, before, shares[0], low, high)
+    )
     unknown = float((p_values < 0.05).mean())
-    return Drift(known, new, auroc, p_value, listed, unknown, float(accuracies[0]), float(ends[0]), float(ends[1]))
+    return Drift(
+        known,
+        new,
+        auroc,
+        p_value,
+        listed,
+        unknown,
+        float(accuracies[0]),
+        float(ends[0]),
+        float(ends[1]),
+    )
 
 
 def two_sample(known: np.ndarray, new: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """(AUROC, p) of a classifier that is to tell two samples apart, float (m, d) and (n, d), by cross-validation.
+    """(AUROC, p) of a classifier that is to tell two samples apart, float (m, d) and (n, d), by
+    cross-validation.
 
-    A classifier two-sample test (Lopez-Paz and Oquab 2017): a linear discriminant on the first principal axes, since it is
-    solved in no time; p is the share of random labellings that it tells apart as well.
+    A classifier two-sample test (Lopez-Paz and Oquab 2017): a linear discriminant on the first
+    principal axes, since it is solved in no time; p is the share of random labellings that it tells
+    apart as well.
     """
     x = principal(np.concatenate([known, new]), AXES)
     is_new = np.arange(len(x)) >= len(known)
@@ -98,7 +125,8 @@ def _area(x, is_new, fold):
 
 
 def _adapted(p, before):
-    """(shares of the classes, mean confidence) of photos with these probabilities, whose shares had been `before`."""
+    """(shares of the classes, mean confidence) of photos with these probabilities, whose shares had
+    been `before`."""
     ratio = p / np.maximum(before, 1e-12)
     shares = before
     for _ in range(STEPS):

@@ -1,4 +1,5 @@
-"""What is known of every photo of a data set once a head that did not learn from it has judged it."""
+"""What is known of every photo of a data set once a head that did not learn from it has judged
+it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from graft.scoring.predictions import Predictions
 class Evidence:
     """n photos, those of all splits, in the order of the manifest.
 
-    predictions: out-of-fold probabilities of each. features: float16 (n, d), pooled, of the frozen backbone. splits: n names.
-    problems: rows of problems.csv (path, problem, action). folds: behind `predictions`; 0: none were made, and
-    `predictions` say nothing. sizes: (width, height) of each file, pixels, or none.
+    predictions: out-of-fold probabilities of each. features: float16 (n, d), pooled, of the frozen
+    backbone. splits: n names. problems: rows of problems.csv (path, problem, action). folds: behind
+    `predictions`; 0: none were made, and `predictions` say nothing. sizes: (width, height) of each
+    file, pixels, or none.
     """
 
     predictions: Predictions

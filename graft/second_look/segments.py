@@ -1,4 +1,5 @@
-"""Where the head is weaker than elsewhere: photos parted by what can be read off them, each part against the rest."""
+"""Where the head is weaker than elsewhere: photos parted by what can be read off them, each part
+against the rest."""
 
 from __future__ import annotations
 
@@ -23,14 +24,20 @@ CLUSTERS, AXES = 10, 20
 LEVEL = 0.05
 GREY = 6.0  # mean difference of the channels below which a photo is grey
 SEEN = 1200  # photos that are opened to be measured, at most
-NAMES = {"brightness": ("dark", "bright"), "contrast": ("of little contrast", "of much contrast"),
-         "sharpness": ("blurred", "sharp"), "size": ("small", "large"), "aspect": ("tall", "wide")}  # fmt: skip
+NAMES = {
+    "brightness": ("dark", "bright"),
+    "contrast": ("of little contrast", "of much contrast"),
+    "sharpness": ("blurred", "sharp"),
+    "size": ("small", "large"),
+    "aspect": ("tall", "wide"),
+}
 
 
 @dataclass(frozen=True)
 class Segment:
-    """accuracy: of its `photos`, against `rest_accuracy` of all others that were measured. p: one-sided, Fisher's exact test.
-    corrected: Holm's (1979), over all segments that were tested. indices: of its photos, int (n,)."""
+    """accuracy: of its `photos`, against `rest_accuracy` of all others that were measured. p:
+    one-sided, Fisher's exact test. corrected: Holm's (1979), over all segments that were tested.
+    indices: of its photos, int (n,)."""
 
     kind: str
     name: str
@@ -54,11 +61,14 @@ def table(segments: Sequence[Segment]) -> list[tuple]:
     return [tuple(getattr(segment, name) for name in COLUMNS) for segment in segments]
 
 
-def find(correct: np.ndarray, measures: Mapping[str, np.ndarray], kinds: Mapping[str, Sequence[str]]) -> list[Segment]:
+def find(
+    correct: np.ndarray, measures: Mapping[str, np.ndarray], kinds: Mapping[str, Sequence[str]]
+) -> list[Segment]:
     """All segments of LEAST photos or more, the most surprising first.
 
-    correct: bool (n,). measures: {name: float (n,)}, NaN where a photo was not measured; the fifth at each end is a segment.
-    kinds: {name: n words}, "" where a photo has none; each word is a segment.
+    correct: bool (n,). measures: {name: float (n,)}, NaN where a photo was not measured; the fifth
+    at each end is a segment. kinds: {name: n words}, "" where a photo has none; each word is a
+    segment.
     """
     parts = []
     for name, values in measures.items():
@@ -66,13 +76,20 @@ def find(correct: np.ndarray, measures: Mapping[str, np.ndarray], kinds: Mapping
         if given.sum() >= LEAST and np.ptp(values[given]) > 0:
             low, high = np.quantile(values[given], [TAIL, 1 - TAIL])
             few, many = NAMES.get(name, ("low", "high"))
-            parts += [(name, few, given & (values <= low), given), (name, many, given & (values >= high), given)]
+            parts += [
+                (name, few, given & (values <= low), given),
+                (name, many, given & (values >= high), given),
+            ]
     for name, words in kinds.items():
         said = np.asarray(words, str)
         values, counts = np.unique(said[said != ""], return_counts=True)
         for value in values[np.argsort(-counts, kind="stable")][:VALUES]:
             parts.append((name, str(value), said == value, said != ""))
-    found = [_segment(*part, correct) for part in parts if min(part[2].sum(), (part[3] & ~part[2]).sum()) >= LEAST]
+    found = [
+        _segment(*part, correct)
+        for part in parts
+        if min(part[2].sum(), (part[3] & ~part[2]).sum()) >= LEAST
+    ]
     found.sort(key=lambda segment: segment.p)
     return _holm(found)
 
@@ -91,20 +108,24 @@ def _segment(kind, name, inside, measured, correct):
 
 
 def _holm(segments):
-    """Segments, sorted by p, with their corrected p: (m - k) p of the k-th, never less than the one before."""
+    """Segments, sorted by p, with their corrected p: (m - k) p of the k-th, never less than the one
+    before."""
     values = [(len(segments) - k) * segment.p for k, segment in enumerate(segments)]
     corrected = np.minimum(np.maximum.accumulate(values), 1.0) if values else []
     return [replace(segment, corrected=float(value)) for segment, value in zip(segments, corrected)]
 
 
 def of_evidence(evidence: Evidence, images: ImageSet, *, seed: int) -> list[Segment]:
-    """`find` by all that can be read off the photos: those that `seed` draws are opened, at most SEEN."""
+    """`find` by all that can be read off the photos: those that `seed` draws are opened, at most
+    SEEN."""
     n, p = len(evidence), evidence.predictions
     if not evidence.folds or (~p.correct).sum() < LEAST:
         return []
     opened = np.sort(np.random.default_rng(seed).choice(n, min(n, SEEN), replace=False))
     measures = measure(images, opened, n)
-    grey = np.where(np.isnan(measures["colour"]), "", np.where(measures.pop("colour") < GREY, "grey", "colour")).tolist()
+    grey = np.where(
+        np.isnan(measures["colour"]), "", np.where(measures.pop("colour") < GREY, "grey", "colour")
+    ).tolist()
     if evidence.sizes:
         width, height = np.array(evidence.sizes, float).T
         measures |= {"size": width * height, "aspect": width / height}
@@ -120,10 +141,11 @@ def of_evidence(evidence: Evidence, images: ImageSet, *, seed: int) -> list[Segm
 
 
 def measure(images: ImageSet, indices: np.ndarray, total: int) -> dict[str, np.ndarray]:
-    """{"brightness", "contrast", "sharpness", "colour": float (total,)}, NaN for all but the photos at `indices`.
+    """{"brightness", "contrast", "sharpness", "colour": float (total,)}, NaN for all but the photos
+    at `indices`.
 
-    images: `read(indices)` gives batches uint8 (b, S, S, 3). The first three as of `graft.looks`; colour: mean difference of
-    the channels, in grey levels of 255.
+    images: `read(indices)` gives batches uint8 (b, S, S, 3). The first three as of `graft.looks`;
+    colour: mean difference of the channels, in grey levels of 255.
     """
     from PIL import Image
 
@@ -138,8 +160,8 @@ def measure(images: ImageSet, indices: np.ndarray, total: int) -> dict[str, np.n
 
 
 def clusters(features: np.ndarray, *, seed: int) -> list[str]:
-    """Of each photo the name of its cluster, by k-means on the first principal axes; in one thread, so that it is the same each
-    time."""
+    """Of each photo the name of its cluster, by k-means on the first principal axes; in one thread,
+    so that it is the same each time."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 

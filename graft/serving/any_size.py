@@ -1,8 +1,10 @@
-"""Resizing inside the graph: one photo of any size goes in, and is made small there as it was in training (`graft.pixels.fit`).
+"""Resizing inside the graph: one photo of any size goes in, and is made small there as it was in
+training (`graft.pixels.fit`).
 
-Pillow's bilinear filter with antialiasing, a pass along each axis, each rounded to whole levels. TensorFlow's has the same
-weights, and gives each level within 1. ONNX Runtime's follows Pillow's code; but what was cropped away it cannot see, of which
-Pillow's outermost pixels hold a little. Decoding stays outside, and so does turning a photo upright.
+Pillow's bilinear filter with antialiasing, a pass along each axis, each rounded to whole levels.
+TensorFlow's has the same weights, and gives each level within 1. ONNX Runtime's follows Pillow's
+code; but what was cropped away it cannot see, of which Pillow's outermost pixels hold a little.
+Decoding stays outside, and so does turning a photo upright.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ front (uint8[height, width, 3] photo) => (uint8[1, {size}, {size}, 3] image)
 
 
 def tensorflow(photo: tf.Tensor, size: int, resize: str) -> tf.Tensor:
-    """uint8 (height, width, 3) -> uint8 (size, size, 3), as `graft.pixels.fit` by the rule `resize`."""
+    """uint8 (height, width, 3) -> uint8 (size, size, 3), as `graft.pixels.fit` by the rule
+    `resize`."""
     import tensorflow as tf
 
     sides = tf.shape(photo)[:2]
@@ -76,20 +79,29 @@ def tensorflow(photo: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     scale = tf.cast(scale * tf.ones(2, tf.float64), tf.float32)
     start = -tf.cast(first, tf.float32) * scale
     small = tf.cast(photo, tf.float32)[None]
-    for shape, axis in ((tf.stack([sides[0], inner[1]]), [0.0, 1.0]), (inner, [1.0, 0.0])):  # along the rows first
+    # Along the rows first.
+    for shape, axis in ((tf.stack([sides[0], inner[1]]), [0.0, 1.0]), (inner, [1.0, 0.0])):
         factor = tf.where(tf.constant(axis) > 0, scale, 1.0)
         small = tf.raw_ops.ScaleAndTranslate(
-            images=small, size=shape, scale=factor, translation=start * axis, kernel_type="triangle", antialias=True
+            images=small,
+            size=shape,
+            scale=factor,
+            translation=start * axis,
+            kernel_type="triangle",
+            antialias=True,
         )
         small = tf.floor(small + 0.5)
     before = (size - inner) // 2
     pads = tf.stack([before, size - inner - before], axis=1)
-    sheet = tf.pad(tf.cast(small[0], tf.uint8), tf.concat([pads, [[0, 0]]], 0), constant_values=GREY)
+    sheet = tf.pad(
+        tf.cast(small[0], tf.uint8), tf.concat([pads, [[0, 0]]], 0), constant_values=GREY
+    )
     return tf.ensure_shape(sheet, (size, size, 3))
 
 
 def onnx_front(model: onnx.ModelProto, size: int, resize: str) -> None:
-    """Put the same before a model of one input "image", which it gets from "photo" then; of OPSET. Changes `model`."""
+    """Put the same before a model of one input "image", which it gets from "photo" then; of OPSET.
+    Changes `model`."""
     import onnx
 
     cut, inner = CROPPED if resize == "crop" else WHOLE, PROPORTIONAL if resize == "pad" else SQUARE

@@ -25,10 +25,12 @@ NEEDS_TENSORFLOW = ("keras", "h5", "saved_model")
 
 @dataclass(frozen=True)
 class Measured:
-    """One format. bytes: of its file or folder. n: test photos; accuracy: share classified right; agreement: share with the
-    original's top class, from the pixels of training. photos, photo_agreement, worst: from the photo, the smallest agreement
-    and the resizer that gives it (`graft.serving.resizers`). ms: {batch: (median, p95)}, milliseconds per photo from pixels to
-    probabilities. memory_mb: most that a process needs which does nothing else, in 10^6 bytes. of_predict: `beside_predict`."""
+    """One format. bytes: of its file or folder. n: test photos; accuracy: share classified right;
+    agreement: share with the original's top class, from the pixels of training. photos,
+    photo_agreement, worst: from the photo, the smallest agreement and the resizer that gives it
+    (`graft.serving.resizers`). ms: {batch: (median, p95)}, milliseconds per photo from pixels to
+    probabilities. memory_mb: most that a process needs which does nothing else, in 10^6 bytes.
+    of_predict: `beside_predict`."""
 
     format: str
     bytes: int
@@ -44,12 +46,18 @@ class Measured:
 
 
 def measure(
-    format: str, folder: Path, reference: Callable[[Description], tuple[Any, parity.Reference]], *, seconds: float, photos: int
+    format: str,
+    folder: Path,
+    reference: Callable[[Description], tuple[Any, parity.Reference]],
+    *,
+    seconds: float,
+    photos: int,
 ) -> Measured:
-    """One format of an export folder, in this process, which should have done nothing before: times and memory come first.
+    """One format of an export folder, in this process, which should have done nothing before: times
+    and memory come first.
 
-    reference: gives (ImageSet of the test photos, what the original says of some of them). seconds: for each batch size.
-    photos: most to look at from the photo.
+    reference: gives (ImageSet of the test photos, what the original says of some of them). seconds:
+    for each batch size. photos: most to look at from the photo.
     """
     if format in NEEDS_TENSORFLOW:
         quiet_tensorflow()
@@ -57,18 +65,34 @@ def measure(
     size = loaded.description.image_size
     noise = np.random.default_rng(0).integers(0, 256, (max(BATCHES), size, size, 3), dtype=np.uint8)
     ms = {str(batch): times(loaded, noise[:batch], seconds) for batch in BATCHES}
-    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+    memory = round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e6,
+        1,
+    )
     quiet_tensorflow()
-    share = beside_predict(loaded, loaded.network or readers.load("keras", folder).network, noise[:1], seconds)
+    share = beside_predict(
+        loaded, loaded.network or readers.load("keras", folder).network, noise[:1], seconds
+    )
     test, against = reference(loaded.description)
     pixels = parity.check(loaded, against)
     worst = min(photo_parity.check(loaded, against, test, most=photos), key=lambda c: c.agreement)
-    values = (pixels.bytes, pixels.n, pixels.accuracy, pixels.agreement, worst.n, worst.agreement, worst.resizer)
+    values = (
+        pixels.bytes,
+        pixels.n,
+        pixels.accuracy,
+        pixels.agreement,
+        worst.n,
+        worst.agreement,
+        worst.resizer,
+    )
     return Measured(format, *values, ms, memory, share)
 
 
 def times(loaded: readers.Loaded, images: np.ndarray, seconds: float) -> tuple[float, float]:
-    """(median, p95) of milliseconds per image, over as many calls as fit, after one that prepares; at least three."""
+    """(median, p95) of milliseconds per image, over as many calls as fit, after one that prepares;
+    at least three."""
     loaded(images)
     taken: list[float] = []
     started = time.perf_counter()
@@ -80,10 +104,14 @@ def times(loaded: readers.Loaded, images: np.ndarray, seconds: float) -> tuple[f
     return round(float(p50), 3), round(float(p95), 3)
 
 
-def beside_predict(loaded: readers.Loaded, network: keras.Model, image: np.ndarray, seconds: float) -> float:
-    """Median time of `loaded` on one photo, over that of `network.predict`, Keras' own way, on the same.
+def beside_predict(
+    loaded: readers.Loaded, network: keras.Model, image: np.ndarray, seconds: float
+) -> float:
+    """Median time of `loaded` on one photo, over that of `network.predict`, Keras' own way, on the
+    same.
 
-    image: uint8 (1, S, S, 3). The two take turns, so that what else the machine does meets both; at least three turns.
+    image: uint8 (1, S, S, 3). The two take turns, so that what else the machine does meets both; at
+    least three turns.
     """
     ways = (loaded, lambda pixels: network.predict(pixels, verbose=0))
     taken: list[list[float]] = []

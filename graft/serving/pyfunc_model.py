@@ -1,6 +1,8 @@
-"""The code of the registered model, which travels with it (MLflow's "models from code"; no pickle is involved).
+"""The code of the registered model, which travels with it (MLflow's "models from code"; no pickle
+is involved).
 
-It needs nothing of the project but the files beside it: NumPy, pandas, Pillow, Keras and TensorFlow do.
+It needs nothing of the project but the files beside it: NumPy, pandas, Pillow, Keras and TensorFlow
+do.
 """
 
 import base64
@@ -14,7 +16,8 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # what decides numbers is set outright, whatever the shell says
+# What decides numbers is set outright, whatever the shell says.
+os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -32,23 +35,27 @@ CHUNK = 32  # images per call of the network
 class ImageClassifier(PythonModel):
     """Image classifier: `predict(images)` says what each image shows.
 
-    images: one image or several (list, tuple, NumPy array, pandas Series, DataFrame of one column), each of them
+    images: one image or several (list, tuple, NumPy array, pandas Series, DataFrame of one column),
+    each of them
         - bytes of an image file (JPEG, PNG, WebP, BMP, GIF, TIFF),
         - a str: the same in base64 (what JSON can carry), with or without "data:image/…;base64,",
         - pixels, (height, width, 3) RGB, whole numbers 0..255, any size; an array or nested lists,
         - a `pathlib.Path`. A str is never taken for a path: who may send requests shall not read
           the server's disk.
-    A server takes them as `inputs` or `instances` (a list, or {"image": [...]} and [{"image": …}, …]) and as `dataframe_split`
-    or `dataframe_records` of one column.
-    Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its probability; `probabilities`, a
-    dict {class: probability} in the order of the classes; and where the model carries what it takes, `known`, a p-value: the
-    share of photos of these classes that look at least as strange to it. Near 0, the image shows none of them.
-    Of several images, one that cannot be used has None for label, confidence and known, no probabilities, and a further column
-    `problem` says why, "" for the others.
-    Raises MlflowException (a server answers 400) that names its position where no image can be used.
+    A server takes them as `inputs` or `instances` (a list, or {"image": [...]} and [{"image": …},
+    …]) and as `dataframe_split` or `dataframe_records` of one column.
+    Returns a DataFrame, one row per image: `label`, the likeliest class; `confidence`, its
+    probability; `probabilities`, a dict {class: probability} in the order of the classes; and where
+    the model carries what it takes, `known`, a p-value: the share of photos of these classes that
+    look at least as strange to it. Near 0, the image shows none of them.
+    Of several images, one that cannot be used has None for label, confidence and known, no
+    probabilities, and a further column `problem` says why, "" for the others.
+    Raises MlflowException (a server answers 400) that names its position where no image can be
+    used.
     """
 
-    _skip_type_hint_validation = True  # else MLflow warns at every load: no type hint of its says "bytes, base64 or pixels"
+    # Else MLflow warns at every load: no type hint of its says "bytes, base64 or pixels".
+    _skip_type_hint_validation = True
 
     def load_context(self, context):
         import keras
@@ -58,8 +65,13 @@ class ImageClassifier(PythonModel):
         path = context.artifacts["model"]
         with zipfile.ZipFile(path) as archive:
             description = json.loads(archive.read("graft.json"))
-        self.classes, self.size, self.resize = (description[key] for key in ("classes", "image_size", "resize"))
-        self.reading = {"max_megapixels": description.get("max_megapixels", 120.0), "white": description.get("white", 0)}
+        self.classes, self.size, self.resize = (
+            description[key] for key in ("classes", "image_size", "resize")
+        )
+        self.reading = {
+            "max_megapixels": description.get("max_megapixels", 120.0),
+            "white": description.get("white", 0),
+        }
         model = keras.saving.load_model(path, compile=False)
         spec = tf.TensorSpec((None, self.size, self.size, 3), "uint8")
         self.known = None
@@ -72,7 +84,9 @@ class ImageClassifier(PythonModel):
             # Known is measured before any temperature, which the kernel holds already.
             scale = description["temperature"] if description["calibrated"] else 1.0
             self.kernel, self.bias = (weight * scale for weight in last.get_weights())
-        self.network = tf.function(lambda images: model(images, training=False), input_signature=[spec])
+        self.network = tf.function(
+            lambda images: model(images, training=False), input_signature=[spec]
+        )
         self.one_large = threading.Lock()
         self.decoder = _module(context.artifacts["pixels"], "graft_pixels")
 
@@ -83,7 +97,8 @@ class ImageClassifier(PythonModel):
         def read(position, image):
             try:
                 return self._pixels(position, image)
-            except MlflowException as error:  # of one photo: the others of the batch have their answers
+            except MlflowException as error:
+                # Of one photo: the others of the batch have their answers.
                 problems[position] = error
                 return np.zeros((self.size, self.size, 3), np.uint8)
 
@@ -101,16 +116,22 @@ class ImageClassifier(PythonModel):
             raise problems[0]
         probabilities = np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
         best = probabilities.argmax(axis=1)
-        more = {} if self.known is None else {"known": np.concatenate(known) if known else np.empty(0)}
+        more = (
+            {} if self.known is None else {"known": np.concatenate(known) if known else np.empty(0)}
+        )
         found = pd.DataFrame(
             {
                 "label": pd.Series([self.classes[k] for k in best], dtype=object),
                 "confidence": probabilities[np.arange(len(best)), best].astype(float),
-                "probabilities": [dict(zip(self.classes, map(float, row))) for row in probabilities],
+                "probabilities": [
+                    dict(zip(self.classes, map(float, row))) for row in probabilities
+                ],
                 **more,
             }
         )
-        return _with_problems(found, {position: error.message for position, error in problems.items()})
+        return _with_problems(
+            found, {position: error.message for position, error in problems.items()}
+        )
 
     def _pixels(self, position, image):
         """One image as uint8 (S, S, 3)."""
@@ -118,7 +139,8 @@ class ImageClassifier(PythonModel):
             if isinstance(image, str):
                 image = _from_base64(image)
             if isinstance(image, (bytes, bytearray, memoryview, Path)):
-                # A few kilobytes can hold a hundred megapixels: several of these at once would take gigabytes.
+                # A few kilobytes can hold a hundred megapixels: several of these at once would take
+                # gigabytes.
                 with self.one_large if self.decoder.is_large(image) else contextlib.nullcontext():
                     return self.decoder.load(image, self.size, resize=self.resize, **self.reading)
             return self.decoder.fit(Image.fromarray(_checked(image)), self.size, self.resize)
@@ -127,12 +149,17 @@ class ImageClassifier(PythonModel):
 
 
 def _with_problems(found, problems):
-    """`found` with a column `problem` where there is one: its row has neither label nor confidence, and no probabilities."""
+    """`found` with a column `problem` where there is one: its row has neither label nor confidence,
+    and no probabilities."""
     if not problems:
         return found
     found = found.astype(object)  # None, where NaN would be no JSON
     for position in problems:
-        found.at[position, "label"], found.at[position, "confidence"], found.at[position, "probabilities"] = None, None, {}
+        (
+            found.at[position, "label"],
+            found.at[position, "confidence"],
+            found.at[position, "probabilities"],
+        ) = None, None, {}
         if "known" in found:
             found.at[position, "known"] = None
     return found.assign(problem=[problems.get(position, "") for position in range(len(found))])
@@ -146,7 +173,8 @@ def _reset(keras):
     """Keras' own defaults, whatever ~/.keras/keras.json of another project says."""
     if keras.config.backend() != "tensorflow":
         raise MlflowException(
-            f"this model needs Keras on TensorFlow, but Keras runs on {keras.config.backend()} in this process"
+            f"this model needs Keras on TensorFlow, but Keras runs on {keras.config.backend()} in "
+            "this process"
         )
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")
@@ -154,7 +182,8 @@ def _reset(keras):
 
 
 def _module(path, name):
-    """A file of the project that travels along. Not through sys.path: two versions may be loaded in one process."""
+    """A file of the project that travels along. Not through sys.path: two versions may be loaded in
+    one process."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -183,7 +212,8 @@ def _as_list(images):
 
 
 def _nested(lists):
-    """Nested lists as one array, where they make one: pixels of one image, or of several of one size."""
+    """Nested lists as one array, where they make one: pixels of one image, or of several of one
+    size."""
     try:
         return np.asarray(lists)
     except ValueError:
@@ -196,16 +226,31 @@ def _from_base64(text):
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("a str must hold the bytes of an image file in base64; give a path as pathlib.Path") from None
+        raise ValueError(
+            "a str must hold the bytes of an image file in base64; give a path as pathlib.Path"
+        ) from None
 
 
 def _checked(image):
     pixels = np.asarray(image)
-    if pixels.dtype.kind not in "uif" or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+    if (
+        pixels.dtype.kind not in "uif"
+        or pixels.ndim != 3
+        or pixels.shape[2] != 3
+        or 0 in pixels.shape
+    ):
         found = f"{pixels.dtype} {pixels.shape}"
-        raise ValueError(f"neither an image file's bytes, nor base64, nor RGB pixels (height, width, 3), but {found}")
+        raise ValueError(
+            "neither an image file's bytes, nor base64, nor RGB pixels (height, width, 3), but "
+            f"{found}"
+        )
     if pixels.dtype != np.uint8:
-        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 255 or (pixels != np.floor(pixels)).any():
+        if (
+            not np.isfinite(pixels).all()
+            or pixels.min() < 0
+            or pixels.max() > 255
+            or (pixels != np.floor(pixels)).any()
+        ):
             raise ValueError("pixels must be whole numbers 0..255, not scaled")
         pixels = pixels.astype(np.uint8)
     return np.ascontiguousarray(pixels)

@@ -1,4 +1,5 @@
-"""Exported files loaded again, each behind one callable: uint8 pixels in, float32 probabilities out."""
+"""Exported files loaded again, each behind one callable: uint8 pixels in, float32 probabilities
+out."""
 
 from __future__ import annotations
 
@@ -28,12 +29,14 @@ NEEDS = {"onnx": ("onnxruntime",), "onnx_any_size": ("onnxruntime",), "openvino"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that graft made, ready: call it with uint8 (n, S, S, 3) RGB pixels, it returns float32 (n, C) probabilities.
+    """A model that graft made, ready: call it with uint8 (n, S, S, 3) RGB pixels, it returns
+    float32 (n, C) probabilities.
 
-    name: where it came from, a path or MLflow's URI. format: one of FILES, "" for a model that is no exported file.
-    run: what computes up to `chunk` images at once. identity: of a model that is no exported file, what tells it from others.
-    network: the keras.Model behind it, None for formats that are none. judged: as `run`, with the p-values of `graft.known`
-    beside it, float (n,); None where it has none.
+    name: where it came from, a path or MLflow's URI. format: one of FILES, "" for a model that is
+    no exported file. run: what computes up to `chunk` images at once. identity: of a model that is
+    no exported file, what tells it from others. network: the keras.Model behind it, None for
+    formats that are none. judged: as `run`, with the p-values of `graft.known` beside it, float
+    (n,); None where it has none.
     """
 
     name: str
@@ -49,23 +52,34 @@ class Loaded:
         """Raises ValueError for pixels of another type or shape."""
         images, size = np.ascontiguousarray(images), self.description.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"images must be uint8 (n, {size}, {size}, 3), not {images.dtype} {images.shape}")
+            raise ValueError(
+                f"images must be uint8 (n, {size}, {size}, 3), not {images.dtype} {images.shape}"
+            )
         parts = [self.run(images[i : i + self.chunk]) for i in range(0, len(images), self.chunk)]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.description.classes)), np.float32)
+        return (
+            np.concatenate(parts)
+            if parts
+            else np.empty((0, len(self.description.classes)), np.float32)
+        )
 
 
 def load(format: str, folder: Path) -> Loaded:
-    """The model that `writers.write` left in `folder` in `format`. Raises GraftError where it is missing or damaged."""
+    """The model that `writers.write` left in `folder` in `format`. Raises GraftError where it is
+    missing or damaged."""
     return load_file(folder / FILES[format], format)
 
 
 def load_file(path: Path, format: str | None = None) -> Loaded:
-    """An exported model by its path; `format` by its name: model.keras, .h5, .tflite, .onnx, or a SavedModel's folder."""
+    """An exported model by its path; `format` by its name: model.keras, .h5, .tflite, .onnx, or a
+    SavedModel's folder."""
     if not path.exists():
         raise GraftError(f"{path}: no such model; run `dvc repro export` first")
     format = format or _format_of(path)
     if format == "coreml":
-        raise GraftError(f"{path}: Core ML is run by Apple's systems alone; take another format of the same export")
+        raise GraftError(
+            f"{path}: Core ML is run by Apple's systems alone; take another format of the same "
+            "export"
+        )
     if lacking := missing(NEEDS.get(format, ())):
         names, extra = " and ".join(lacking), format.partition("_")[0]
         raise GraftError(f"{path}: {format} needs {names}; pip install 'graft-vision[{extra}]'")
@@ -73,9 +87,13 @@ def load_file(path: Path, format: str | None = None) -> Loaded:
     try:
         with silence():
             network = _load_keras(path) if format in KERAS else None
-            run = keras_call(network) if format in KERAS else LOADERS.get(format, _load_tflite)(path)
+            run = (
+                keras_call(network) if format in KERAS else LOADERS.get(format, _load_tflite)(path)
+            )
     except Exception as error:  # whatever the four libraries raise on a damaged file
-        raise GraftError(f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}") from error
+        raise GraftError(
+            f"{path}: cannot be loaded as {format}: {' '.join(str(error).split())[:200]}"
+        ) from error
     chunk = runtimes.CHUNK if format == "onnx" or format.startswith("tflite") else runtimes.BATCH
     return Loaded(str(path), description, run, format, chunk, network=network)
 
@@ -88,8 +106,9 @@ def lanes(model: Loaded) -> int:
 def lane(model: Loaded) -> Loaded:
     """`model`, to be called while other lanes are, with its share of the processors; the same bits.
 
-    One thread for one image at a time keeps intermediate values in a processor's own cache and waits for nobody:
-    EfficientNet-Lite0 at 224 px takes 10.1 ms of a processor instead of 12.1 in batches of 8 (`runtimes.CHUNK`).
+    One thread for one image at a time keeps intermediate values in a processor's own cache and
+    waits for nobody: EfficientNet-Lite0 at 224 px takes 10.1 ms of a processor instead of 12.1 in
+    batches of 8 (`runtimes.CHUNK`).
     """
     if not model.format.startswith("tflite"):
         return model
@@ -100,23 +119,31 @@ def lane(model: Loaded) -> Loaded:
 
 
 def load_knowing(folder: Path) -> Loaded:
-    """model.keras of an export folder, and the p-values of the known.npz beside it. Raises GraftError where one is missing."""
+    """model.keras of an export folder, and the p-values of the known.npz beside it. Raises
+    GraftError where one is missing."""
     import keras
 
     if not (folder / known.FILE).exists():
         raise GraftError(
-            f"{folder}: no {known.FILE} in it, without which nothing can be called unknown; run `dvc repro export`"
+            f"{folder}: no {known.FILE} in it, without which nothing can be called unknown; run "
+            "`dvc repro export`"
         )
     path = folder / FILES["keras"]
     loaded = load_file(path)
-    model, description = cast("keras.Model", loaded.network), loaded.description  # which this format is
+    # Which this format is.
+    model, description = cast("keras.Model", loaded.network), loaded.description
     try:
         knows, last = known.Known.read(folder / known.FILE), model.layers[-1]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise GraftError(f"{folder / known.FILE}: not what graft exported, or damaged; run `dvc repro export`") from error
+        raise GraftError(
+            f"{folder / known.FILE}: not what graft exported, or damaged; run `dvc repro export`"
+        ) from error
     pooled = "pooled" if any(layer.name == "pooled" for layer in model.layers) else "pooling"
-    call = keras_call(keras.Model(model.input, [model.output, model.get_layer(pooled).output, last.input]))
-    scale = description.temperature if description.calibrated else 1.0  # `graft.known` measures before any temperature
+    call = keras_call(
+        keras.Model(model.input, [model.output, model.get_layer(pooled).output, last.input])
+    )
+    # `graft.known` measures before any temperature.
+    scale = description.temperature if description.calibrated else 1.0
     kernel, bias = (weight * scale for weight in last.get_weights())
 
     def judged(images):
@@ -133,9 +160,18 @@ def _format_of(path):
         return named[0]
     if path.is_dir():
         return "openvino" if (path / "model.xml").exists() else "saved_model"
-    by_suffix = {".keras": "keras", ".h5": "h5", ".hdf5": "h5", ".tflite": "tflite", ".onnx": "onnx"}
+    by_suffix = {
+        ".keras": "keras",
+        ".h5": "h5",
+        ".hdf5": "h5",
+        ".tflite": "tflite",
+        ".onnx": "onnx",
+    }
     if path.suffix not in by_suffix:
-        raise GraftError(f"{path}: not an exported model: neither a SavedModel's folder nor one of {', '.join(by_suffix)}")
+        raise GraftError(
+            f"{path}: not an exported model: neither a SavedModel's folder nor one of "
+            f"{', '.join(by_suffix)}"
+        )
     return by_suffix[path.suffix]
 
 
@@ -158,17 +194,24 @@ def read_description(path: Path, format: str | None = None) -> Description:
             with zipfile.ZipFile(path) as archive:
                 text = archive.read(EMBEDDED).decode()
     except Exception:  # four libraries, each with its own errors for a damaged file
-        raise GraftError(f"{path}: not a model that graft exported, or damaged: it does not say what its classes are") from None
+        raise GraftError(
+            f"{path}: not a model that graft exported, or damaged: it does not say what its "
+            "classes are"
+        ) from None
     return Description.from_json(text, path)
 
 
 def keras_call(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """What runs a keras.Model as it is: no exported file and no frozen graph plays a part in what it says."""
+    """What runs a keras.Model as it is: no exported file and no frozen graph plays a part in what
+    it says."""
     import tensorflow as tf
 
-    # As a graph: called eagerly, the model keeps every layer's output until it is done, 1.3 GB for 32 images at 160 px.
+    # As a graph: called eagerly, the model keeps every layer's output until it is done, 1.3 GB for
+    # 32 images at 160 px.
     spec = tf.TensorSpec((None, *model.input_shape[1:]), "uint8", name="image")
-    call = tf.function(lambda image: model(image, training=False), input_signature=[spec], autograph=False)
+    call = tf.function(
+        lambda image: model(image, training=False), input_signature=[spec], autograph=False
+    )
     return lambda images: _arrays(call(images))
 
 
@@ -179,7 +222,8 @@ def _arrays(found):
 def _load_keras(path):
     import keras
 
-    return keras.saving.load_model(path, compile=False)  # safe_mode, the default, refuses code in the file
+    # safe_mode, the default, refuses code in the file.
+    return keras.saving.load_model(path, compile=False)
 
 
 def _load_saved_model(path):
@@ -190,7 +234,11 @@ def _load_saved_model(path):
     def run(images):
         return module.serve(tf.constant(images))["probabilities"].numpy()
 
-    return _one_by_one(run) if any_size.INPUT in module.signatures["serving_default"].structured_input_signature[1] else run
+    return (
+        _one_by_one(run)
+        if any_size.INPUT in module.signatures["serving_default"].structured_input_signature[1]
+        else run
+    )
 
 
 def _load_tflite(path):
@@ -211,7 +259,11 @@ def _load_onnx(path):
 def _load_openvino(path):
     import openvino
 
-    how = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": processors()}
+    how = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": processors(),
+    }
     model = openvino.Core().compile_model(path / "model.xml", "CPU", how)
     return lambda images: model(images)["probabilities"].copy()
 

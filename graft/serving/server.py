@@ -1,4 +1,5 @@
-"""MLflow's scoring server, for photos: it takes an image file as it is too, and says what is wrong with a request in a line."""
+"""MLflow's scoring server, for photos: it takes an image file as it is too, and says what is wrong
+with a request in a line."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ def application(model: Any) -> Photos:
 
 
 class Photos:
-    """ASGI around MLflow's `app`, for requests to PATH: an image file becomes MLflow's JSON, an error becomes one line.
+    """ASGI around MLflow's `app`, for requests to PATH: an image file becomes MLflow's JSON, an
+    error becomes one line.
 
-    MLflow puts the whole request into its errors, megabytes of base64 of which the cause is the end.
+    MLflow puts the whole request into its errors, megabytes of base64 of which the cause is the
+    end.
     """
 
     def __init__(self, app: Callable):
@@ -39,7 +42,11 @@ class Photos:
 
 
 async def _as_json(scope, receive):
-    kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"").decode("latin-1").lower()
+    kind = (
+        next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+        .decode("latin-1")
+        .lower()
+    )
     if not kind.startswith(RAW):
         return scope, receive
     body, more = b"", True
@@ -53,7 +60,10 @@ async def _as_json(scope, receive):
     async def given() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return {**scope, "headers": [*(h for h in scope["headers"] if h[0] not in dict(headers)), *headers]}, given
+    return {
+        **scope,
+        "headers": [*(h for h in scope["headers"] if h[0] not in dict(headers)), *headers],
+    }, given
 
 
 class _Shortened:
@@ -74,8 +84,16 @@ class _Shortened:
                 await self._refuse(self.start)
 
     async def _refuse(self, start: dict[str, Any]) -> None:
-        body = json.dumps({"error": reason(self.body.decode("utf-8", "replace"))}, ensure_ascii=False).encode() + b"\n"
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        body = (
+            json.dumps(
+                {"error": reason(self.body.decode("utf-8", "replace"))}, ensure_ascii=False
+            ).encode()
+            + b"\n"
+        )
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
         await self.pass_on({**start, "headers": headers})
         await self.pass_on({"type": "http.response.body", "body": body})
 

@@ -1,9 +1,11 @@
-"""A table of predictions that an interrupted run leaves half-finished, and the same command finishes.
+"""A table of predictions that an interrupted run leaves half-finished, and the same command
+finishes.
 
-Rows go to `.NAME.part` beside the table. Every few seconds `.NAME.part.json` says how many of its rows and bytes are good,
-and of which files they are; what follows them is cut off and computed again. So a run that was killed at any moment doubles no
-row and loses none. The half-finished table belongs to a model and to the files that it begins with: with another model, or
-where the sources begin with other files, it is begun anew.
+Rows go to `.NAME.part` beside the table. Every few seconds `.NAME.part.json` says how many of its
+rows and bytes are good, and of which files they are; what follows them is cut off and computed
+again. So a run that was killed at any moment doubles no row and loses none. The half-finished table
+belongs to a model and to the files that it begins with: with another model, or where the sources
+begin with other files, it is begun anew.
 """
 
 import contextlib
@@ -36,8 +38,8 @@ BLOCK = 1 << 24  # bytes of CSV in a row group of Parquet
 
 @dataclass(frozen=True)
 class Columns:
-    """What a row says. classes: of the model. top: only the so many likeliest of them, in that order; None for all. known: the
-    p-value as of `graft.known`, last."""
+    """What a row says. classes: of the model. top: only the so many likeliest of them, in that
+    order; None for all. known: the p-value as of `graft.known`, last."""
 
     classes: tuple[str, ...]
     top: int | None = None
@@ -49,19 +51,32 @@ class Columns:
         if self.top is None:
             return [*COLUMNS, *class_columns(self.classes), *last]
         more = range(2, min(self.top, len(self.classes)) + 1)
-        return [*COLUMNS, *(name for k in more for name in (f"predicted_{k}", f"confidence_{k}")), *last]
+        return [
+            *COLUMNS,
+            *(name for k in more for name in (f"predicted_{k}", f"confidence_{k}")),
+            *last,
+        ]
 
     def likeliest(self, row: Prediction) -> list[tuple[str, float]]:
-        """(class, probability) of each class that the row has room for, the likeliest first where there is a `top`."""
+        """(class, probability) of each class that the row has room for, the likeliest first where
+        there is a `top`."""
         p = np.array(row.probabilities, np.float64)
-        order = range(len(self.classes)) if self.top is None else np.argsort(-p, kind="stable")[: self.top]
+        order = (
+            range(len(self.classes))
+            if self.top is None
+            else np.argsort(-p, kind="stable")[: self.top]
+        )
         return [(self.classes[k], float(p[k])) for k in order]
 
     def cells(self, row: Prediction) -> list[str]:
         if row.problem:
             return [row.path, "", "", row.problem, *[""] * (len(self.names) - len(COLUMNS))]
         told = self.likeliest(row)
-        more = [f"{p:.6f}" for _, p in told] if self.top is None else [c for n, p in told[1:] for c in (n, f"{p:.6f}")]
+        more = (
+            [f"{p:.6f}" for _, p in told]
+            if self.top is None
+            else [c for n, p in told[1:] for c in (n, f"{p:.6f}")]
+        )
         last = [f"{row.known:.6g}"] * self.known
         return [row.path, row.predicted, f"{row.confidence:.6f}", "", *more, *last]
 
@@ -69,7 +84,11 @@ class Columns:
         told: dict[str, object] = {"problem": row.problem}
         if not row.problem:
             figures = {name: round(p, 6) for name, p in self.likeliest(row)}
-            told = {"predicted": row.predicted, "confidence": round(row.confidence, 6), "probabilities": figures}
+            told = {
+                "predicted": row.predicted,
+                "confidence": round(row.confidence, 6),
+                "probabilities": figures,
+            }
             if self.known:
                 told["known"] = float(f"{row.known:.6g}")
         return json.dumps({"path": row.path, **told}, ensure_ascii=False)
@@ -77,7 +96,8 @@ class Columns:
 
 @dataclass
 class Good:
-    """How much of a half-finished table counts: rows, those of them with a problem, bytes, and a digest of the rows' paths."""
+    """How much of a half-finished table counts: rows, those of them with a problem, bytes, and a
+    digest of the rows' paths."""
 
     rows: int = 0
     problems: int = 0
@@ -86,7 +106,8 @@ class Good:
 
 
 class Table:
-    """A table under way; see `open_table`. done: how much of it is there, the rows of earlier runs among them."""
+    """A table under way; see `open_table`. done: how much of it is there, the rows of earlier runs
+    among them."""
 
     def __init__(self, path: Path, key: str, columns: Columns) -> None:
         self.path, self.part = path, path.with_name(f".{path.name}.part")
@@ -100,7 +121,8 @@ class Table:
         self._put: Callable[[Prediction], None]
 
     def open(self) -> None:
-        """Take hold of the half-finished table. Raises GraftError where it cannot be written, or another process is at it."""
+        """Take hold of the half-finished table. Raises GraftError where it cannot be written, or
+        another process is at it."""
         from filelock import FileLock, Timeout
 
         try:
@@ -111,11 +133,15 @@ class Table:
             self._lock.acquire(blocking=False)
             self._file = os.fdopen(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         except Timeout:
-            raise GraftError(f"--output {self.path}: another `graft predict` writes it now") from None
+            raise GraftError(
+                f"--output {self.path}: another `graft predict` writes it now"
+            ) from None
         except OSError as error:
             raise GraftError(f"--output {self.path}: cannot be written: {error.strerror}") from None
         self.done = self._found()
-        self._text = io.TextIOWrapper(self._file, encoding="utf-8", errors="backslashreplace", newline="")
+        self._text = io.TextIOWrapper(
+            self._file, encoding="utf-8", errors="backslashreplace", newline=""
+        )
         self._put = self._writer()
         self._begin()
 
@@ -156,8 +182,8 @@ class Table:
     def rest(self, sources: Sources) -> Iterator[Path]:
         """Those of `sources` that are still to be predicted, in their order.
 
-        Raises GraftError where the half-finished table begins with other files and standard input, read by then, cannot be
-        read again.
+        Raises GraftError where the half-finished table begins with other files and standard input,
+        read by then, cannot be read again.
         """
         paths = iter(sources)
         if self.done.rows:
@@ -166,11 +192,14 @@ class Table:
                 digest.update(_name(path.as_posix()))
             if digest.hexdigest() == self.done.paths:
                 self._digest, self._under_way = digest, True
-                log(f"predict: goes on after {self.done.rows} rows of an interrupted run, in {self.part}")
+                log(
+                    f"predict: goes on after {self.done.rows} rows of an interrupted run, in "
+                    f"{self.part}"
+                )
             elif sources.once:
                 raise GraftError(
-                    f"-: standard input begins with other photos than {self.part}, the table of an interrupted run; "
-                    "to begin anew, delete that file"
+                    f"-: standard input begins with other photos than {self.part}, the table of "
+                    "an interrupted run; to begin anew, delete that file"
                 )
             else:
                 log(f"predict: {self.part} begins with other photos: begun anew")
@@ -231,12 +260,15 @@ class Table:
 
 @contextlib.contextmanager
 def open_table(path: Path, columns: Columns, model: str) -> Iterator[Table]:
-    """A Table at `path`, of one of SUFFIXES, which appears when the block ends well; else its rows are kept for the next run.
+    """A Table at `path`, of one of SUFFIXES, which appears when the block ends well; else its rows
+    are kept for the next run.
 
     model: a digest of it. Raises GraftError for another suffix and as `Table.open` does.
     """
     check_suffix(path)
-    key = hashlib.sha256(json.dumps([model, columns.names, path.suffix.lower()]).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps([model, columns.names, path.suffix.lower()]).encode()
+    ).hexdigest()
     table = Table(path, key, columns)
     table.open()
     with contextlib.closing(table):
@@ -251,12 +283,17 @@ def open_table(path: Path, columns: Columns, model: str) -> Iterator[Table]:
 def check_suffix(path: Path) -> None:
     """Raise GraftError for a table of a kind that is not written, or whose package is missing."""
     if path.suffix.lower() not in SUFFIXES:
-        raise GraftError(f"--output {path}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise GraftError(
+            f"--output {path}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
-            raise GraftError(f"--output {path}: Parquet needs pyarrow: pip install pyarrow, or write .csv or .jsonl") from None
+            raise GraftError(
+                f"--output {path}: Parquet needs pyarrow: pip install pyarrow, or write .csv or "
+                ".jsonl"
+            ) from None
 
 
 def _name(path: str) -> bytes:
@@ -269,7 +306,9 @@ def _to_parquet(table: Path, into: Path, columns: Columns) -> None:
     from pyarrow import csv, parquet
 
     def kind(name):
-        words = name in ("path", "predicted", "problem") or (columns.top is not None and name.startswith("predicted_"))
+        words = name in ("path", "predicted", "problem") or (
+            columns.top is not None and name.startswith("predicted_")
+        )
         return pa.string() if words else pa.float64()
 
     schema = pa.schema([(name, kind(name)) for name in columns.names])
@@ -278,7 +317,9 @@ def _to_parquet(table: Path, into: Path, columns: Columns) -> None:
         table,
         read_options=csv.ReadOptions(block_size=BLOCK),
         parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True),
+        convert_options=csv.ConvertOptions(
+            column_types=types, null_values=[""], strings_can_be_null=True
+        ),
     )
     with parquet.ParquetWriter(into, schema) as writer:
         for batch in reader:

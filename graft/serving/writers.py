@@ -1,7 +1,8 @@
-"""The classifier written as files, in the formats of `graft.description.FILES`, each self-contained.
+"""The classifier written as files, in the formats of `graft.description.FILES`, each
+self-contained.
 
-uint8 RGB pixels in, probabilities out (uint8 too in tflite_int8, in steps of 1/256), and what `Description` says inside the
-file, where the format has room for it:
+uint8 RGB pixels in, probabilities out (uint8 too in tflite_int8, in steps of 1/256), and what
+`Description` says inside the file, where the format has room for it:
 
     model.keras    members graft.json and labels.txt of the archive that it is
     *.tflite       the same of an archive that is appended to it, as TFLite's own metadata tools do:
@@ -13,9 +14,9 @@ file, where the format has room for it:
     openvino       graft.json and labels.txt beside model.xml and model.bin
     coreml         user-defined metadata "graft"; the classes are the model's own
 
-All but Keras' own two formats are made from one frozen graph (variables as constants): MobileNetV2 takes 0.8 s to TFLite that
-way and 5 s by `from_keras_model`, 0.3 s to a SavedModel and 6 s by `model.export`. Such a SavedModel serves; it cannot be
-trained on.
+All but Keras' own two formats are made from one frozen graph (variables as constants): MobileNetV2
+takes 0.8 s to TFLite that way and 5 s by `from_keras_model`, 0.3 s to a SavedModel and 6 s by
+`model.export`. Such a SavedModel serves; it cannot be trained on.
 """
 
 from __future__ import annotations
@@ -51,11 +52,13 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 
 
 def self_contained(model: keras.Model, description: Description) -> tuple:
-    """(model, description) with the keras.Model's softmax at the description's temperature T: softmax(z / T) of the logits z.
+    """(model, description) with the keras.Model's softmax at the description's temperature T:
+    softmax(z / T) of the logits z.
 
-    The last layer's kernel and bias are divided by T, which is softmax(z / T) exactly and adds no layer that a format might not
-    know. `model` ends in a Dense softmax; its other layers are shared with the result, the last is copied; it is not changed.
-    Returned as it is where nothing is left to apply.
+    The last layer's kernel and bias are divided by T, which is softmax(z / T) exactly and adds no
+    layer that a format might not know. `model` ends in a Dense softmax; its other layers are shared
+    with the result, the last is copied; it is not changed. Returned as it is where nothing is left
+    to apply.
     """
     import keras
 
@@ -67,7 +70,9 @@ def self_contained(model: keras.Model, description: Description) -> tuple:
         raise ValueError("the model does not end in a Dense layer with softmax")
     copy = keras.layers.Dense.from_config(config)
     result = keras.Model(model.input, copy(last.input), name=model.name)
-    copy.set_weights([weight / np.float32(description.temperature) for weight in last.get_weights()])
+    copy.set_weights(
+        [weight / np.float32(description.temperature) for weight in last.get_weights()]
+    )
     return result, description.replace(calibrated=True)
 
 
@@ -80,11 +85,13 @@ def write(
     representative: np.ndarray | None = None,
     refuse: Callable[[], str] | None = None,
 ) -> tuple[str, ...]:
-    """Write the keras.Model (see `self_contained`) into `folder` in each of `formats`, under its name in FILES, and labels.txt.
+    """Write the keras.Model (see `self_contained`) into `folder` in each of `formats`, under its
+    name in FILES, and labels.txt.
 
-    representative: uint8 (n, S, S, 3), training images that set the ranges of tflite_int8; no other format needs it.
-    refuse: asked once tflite_int8 is there, why it must not be shipped, "" if it may; tflite_dynamic then takes its place.
-    The same model gives the same bytes, in every format. Logs a line per format. Returns the formats that were written.
+    representative: uint8 (n, S, S, 3), training images that set the ranges of tflite_int8; no other
+    format needs it. refuse: asked once tflite_int8 is there, why it must not be shipped, "" if it
+    may; tflite_dynamic then takes its place. The same model gives the same bytes, in every format.
+    Logs a line per format. Returns the formats that were written.
     """
     if "tflite_int8" in formats and (representative is None or not len(representative)):
         raise ValueError("tflite_int8 needs representative images")
@@ -96,7 +103,10 @@ def write(
         _write_one(format, model, frozen, description, folder, representative)
         if format == "tflite_int8" and refuse is not None and (why := refuse()):
             _remove(folder / FILES[format])
-            log(f"export: tflite_int8 left out: {why}; tflite_dynamic, with 8-bit weights only, takes its place")
+            log(
+                f"export: tflite_int8 left out: {why}; tflite_dynamic, with 8-bit weights only, "
+                "takes its place"
+            )
             format = "tflite_dynamic"
             _write_one(format, model, frozen, description, folder, representative)
         written.append(format)
@@ -111,7 +121,11 @@ def _write_one(format, model, frozen, description, folder, representative):
         if format in WRITERS:
             WRITERS[format](model if format in FROM_KERAS else frozen, description, path)
         else:
-            path.write_bytes(tflite_metadata.annotate(_converter(frozen, format, representative).convert(), description))
+            path.write_bytes(
+                tflite_metadata.annotate(
+                    _converter(frozen, format, representative).convert(), description
+                )
+            )
             with zipfile.ZipFile(path, "a") as archive:
                 _add_description(archive, description, format)
     log(f"export: {path} {KINDS.get(format, '')}".rstrip())
@@ -135,7 +149,8 @@ def _remove(path):
 
 
 def write_keras(model: keras.Model, description: Description, path: Path) -> None:
-    """A `.keras` archive without what differs from save to save (keras#15948): times, the date, addresses of shared objects."""
+    """A `.keras` archive without what differs from save to save (keras#15948): times, the date,
+    addresses of shared objects."""
     import keras
 
     keras.saving.save_model(model, path)
@@ -152,13 +167,16 @@ def write_keras(model: keras.Model, description: Description, path: Path) -> Non
 
 
 def _renumbered(tree, numbers):
-    """`tree` with each "shared_object_id", a memory address, replaced by 0, 1, 2, … in the order of appearance."""
+    """`tree` with each "shared_object_id", a memory address, replaced by 0, 1, 2, … in the order of
+    appearance."""
     if isinstance(tree, list):
         return [_renumbered(value, numbers) for value in tree]
     if not isinstance(tree, dict):
         return tree
     return {
-        key: numbers.setdefault(value, len(numbers)) if key == "shared_object_id" else _renumbered(value, numbers)
+        key: numbers.setdefault(value, len(numbers))
+        if key == "shared_object_id"
+        else _renumbered(value, numbers)
         for key, value in tree.items()
     }
 
@@ -178,7 +196,8 @@ def _write_h5(model, description, path):
     import h5py
     import keras
 
-    keras.saving.save_model(model, path, include_optimizer=False)  # Keras 3 calls the format legacy; much still reads it
+    # Keras 3 calls the format legacy; much still reads it.
+    keras.saving.save_model(model, path, include_optimizer=False)
     with h5py.File(path, "r+") as file:
         # A data set, since an attribute holds 64 kB at most.
         file.create_dataset("graft", data=description.to_json(), dtype=h5py.string_dtype())
@@ -191,14 +210,24 @@ def _write_saved_model(frozen, description, path):
     import tensorflow as tf
 
     spec = tf.TensorSpec(frozen.inputs[0].shape, "uint8", name="image")
-    _save_function(lambda image: {"probabilities": frozen(image)[0]}, spec, path, description.to_json(), description)
+    _save_function(
+        lambda image: {"probabilities": frozen(image)[0]},
+        spec,
+        path,
+        description.to_json(),
+        description,
+    )
 
 
 def _write_saved_model_any_size(frozen, description, path):
     import tensorflow as tf
 
     def serve(photo):
-        return {"probabilities": frozen(any_size.tensorflow(photo, description.image_size, description.resize)[None])[0]}
+        return {
+            "probabilities": frozen(
+                any_size.tensorflow(photo, description.image_size, description.resize)[None]
+            )[0]
+        }
 
     spec = tf.TensorSpec((None, None, 3), "uint8", name=any_size.INPUT)
     _save_function(serve, spec, path, description.to_json("saved_model_any_size"), description)
@@ -217,7 +246,8 @@ def _save_function(serve, spec, path, about, description):
 
 
 def _sort_functions(file):
-    """Rewrite a SavedModel with its functions in the order of their names: TensorFlow's order is that of a hash table."""
+    """Rewrite a SavedModel with its functions in the order of their names: TensorFlow's order is
+    that of a hash table."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     saved = SavedModel.FromString(file.read_bytes())
@@ -229,7 +259,8 @@ def _sort_functions(file):
 
 
 def _converter(frozen, format, representative=None):
-    """A TFLiteConverter. tflite_int8: integers throughout, uint8 in and out, for processors that know nothing else."""
+    """A TFLiteConverter. tflite_int8: integers throughout, uint8 in and out, for processors that
+    know nothing else."""
     import tensorflow as tf
 
     if format != "tflite_int8":
@@ -240,7 +271,9 @@ def _converter(frozen, format, representative=None):
     converter = tf.compat.v1.lite.TFLiteConverter(*runtimes.with_float_input(frozen))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in representative)
+    converter.representative_dataset = lambda: (
+        [image[None].astype(np.float32)] for image in representative
+    )
     converter.inference_input_type = converter.inference_output_type = tf.uint8
     return converter
 
@@ -294,8 +327,12 @@ def _number_members(manifest):
     """Identifiers of a package's members by their names, in place of random ones."""
     tree = json.loads(manifest.read_text(encoding="utf-8"))
     entries = tree["itemInfoEntries"]
-    new = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for old, entry in entries.items()}
-    tree["itemInfoEntries"] = {new[old]: entry for old, entry in sorted(entries.items(), key=lambda item: item[1]["path"])}
+    new = {
+        old: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for old, entry in entries.items()
+    }
+    tree["itemInfoEntries"] = {
+        new[old]: entry for old, entry in sorted(entries.items(), key=lambda item: item[1]["path"])
+    }
     tree["rootModelIdentifier"] = new[tree["rootModelIdentifier"]]
     files.write_json(manifest, tree)
 
@@ -314,12 +351,19 @@ def _save_onnx(model, about, path):
 
 
 def _drop_idle_reshapes(model):
-    """Take out what gives a tensor the shape it has: at maps of 1 x 1 tf2onnx leaves one more or less, as its sets fall."""
+    """Take out what gives a tensor the shape it has: at maps of 1 x 1 tf2onnx leaves one more or
+    less, as its sets fall."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
-    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in inferred}
-    targets = {c.name: onnx.numpy_helper.to_array(c).tolist() for c in model.graph.initializer if len(c.dims) == 1}
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in inferred
+    }
+    targets = {
+        c.name: onnx.numpy_helper.to_array(c).tolist()
+        for c in model.graph.initializer
+        if len(c.dims) == 1
+    }
     same = {}
     for node in list(model.graph.node):
         node.input[:] = [same.get(name, name) for name in node.input]
@@ -331,7 +375,8 @@ def _drop_idle_reshapes(model):
 
 
 def _canonical_names(graph):
-    """Name the input "image", the output "probabilities", the rest by place: tf2onnx numbers constants as its sets fall."""
+    """Name the input "image", the output "probabilities", the rest by place: tf2onnx numbers
+    constants as its sets fall."""
     names = {graph.input[0].name: "image", graph.output[0].name: "probabilities"}
     for node in graph.node:
         stem = re.sub(r"__\d+$", "", node.name)
@@ -357,11 +402,19 @@ def _canonical_names(graph):
 
 
 def _unused(name, names):
-    taken = names.setdefault(None, {})  # name -> how often it was asked for; None is no name of ONNX
+    # name -> how often it was asked for; None is no name of ONNX.
+    taken = names.setdefault(None, {})
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
-WRITERS = {"keras": write_keras, "h5": _write_h5, "saved_model": _write_saved_model, "onnx": _write_onnx,
-           "saved_model_any_size": _write_saved_model_any_size, "onnx_any_size": _write_onnx_any_size,
-           "openvino": _write_openvino, "coreml": _write_coreml}  # fmt: skip
+WRITERS = {
+    "keras": write_keras,
+    "h5": _write_h5,
+    "saved_model": _write_saved_model,
+    "onnx": _write_onnx,
+    "saved_model_any_size": _write_saved_model_any_size,
+    "onnx_any_size": _write_onnx_any_size,
+    "openvino": _write_openvino,
+    "coreml": _write_coreml,
+}

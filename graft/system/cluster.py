@@ -1,10 +1,13 @@
-"""Work on the machines of a Ray cluster, by Ray Data (extra `ray`): blocks go out, results come back, none missing, none twice.
+"""Work on the machines of a Ray cluster, by Ray Data (extra `ray`): blocks go out, results come
+back, none missing, none twice.
 
-A job is one object, sent to each worker once. It says what its results depend on where they are computed (`identity`): a
-machine that differs from this one takes no block, and is named. A block whose worker was killed is computed again. Code of
-graft goes with the job; what else it needs must be installed there, and the project's folder must be one that all machines see.
+A job is one object, sent to each worker once. It says what its results depend on where they are
+computed (`identity`): a machine that differs from this one takes no block, and is named. A block
+whose worker was killed is computed again. Code of graft goes with the job; what else it needs must
+be installed there, and the project's folder must be one that all machines see.
 
-The cluster is `$RAY_ADDRESS`; without one, a cluster of this machine's processors is started, on 127.0.0.1 alone, and ended.
+The cluster is `$RAY_ADDRESS`; without one, a cluster of this machine's processors is started, on
+127.0.0.1 alone, and ended.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from graft.system.environment import silence
 
 CPUS = 1  # of a worker: blocks are many, and one thread each wastes none
 WINDOW = 256  # blocks that are out at a time: memory and order are kept within it
-STORE = 1 << 28  # bytes of shared memory for blocks and results under way on a cluster of one machine
+# Bytes of shared memory for blocks and results under way on a cluster of one machine.
+STORE = 1 << 28
 
 
 class Job(Protocol):
@@ -43,7 +47,8 @@ class Job(Protocol):
 
 
 class Worker:
-    """A job on the machine it is computed on. Ray Data makes one per actor, and calls it with blocks."""
+    """A job on the machine it is computed on. Ray Data makes one per actor, and calls it with
+    blocks."""
 
     def __init__(self, job: Any, folder: str):
         job = _fetched(job)
@@ -52,7 +57,8 @@ class Worker:
         self._job, self._compute = job, None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """{"block": n pickled (number, block)} -> {"result": n pickled (number, result, problem)}"""
+        """{"block": n pickled (number, block)} -> {"result": n pickled (number, result,
+        problem)}"""
         return {"result": [pickle.dumps(self._one(*pickle.loads(row))) for row in batch["block"]]}
 
     def _one(self, number, block):
@@ -71,7 +77,10 @@ def differences(mine: list[str], theirs: list[str]) -> str:
     """What a machine has instead of what is wanted, in words; "" where nothing differs."""
     if mine == theirs:
         return ""
-    return f"it has {', '.join(sorted(set(theirs) - set(mine)))}; wanted {', '.join(sorted(set(mine) - set(theirs)))}"
+    return (
+        f"it has {', '.join(sorted(set(theirs) - set(mine)))}; wanted "
+        f"{', '.join(sorted(set(mine) - set(theirs)))}"
+    )
 
 
 def look(job: Any, folder: str) -> tuple[list[str], str]:
@@ -91,10 +100,11 @@ class Cluster:
         self._named: set[tuple[str, str]] = set()
 
     def run(self, job: Job, blocks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """(block, result) of each of `blocks`, in their order. At most WINDOW of them are out at a time.
+        """(block, result) of each of `blocks`, in their order. At most WINDOW of them are out at a
+        time.
 
-        Raises GraftError where no machine suits the job, where a block cannot be computed, and where workers bring nothing
-        back any more.
+        Raises GraftError where no machine suits the job, where a block cannot be computed, and
+        where workers bring nothing back any more.
         """
         import ray
 
@@ -106,13 +116,18 @@ class Cluster:
             while given < len(window):
                 left = [number for number in range(given, len(window)) if number not in results]
                 came = False
-                for number, result in self._round(sent, job, [(number, window[number]) for number in left]):
+                for number, result in self._round(
+                    sent, job, [(number, window[number]) for number in left]
+                ):
                     results[number], came = result, True
                     while given in results:
                         yield window[given], results.pop(given)
                         given += 1
                 if not came:
-                    raise GraftError("ray: the workers bring nothing back; `ray status` and the logs of the cluster say more")
+                    raise GraftError(
+                        "ray: the workers bring nothing back; `ray status` and the logs of the "
+                        "cluster say more"
+                    )
 
     def _round(self, sent, job, blocks):
         """(number, result) of blocks, as they come; of all but those that were lost."""
@@ -120,11 +135,17 @@ class Cluster:
 
         nodes, cpus = self._suitable(sent, job)
         workers = max(1, min(cpus // CPUS, len(blocks)))
-        data = ray.data.from_items([{"block": pickle.dumps(each)} for each in blocks], override_num_blocks=len(blocks))
+        data = ray.data.from_items(
+            [{"block": pickle.dumps(each)} for each in blocks], override_num_blocks=len(blocks)
+        )
         done = data.map_batches(
-            Worker, fn_constructor_args=(sent, str(Path.cwd())), batch_size=1, num_cpus=CPUS,
-            compute=ray.data.ActorPoolStrategy(size=workers), label_selector={"ray.io/node-id": f"in({','.join(nodes)})"},
-        )  # fmt: skip
+            Worker,
+            fn_constructor_args=(sent, str(Path.cwd())),
+            batch_size=1,
+            num_cpus=CPUS,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            label_selector={"ray.io/node-id": f"in({','.join(nodes)})"},
+        )
         try:
             rows = iter(done.iter_rows())
             while row := _quietly(lambda: next(rows, None)):
@@ -136,15 +157,22 @@ class Cluster:
             warn(f"ray: {type(error).__name__}; blocks that are lost are computed again")
 
     def _suitable(self, sent, job):
-        """(ids, processors) of the machines that compute what this one would. The others are named, once."""
+        """(ids, processors) of the machines that compute what this one would. The others are named,
+        once."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         mine, folder = job.identity(), str(Path.cwd())
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+        nodes = {
+            node["NodeID"]: node
+            for node in ray.nodes()
+            if node["Alive"] and node["Resources"].get("CPU")
+        }
         probe = ray.remote(num_cpus=0, max_retries=1)(look)
         asked = {
-            name: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(sent, folder)
+            name: probe.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)
+            ).remote(sent, folder)
             for name in nodes
         }
         suitable = []
@@ -158,7 +186,9 @@ class Cluster:
             else:
                 suitable.append(name)
         if not suitable:
-            raise GraftError("ray: no machine of the cluster computes what this one would; the warnings say why")
+            raise GraftError(
+                "ray: no machine of the cluster computes what this one would; the warnings say why"
+            )
         return suitable, int(sum(nodes[name]["Resources"]["CPU"] for name in suitable))
 
     def _name(self, address, why):
@@ -169,7 +199,8 @@ class Cluster:
 
 @contextlib.contextmanager
 def connect() -> Iterator[Cluster]:
-    """The cluster at `$RAY_ADDRESS`, or one of this machine that ends with the block. Raises GraftError where there is none."""
+    """The cluster at `$RAY_ADDRESS`, or one of this machine that ends with the block. Raises
+    GraftError where there is none."""
     address = os.environ.get("RAY_ADDRESS")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with contextlib.ExitStack() as stack:
@@ -178,36 +209,53 @@ def connect() -> Iterator[Cluster]:
             import ray
             import ray.data
         except ImportError as error:
-            raise GraftError(f"ray: needs the package {error.name}: pip install 'graft-vision[ray]'") from None
+            raise GraftError(
+                f"ray: needs the package {error.name}: pip install 'graft-vision[ray]'"
+            ) from None
         if not ray.is_initialized():
-            code = {"py_modules": [str(Path(__file__).parents[1])]}  # a worker's graft is this one, whatever is installed
+            # A worker's graft is this one, whatever is installed.
+            code = {"py_modules": [str(Path(__file__).parents[1])]}
             options |= {"runtime_env": code, "log_to_driver": False, "logging_level": logging.ERROR}
             _check(address)
             try:
                 _quietly(lambda: ray.init(address, **options))
             except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise GraftError(
-                    f"ray: {address or 'this machine'} gives no cluster: {' '.join(str(error).split())[:300]}"
+                    f"ray: {address or 'this machine'} gives no cluster: "
+                    f"{' '.join(str(error).split())[:300]}"
                 ) from None
             stack.callback(ray.shutdown)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        log(f"ray: {int(ray.cluster_resources().get('CPU', 0))} processors at {address or 'this machine'}")
+        log(
+            f"ray: {int(ray.cluster_resources().get('CPU', 0))} processors at "
+            f"{address or 'this machine'}"
+        )
         yield Cluster()
 
 
 @contextlib.contextmanager
 def _of_this_machine():
-    """Options of ray.init for a cluster that nobody else reaches, and that leaves nothing behind."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # so it is called: servers on 127.0.0.1 alone, Linux too
+    """Options of ray.init for a cluster that nobody else reaches, and that leaves nothing
+    behind."""
+    # So it is called: servers on 127.0.0.1 alone, Linux too.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Ray reads its token when it is imported.
-    if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    if "ray" not in sys.modules and not {
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+    } & set(os.environ):
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    folder = tempfile.mkdtemp(prefix="graft-ray-", dir="/tmp")  # addresses of sockets are 107 bytes long at most
+    # Addresses of sockets are 107 bytes long at most.
+    folder = tempfile.mkdtemp(prefix="graft-ray-", dir="/tmp")
     try:
         yield {
-            "num_cpus": prefetch.processors(), "include_dashboard": False, "object_store_memory": STORE, "_temp_dir": folder,
-        }  # fmt: skip
+            "num_cpus": prefetch.processors(),
+            "include_dashboard": False,
+            "object_store_memory": STORE,
+            "_temp_dir": folder,
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -219,7 +267,9 @@ def _check(address):
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
-            raise GraftError(f"ray: {address}: {error.strerror or error}; RAY_ADDRESS says where the cluster is") from None
+            raise GraftError(
+                f"ray: {address}: {error.strerror or error}; RAY_ADDRESS says where the cluster is"
+            ) from None
 
 
 def _quietly(call):

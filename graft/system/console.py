@@ -1,4 +1,5 @@
-"""What a person at the console sees: log lines, progress, and one clear line for a mistake of theirs."""
+"""What a person at the console sees: log lines, progress, and one clear line for a mistake of
+theirs."""
 
 from __future__ import annotations
 
@@ -35,9 +36,11 @@ def warn(message: object) -> None:
 
 
 class Progress:
-    """Progress over `total` items (None: nobody knows how many): a tqdm bar on a terminal, now and then a plain line elsewhere.
+    """Progress over `total` items (None: nobody knows how many): a tqdm bar on a terminal, now and
+    then a plain line elsewhere.
 
-    Use as a context manager; call `advance(n)` as items complete, `note(text)` to show a value beside it.
+    Use as a context manager; call `advance(n)` as items complete, `note(text)` to show a value
+    beside it.
     """
 
     def __init__(self, description: str, total: int | None, unit: str = "image"):
@@ -73,7 +76,8 @@ class Progress:
 
 
 def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Wrap the `main` of a stage or command: a GraftError, or a full disk, becomes one line on stderr and exit status 1."""
+    """Wrap the `main` of a stage or command: a GraftError, or a full disk, becomes one line on
+    stderr and exit status 1."""
 
     @functools.wraps(function)
     def main(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -90,7 +94,11 @@ def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
         except Exception as error:
             if not (full := _full(error)):
                 raise
-            print(f"error: {full}; make room, then the same command goes on", file=sys.stderr, flush=True)
+            print(
+                f"error: {full}; make room, then the same command goes on",
+                file=sys.stderr,
+                flush=True,
+            )
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
@@ -100,7 +108,8 @@ def entry(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 def _reader_gone() -> bool:
-    """Whether what read this output has ended, as `| head` does; stdout leads nowhere then, and nothing more is said."""
+    """Whether what read this output has ended, as `| head` does; stdout leads nowhere then, and
+    nothing more is said."""
     poll = select.poll()
     poll.register(STDOUT, 0)
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
@@ -110,23 +119,26 @@ def _reader_gone() -> bool:
 
 
 def _full(error: BaseException | None) -> str:
-    """What an error, or what it came of, says of a full disk; "" for others. HDF5, SQLite and TensorFlow tell no errno."""
+    """What an error, or what it came of, says of a full disk; "" for others. HDF5, SQLite and
+    TensorFlow tell no errno."""
     while error is not None:
         text = " ".join(str(error).split())
         if found := next((words for words in FULL if words in text), ""):
-            name = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the second: where it was copied to
+            # The second: where it was copied to.
+            name = getattr(error, "filename2", None) or getattr(error, "filename", None)
             return f"{name}: {found}" if name else found
         error = error.__cause__ or error.__context__
     return ""
 
 
 def _check_locale():
-    """Names of files, and so of classes, are read as UTF-8 or not at all; what the terminal cannot show is escaped."""
+    """Names of files, and so of classes, are read as UTF-8 or not at all; what the terminal cannot
+    show is escaped."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what stands in for it in a notebook has none
             stream.reconfigure(errors="backslashreplace")
     if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
         raise GraftError(
-            f"in this locale Python takes names of files for {sys.getfilesystemencoding()}, and classes would get other names; "
-            "export PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+            f"in this locale Python takes names of files for {sys.getfilesystemencoding()}, and "
+            "classes would get other names; export PYTHONUTF8=1 or LC_ALL=C.UTF-8"
         )

@@ -1,4 +1,5 @@
-"""Files as the project reads and writes them: digests, and texts, JSON and CSV that come out the same on any system."""
+"""Files as the project reads and writes them: digests, and texts, JSON and CSV that come out the
+same on any system."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ from typing import Any, TextIO
 BLOCK = 1 << 20  # bytes read at a time
 OF_HDF5 = 1 << 20  # bytes that a file of weights takes beside them, at most
 PART = ".part-"  # begins the name of what is not whole yet
-STALE_SECONDS = 3600  # after which an unfinished file, whoever wrote it, was left by a process that was killed
+# After which an unfinished file, whoever wrote it, was left by a process that was killed.
+STALE_SECONDS = 3600
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 in hex of a file's bytes, or of a folder's relative paths and bytes. Raises FileNotFoundError."""
+    """SHA-256 in hex of a file's bytes, or of a folder's relative paths and bytes. Raises
+    FileNotFoundError."""
     path = Path(path)
     if not path.is_dir():
         return _hash(path, hashlib.sha256())
@@ -41,19 +44,25 @@ def sha256_of(*paths: str | Path) -> str:
 
 
 def dvc_md5(path: str | Path) -> str | None:
-    """The md5 that DVC records: of a file's bytes, or of the JSON list of a folder's files; None where nothing is there."""
+    """The md5 that DVC records: of a file's bytes, or of the JSON list of a folder's files; None
+    where nothing is there."""
     path = Path(path)
     if path.is_dir():
-        listing = [{"md5": dvc_md5(p), "relpath": p.relative_to(path).as_posix()} for p in _files(path)]
+        listing = [
+            {"md5": dvc_md5(p), "relpath": p.relative_to(path).as_posix()} for p in _files(path)
+        ]
         listing.sort(key=lambda entry: entry["relpath"])
         return hashlib.md5(json.dumps(listing).encode(), usedforsecurity=False).hexdigest() + ".dir"
     return _hash(path, hashlib.md5(usedforsecurity=False)) if path.exists() else None
 
 
 def _files(folder):
-    """Every file below `folder` but those that .dvcignore names: bytecode, and what file managers leave behind."""
+    """Every file below `folder` but those that .dvcignore names: bytecode, and what file managers
+    leave behind."""
     return sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.name not in (".DS_Store", "Thumbs.db")
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".pyc" and p.name not in (".DS_Store", "Thumbs.db")
     )
 
 
@@ -66,18 +75,22 @@ def _hash(path: Path, total: hashlib._Hash) -> str:
 
 @contextlib.contextmanager
 def whole(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yields a path beside `path` to be written to, which takes its place at the end of the block: old or new, never half.
+    """Yields a path beside `path` to be written to, which takes its place at the end of the block:
+    old or new, never half.
 
-    The folder is made where it is missing. What a killed process left there the next one writes over. shared: several processes
-    may write `path` at once; each then has a name of its own, and `sweep` removes what killed ones left. What is no file, such
-    as /dev/stdout, is written to as it is.
+    The folder is made where it is missing. What a killed process left there the next one writes
+    over. shared: several processes may write `path` at once; each then has a name of its own, and
+    `sweep` removes what killed ones left. What is no file, such as /dev/stdout, is written to as it
+    is.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         yield path
         return
-    part = path.with_name(f"{PART}{_here()}-{os.getpid()}-{path.name}" if shared else f"{PART}{path.name}")
+    part = path.with_name(
+        f"{PART}{_here()}-{os.getpid()}-{path.name}" if shared else f"{PART}{path.name}"
+    )
     try:
         yield part
         part.replace(path)
@@ -86,14 +99,16 @@ def whole(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def need_room(folder: Path, size: int) -> None:
-    """Raise OSError where `size` bytes do not fit into `folder`: HDF5 crashes where the disk fills up under it."""
+    """Raise OSError where `size` bytes do not fit into `folder`: HDF5 crashes where the disk fills
+    up under it."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others: a file system that cannot tell
+                # Others: a file system that cannot tell.
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OSError(error.errno, os.strerror(error.errno), str(folder)) from None
 
 
@@ -115,13 +130,15 @@ def _here():
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """`text` as UTF-8 with plain line ends, whole or not at all; the folder is made where it is missing."""
+    """`text` as UTF-8 with plain line ends, whole or not at all; the folder is made where it is
+    missing."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """JSON in the order of `content`, indented, UTF-8. Raises ValueError for NaN and infinity, which JSON does not know."""
+    """JSON in the order of `content`, indented, UTF-8. Raises ValueError for NaN and infinity,
+    which JSON does not know."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -145,12 +162,20 @@ class _CsvWriter:
 
 
 def csv_writer(file: TextIO) -> _CsvWriter:
-    """What writes all tables of the project, row by row; floats keep all digits, None is an empty cell."""
+    """What writes all tables of the project, row by row; floats keep all digits, None is an empty
+    cell."""
     return _CsvWriter(file)
 
 
-def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]], *, durable: bool = False) -> None:
-    """A table as of `csv_writer`, UTF-8, whole or not at all; the folder is made where it is missing.
+def write_csv(
+    path: str | Path,
+    header: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    durable: bool = False,
+) -> None:
+    """A table as of `csv_writer`, UTF-8, whole or not at all; the folder is made where it is
+    missing.
 
     durable: it survives a loss of power too, as what nothing makes anew must.
     """

@@ -16,21 +16,28 @@ _most: int | None = None
 
 
 def use_at_most(n: int) -> None:
-    """Let `processors` say no more than n from now on: a worker among others has its share of a machine."""
+    """Let `processors` say no more than n from now on: a worker among others has its share of a
+    machine."""
     global _most
     _most = n
 
 
 def processors() -> int:
     """How many processors this process may use."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return there if _most is None else min(there, _most)
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, depth: int) -> Iterator[Result]:
-    """Iterate over function(item) of each of `items`, in their order, computed in `workers` threads up to `depth` items ahead.
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, depth: int
+) -> Iterator[Result]:
+    """Iterate over function(item) of each of `items`, in their order, computed in `workers` threads
+    up to `depth` items ahead.
 
-    Memory does not grow with the number of items. What `function` raises is raised where its result would have come.
+    Memory does not grow with the number of items. What `function` raises is raised where its result
+    would have come.
     """
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()

@@ -1,4 +1,5 @@
-"""What dvc.yaml declares of a stage, whether dvc.lock still holds, and a lock of DVC's that a Ctrl-C has cut off."""
+"""What dvc.yaml declares of a stage, whether dvc.lock still holds, and a lock of DVC's that a
+Ctrl-C has cut off."""
 
 from __future__ import annotations
 
@@ -21,20 +22,23 @@ WRITING_SECONDS = 1.0  # DVC writes its locks in place: what is half there now m
 
 
 def stage_keys(stage: str, params: Params, file: Path = DVC_YAML) -> dict[str, object]:
-    """Those of `params`, flat, that dvc.yaml declares for `stage`; all of them where dvc.yaml says nothing."""
+    """Those of `params`, flat, that dvc.yaml declares for `stage`; all of them where dvc.yaml says
+    nothing."""
     declared, flat = _stage(file, stage).get("params"), params.flat()
     if declared is None:
         return flat
     wanted = [key for key in declared if isinstance(key, str)]
-    return {k: v for k, v in flat.items() if any(k == key or k.startswith(f"{key}.") for key in wanted)}
+    return {
+        k: v for k, v in flat.items() if any(k == key or k.startswith(f"{key}.") for key in wanted)
+    }
 
 
 def stage_files(stage: str, file: Path = DVC_YAML) -> tuple[dict[str, Path], list[Path]]:
     """What `stage` reads and writes below `data/`, as dvc.yaml declares it.
 
-    Returns ({name: path} of its dependencies, [path] of its outputs, metrics and plots); a name is the path relative to
-    `data/`, such as "split/manifest.csv". A templated path, the data set's, is left out: it may be huge, and the manifest
-    stands for it.
+    Returns ({name: path} of its dependencies, [path] of its outputs, metrics and plots); a name is
+    the path relative to `data/`, such as "split/manifest.csv". A templated path, the data set's, is
+    left out: it may be huge, and the manifest stands for it.
     """
     entry = _stage(file, stage)
     inputs = {path.relative_to(paths.DATA).as_posix(): path for path in _below_data(entry, "deps")}
@@ -49,10 +53,15 @@ def _below_data(entry: dict, *kinds: str) -> Iterator[Path]:
 
 
 def code_paths() -> list[Path]:
-    """What the stages depend on and none of them makes: code, pins, `data/weights`; not the data set, which is templated."""
+    """What the stages depend on and none of them makes: code, pins, `data/weights`; not the data
+    set, which is templated."""
     stages = (_yaml(DVC_YAML).get("stages") or {}).values()
     named = sorted({dep for stage in stages for dep in stage.get("deps") or [] if "${" not in dep})
-    return [Path(name) for name in named if not any(Path(name).is_relative_to(made) for made in paths.STAGES.values())]
+    return [
+        Path(name)
+        for name in named
+        if not any(Path(name).is_relative_to(made) for made in paths.STAGES.values())
+    ]
 
 
 def code_digest() -> str:
@@ -62,7 +71,8 @@ def code_digest() -> str:
 
 
 def matches_lock(stage: str, *kinds: str) -> bool:
-    """Whether every dependency and parameter of `stage` in dvc.lock is as it is on disk; False when it is not recorded.
+    """Whether every dependency and parameter of `stage` in dvc.lock is as it is on disk; False when
+    it is not recorded.
 
     kinds: "outs" looks at what the stage has made too.
     """
@@ -82,7 +92,8 @@ def _stage(file: Path, name: str) -> dict:
 
 
 def _yaml(file: Path) -> dict:
-    """What a YAML file holds, {} where there is none. Not to be changed: it is kept while the file stays as it is."""
+    """What a YAML file holds, {} where there is none. Not to be changed: it is kept while the file
+    stays as it is."""
     if not file.exists():
         return {}
     state = file.stat()
@@ -103,7 +114,8 @@ def _lookup(tree: object, key: str) -> object:
 
 
 def mend_rwlock() -> None:
-    """Remove DVC's `.dvc/tmp/rwlock` where a killed process left half of it: every later command of DVC would fail.
+    """Remove DVC's `.dvc/tmp/rwlock` where a killed process left half of it: every later command of
+    DVC would fail.
 
     Nothing is lost with it: it lists which processes use which files now, and DVC makes it anew.
     """

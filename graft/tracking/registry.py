@@ -1,4 +1,5 @@
-"""Versions of the trained models in the MLflow registry, found again by the digest of all that they ship."""
+"""Versions of the trained models in the MLflow registry, found again by the digest of all that they
+ship."""
 
 from __future__ import annotations
 
@@ -21,27 +22,44 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-NETWORK = "network.digest"  # tag of a version: of weights, classes and preprocessing, the same however it is shipped
-ORIGIN, EXPORTED = "fine-tuned.version", "exported.version"  # tags by which an exported version and its original are found
-MODEL_ID = "model_id"  # tag of a version: the logged model behind it, which a database store does not record
-SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")  # columns of the Models tab
-TAGGED = ("n", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "macro_f1", "loss", "ece")
-UPLOAD_SECONDS = 1800  # how long a queue worker waits for others to hand their models to a slow server
+# Tag of a version: of weights, classes and preprocessing, the same however it is shipped.
+NETWORK = "network.digest"
+# Tags by which an exported version and its original are found.
+ORIGIN, EXPORTED = "fine-tuned.version", "exported.version"
+# Tag of a version: the logged model behind it, which a database store does not record.
+MODEL_ID = "model_id"
+# Columns of the Models tab.
+SHOWN = ("lr", "seed", "image_size", "backbone.name", "backbone.alpha", "fine_tune.layers")
+TAGGED = (
+    "n",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "balanced_accuracy",
+    "macro_f1",
+    "loss",
+    "ece",
+)
+# How long a queue worker waits for others to hand their models to a slow server.
+UPLOAD_SECONDS = 1800
 LEASE_SECONDS = 60  # who holds `exclusive` for longer was killed: it is held for a few requests
 SETTLE_SECONDS = 1.0  # longer than a request of another that takes over the same lock
 
 
 def lock() -> contextlib.AbstractContextManager[Path]:
-    """One process at a time looks a digest up and registers what it does not find: hold it from `find` to `point`."""
+    """One process at a time looks a digest up and registers what it does not find: hold it from
+    `find` to `point`."""
     return store.lock("registry", UPLOAD_SECONDS)
 
 
 @contextlib.contextmanager
 def exclusive(client: MlflowClient, name: str) -> Iterator[None]:
-    """One process at a time, of any clone on any machine, reads the titles of model `name` and moves them.
+    """One process at a time, of any clone on any machine, reads the titles of model `name` and
+    moves them.
 
-    A clone's own processes wait at a file. Against other clones the lock is a row of the registry: a registered model for as
-    long as it is held, since a name can be taken once. Raises GraftError where the file or the row stays taken.
+    A clone's own processes wait at a file. Against other clones the lock is a row of the registry:
+    a registered model for as long as it is held, since a name can be taken once. Raises GraftError
+    where the file or the row stays taken.
     """
     row = f"{name}.lock"
     with store.lock("champion") as file:
@@ -60,7 +78,9 @@ def _take(client, row, owner):
     holder, since, begun = None, 0.0, time.monotonic()
     while True:
         try:
-            client.create_registered_model(row, tags={"owner": owner}, description="held while the champion is decided")
+            client.create_registered_model(
+                row, tags={"owner": owner}, description="held while the champion is decided"
+            )
             return
         except MlflowException as error:
             # The second: it was there, and is given back by the time the server looks at it.
@@ -70,10 +90,13 @@ def _take(client, row, owner):
         if other != holder:
             holder, since = other, now
         # One of this clone, whose file we hold, is gone for certain.
-        gone = other and (other.rpartition(":")[0] == owner.rpartition(":")[0] or now - since > LEASE_SECONDS)
+        gone = other and (
+            other.rpartition(":")[0] == owner.rpartition(":")[0] or now - since > LEASE_SECONDS
+        )
         if gone:
             with contextlib.suppress(MlflowException):  # deleted meanwhile
-                client.set_registered_model_tag(row, "owner", owner)  # over, not away: one of several has the last word
+                # Over, not away: one of several has the last word.
+                client.set_registered_model_tag(row, "owner", owner)
             time.sleep(SETTLE_SECONDS)
             if _owner(client, row) == owner:
                 return
@@ -94,28 +117,39 @@ def _owner(client, row):
         raise
 
 
-def find(run: runs.StageRun, digest: str, stage: str | None = None, *, by: str = "digest") -> str | None:
-    """Number of the newest version that `stage`, by default the run's own, registered with this `digest`, or None.
+def find(
+    run: runs.StageRun, digest: str, stage: str | None = None, *, by: str = "digest"
+) -> str | None:
+    """Number of the newest version that `stage`, by default the run's own, registered with this
+    `digest`, or None.
 
-    by: the tag that is asked; NETWORK is the same for versions of one network that ship it in another way.
+    by: the tag that is asked; NETWORK is the same for versions of one network that ship it in
+    another way.
     """
-    wanted = f"tags.stage = {store.quoted(stage or run.stage)} and tags.`{by}` = {store.quoted(digest)}"
-    found = run.client.search_model_versions(f"name = {store.quoted(run.params.tracking.model)} and {wanted}")
+    wanted = (
+        f"tags.stage = {store.quoted(stage or run.stage)} and tags.`{by}` = {store.quoted(digest)}"
+    )
+    found = run.client.search_model_versions(
+        f"name = {store.quoted(run.params.tracking.model)} and {wanted}"
+    )
     return str(max(int(version.version) for version in found)) if found else None
 
 
 def create(run: runs.StageRun, folder: Path, *, digest: str, stage: str | None = None) -> str:
-    """Register the MLflow model in `folder` as a new version of `tracking.model`. Returns its number.
+    """Register the MLflow model in `folder` as a new version of `tracking.model`. Returns its
+    number.
 
-    run: the StageRun that made the model. digest: of what the model is, for `find`. stage: by default the run's own.
-    `folder`'s MLmodel file learns which run and logged model it belongs to. Raises ValueError for a folder without one.
+    run: the StageRun that made the model. digest: of what the model is, for `find`. stage: by
+    default the run's own. `folder`'s MLmodel file learns which run and logged model it belongs to.
+    Raises ValueError for a folder without one.
     """
     client, name, stage = run.client, run.params.tracking.model, stage or run.stage
     _ensure_model(client, name)
     tags = {"stage": stage, "digest": digest}
     model = client.create_logged_model(
         run.connection.experiment_id,
-        name=re.sub(r"[/:.%\"']", "-", f"{stage} of {run.pipeline_name}"),  # what MLflow does not take in a name
+        # What MLflow does not take in a name.
+        name=re.sub(r"[/:.%\"']", "-", f"{stage} of {run.pipeline_name}"),
         source_run_id=run.run_id,
         tags=tags,
         params={key: value for key, value in run.shown_params.items() if key in SHOWN},
@@ -128,24 +162,36 @@ def create(run: runs.StageRun, folder: Path, *, digest: str, stage: str | None =
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.finalize_logged_model(model.model_id, "READY")
-    # A database store would look `models:/<id>` up through MLflow's global URI, which may be another one.
-    source = f"models:/{model.model_id}" if run.connection.uri.startswith("http") else model.artifact_location
+    # A database store would look `models:/<id>` up through MLflow's global URI, which may be
+    # another one.
+    source = (
+        f"models:/{model.model_id}"
+        if run.connection.uri.startswith("http")
+        else model.artifact_location
+    )
     tags |= {MODEL_ID: model.model_id}
-    version = client.create_model_version(name, source, run_id=run.run_id, model_id=model.model_id, tags=tags).version
+    version = client.create_model_version(
+        name, source, run_id=run.run_id, model_id=model.model_id, tags=tags
+    ).version
     # The link that the UI follows from the logged model to its version.
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])})
+    client.set_logged_model_tags(
+        model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])}
+    )
     describe(run, str(version), tags=_origin(run))
     return str(version)
 
 
 def show_output(run: runs.StageRun, version: str) -> None:
-    """Let the stage run and the experiment's row show the model behind `version` as their output, once."""
+    """Let the stage run and the experiment's row show the model behind `version` as their output,
+    once."""
     from mlflow.entities import LoggedModelOutput
 
     model_id = run.client.get_model_version(run.params.tracking.model, version).tags.get(MODEL_ID)
     for run_id in (run.run_id, run.pipeline_id):
         outputs = run.client.get_run(run_id).outputs
-        if model_id and model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+        if model_id and model_id not in [
+            output.model_id for output in (outputs.model_outputs if outputs else [])
+        ]:
             run.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
@@ -163,7 +209,9 @@ def _ensure_model(client, name):
         client.get_registered_model(name)
     except MlflowException:
         with contextlib.suppress(MlflowException):  # somebody else was faster
-            client.create_registered_model(name, description="Image classifiers grafted onto pretrained backbones.")
+            client.create_registered_model(
+                name, description="Image classifiers grafted onto pretrained backbones."
+            )
 
 
 def _complete(folder, logged_model, run_id):
@@ -182,21 +230,31 @@ def _complete(folder, logged_model, run_id):
 
 def _origin(run):
     tags = {"pipeline": run.pipeline_name, "git.commit": runs.git_state()}
-    return tags | ({"data.digest": run.dataset.digest[:12], "data.path": run.dataset.path} if run.dataset else {})
+    return tags | (
+        {"data.digest": run.dataset.digest[:12], "data.path": run.dataset.path}
+        if run.dataset
+        else {}
+    )
 
 
-def describe(run: runs.StageRun, version: str, *, metrics: Mapping | None = None, tags: Mapping | None = None) -> None:
-    """Add test metrics and tags to a version that is there: evaluate knows what the training stages did not.
+def describe(
+    run: runs.StageRun, version: str, *, metrics: Mapping | None = None, tags: Mapping | None = None
+) -> None:
+    """Add test metrics and tags to a version that is there: evaluate knows what the training stages
+    did not.
 
-    The metrics, numbers in a (nested) dict, become metrics of the logged model behind it, which the Models tab shows and can
-    sort by; the main ones (TAGGED) also tags of the version: `accuracy: 0.9712`. Tags that are None are left out.
+    The metrics, numbers in a (nested) dict, become metrics of the logged model behind it, which the
+    Models tab shows and can sort by; the main ones (TAGGED) also tags of the version:
+    `accuracy: 0.9712`. Tags that are None are left out.
     """
     from mlflow.entities import Metric
 
     client, name = run.client, run.params.tracking.model
     numbers = runs.flat_metrics(metrics or {})
     texts = {key: str(value) for key, value in (tags or {}).items() if value is not None}
-    for key, value in (texts | {key: f"{numbers[key]:.6g}" for key in TAGGED if key in numbers}).items():
+    for key, value in (
+        texts | {key: f"{numbers[key]:.6g}" for key in TAGGED if key in numbers}
+    ).items():
         client.set_model_version_tag(name, version, key, value)
     model_id = client.get_model_version(name, version).tags.get(MODEL_ID)
     if not model_id:  # registered by other means
@@ -207,7 +265,10 @@ def describe(run: runs.StageRun, version: str, *, metrics: Mapping | None = None
         now, known = int(time.time() * 1000), run.dataset
         dataset = {"dataset_name": known.name, "dataset_digest": known.digest[:12]} if known else {}
         options = {"model_id": model_id, "run_id": run.run_id, **dataset}
-        client.log_batch(run.run_id, metrics=[Metric(key, float(v), now, 0, **options) for key, v in numbers.items()])
+        client.log_batch(
+            run.run_id,
+            metrics=[Metric(key, float(v), now, 0, **options) for key, v in numbers.items()],
+        )
 
 
 def point(run: runs.StageRun, alias: str, version: str) -> None:
@@ -219,8 +280,8 @@ def point(run: runs.StageRun, alias: str, version: str) -> None:
 
 
 def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
-    """Let `alias` name `version`, also where another clone makes the same alias at this moment: MLflow looks first whether
-    there is one, and of two that find none the second one fails."""
+    """Let `alias` name `version`, also where another clone makes the same alias at this moment:
+    MLflow looks first whether there is one, and of two that find none the second one fails."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -250,7 +311,9 @@ def get_version(client: MlflowClient, name: str, version: str | int) -> ModelVer
     if not str(version).isdigit():
         found = by_alias(client, name, str(version))
         if found is None:
-            raise GraftError(f"model {name} has no version with the alias {version} in the registry")
+            raise GraftError(
+                f"model {name} has no version with the alias {version} in the registry"
+            )
         return found
     try:
         return client.get_model_version(name, str(version))
@@ -259,10 +322,11 @@ def get_version(client: MlflowClient, name: str, version: str | int) -> ModelVer
 
 
 def files_of(uri: str) -> str:
-    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` as the folder of its files where the project was moved or copied since.
+    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` as the folder of its files where the project
+    was moved or copied since.
 
-    Any other address, and one whose files lie where MLflow says, is returned as it is. Raises MlflowException for a model that
-    is not there.
+    Any other address, and one whose files lie where MLflow says, is returned as it is. Raises
+    MlflowException for a model that is not there.
     """
     import mlflow
 
@@ -270,9 +334,15 @@ def files_of(uri: str) -> str:
     if not parts:
         return uri
     client, (name, alias, number) = mlflow.MlflowClient(), parts.groups()
-    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    version = (
+        client.get_model_version_by_alias(name, alias)
+        if alias
+        else client.get_model_version(name, number)
+    )
     source = str(version.source)
     here = store.relocated(source)
     if here == source and here.startswith("file:") and not store.local_path(here).exists():
-        raise mlflow.MlflowException(f"its files are gone from {store.local_path(here)}; `graft publish` registers it anew")
+        raise mlflow.MlflowException(
+            f"its files are gone from {store.local_path(here)}; `graft publish` registers it anew"
+        )
     return uri if here == source else str(store.local_path(here))

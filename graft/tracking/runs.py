@@ -1,11 +1,12 @@
-"""What MLflow gets to see of a pipeline: one *pipeline run* per experiment, with one nested *stage run* per executed stage.
+"""What MLflow gets to see of a pipeline: one *pipeline run* per experiment, with one nested *stage
+run* per executed stage.
 
     with runs.stage_run("fine-tune", params) as run:
         run.log_epoch({"epoch": 0, "lr": 1e-4, "train_loss": 0.7, …})
         run.log_metrics({"accuracy": 0.93})
 
-No stage reads MLflow to compute its outputs: runs are linked by the digests of files, never by ids in files. An experiment
-is params, data and code: what differs in any of them is another row.
+No stage reads MLflow to compute its outputs: runs are linked by the digests of files, never by ids
+in files. An experiment is params, data and code: what differs in any of them is another row.
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ if TYPE_CHECKING:
     from graft.params import Params
 
 BATCH = {"params": 100, "tags": 100, "metrics": 1000}  # in one request, MLflow's limits
-ONE_CLICK = ("card.html", "checks.json")  # what the experiment's own row holds too, beside its figures
+# What the experiment's own row holds too, beside its figures.
+ONE_CLICK = ("card.html", "checks.json")
 FIGURES = ("metrics.json", "report.json", "checks.json")  # of a stage's folder, read in this order
-REPORTS = {".json", ".csv", ".txt", ".png", ".svg", ".html", ".md"}  # outputs that are worth a look in the UI; weights are not
+# Outputs that are worth a look in the UI; weights are not.
+REPORTS = {".json", ".csv", ".txt", ".png", ".svg", ".html", ".md"}
 
 
 def identity(params: Params, dataset: DatasetInfo | None) -> dict[str, str]:
-    """What makes an experiment one and not another, as tags: digests of the params, of the code, of both with the data."""
+    """What makes an experiment one and not another, as tags: digests of the params, of the code, of
+    both with the data."""
     parts = {"params.digest": _digest(params.flat()), "code.digest": dvc_lock.code_digest()[:12]}
     return {**parts, "experiment.digest": _digest([parts, dataset and dataset.digest])}
 
@@ -79,11 +83,16 @@ def git_commit() -> str | None:
 
 @functools.cache
 def git_state() -> str | None:
-    """`git_commit`, with " (dirty)" behind it where the code that the stages depend on is not as committed."""
+    """`git_commit`, with " (dirty)" behind it where the code that the stages depend on is not as
+    committed."""
     commit, code = git_commit(), list(map(str, dvc_lock.code_paths()))
     if not commit or not code:
         return commit
-    return f"{commit} (dirty)" if (git.output("status", "--porcelain", "--", *code) or "").strip() else commit
+    return (
+        f"{commit} (dirty)"
+        if (git.output("status", "--porcelain", "--", *code) or "").strip()
+        else commit
+    )
 
 
 def flat_metrics(values: Mapping, prefix: str = "") -> dict[str, float]:
@@ -125,12 +134,14 @@ def log_batches(
 
 
 def read_predictions(client: MlflowClient, run_id: str | None, name: str) -> Predictions | None:
-    """The table of predictions that a run has as artifact `name`; None where there is none, or none that can be read."""
+    """The table of predictions that a run has as artifact `name`; None where there is none, or none
+    that can be read."""
     return _read_artifact(client, run_id, name, Predictions.read)
 
 
 def read_json(client: MlflowClient, run_id: str | None, name: str) -> Any:
-    """The content of a run's artifact `name`; None where there is none, or none that can be read."""
+    """The content of a run's artifact `name`; None where there is none, or none that can be
+    read."""
     return _read_artifact(client, run_id, name, files.read_json)
 
 
@@ -154,9 +165,10 @@ def _read_artifact(client, run_id, name, read):
 class StageRun:
     """The MLflow run of one executed stage; made by `stage_run`.
 
-    stage: its name in dvc.yaml. run_id, pipeline_id: of MLflow; pipeline_id and pipeline_name are empty for split until it has
-    ended, since the experiment is not known before its data are. digests: {path relative to `data/`: SHA-256} of what the
-    stage reads there, computed once. dataset: of the manifest; None where there is none, and until split has written it.
+    stage: its name in dvc.yaml. run_id, pipeline_id: of MLflow; pipeline_id and pipeline_name are
+    empty for split until it has ended, since the experiment is not known before its data are.
+    digests: {path relative to `data/`: SHA-256} of what the stage reads there, computed once.
+    dataset: of the manifest; None where there is none, and until split has written it.
     """
 
     connection: store.Connection
@@ -167,9 +179,12 @@ class StageRun:
     dataset: DatasetInfo | None
     pipeline_id: str = ""
     pipeline_name: str = ""
-    _pending: list[Metric] = field(default_factory=list, init=False)  # metrics that the store did not take yet
-    _logged: set[str] = field(default_factory=set, init=False)  # artifacts that the stage logged itself: nothing is sent twice
-    _shown: set[str] = field(default_factory=set, init=False)  # of ONE_CLICK, what the stage gave the experiment's row itself
+    # Metrics that the store did not take yet.
+    _pending: list[Metric] = field(default_factory=list, init=False)
+    # Artifacts that the stage logged itself: nothing is sent twice.
+    _logged: set[str] = field(default_factory=set, init=False)
+    # Of ONE_CLICK, what the stage gave the experiment's row itself.
+    _shown: set[str] = field(default_factory=set, init=False)
 
     @property
     def client(self) -> MlflowClient:
@@ -177,13 +192,18 @@ class StageRun:
 
     @property
     def identity(self) -> dict[str, dict]:
-        """What the stage's outputs follow from, its code apart: the params that dvc.yaml declares, and `digests`."""
+        """What the stage's outputs follow from, its code apart: the params that dvc.yaml declares,
+        and `digests`."""
         return {"params": dvc_lock.stage_keys(self.stage, self.params), "inputs": self.digests}
 
     @property
     def provenance(self) -> dict[str, str]:
         """What changes from run to run, for a person: label -> value."""
-        return {"git commit": git_state() or "none", "pipeline run": self.pipeline_name, "MLflow run": self.run_id}
+        return {
+            "git commit": git_state() or "none",
+            "pipeline run": self.pipeline_name,
+            "MLflow run": self.run_id,
+        }
 
     @property
     def shown_params(self) -> dict[str, str]:
@@ -191,21 +211,28 @@ class StageRun:
         return {key: shown(value) for key, value in self.params.flat().items()}
 
     def log_metrics(self, values: Mapping, *, step: int = 0) -> None:
-        """Every number of a (nested) dict, nested keys joined by "/"; texts, lists and None are left out."""
+        """Every number of a (nested) dict, nested keys joined by "/"; texts, lists and None are
+        left out."""
         self._pending += metric_entities(values, step)
         self._flush()
 
     def log_epoch(self, row: Mapping[str, float]) -> None:
-        """One row of curves.csv while training goes on, as one request: `train_loss` becomes `train/loss` at step `epoch`.
+        """One row of curves.csv while training goes on, as one request: `train_loss` becomes
+        `train/loss` at step `epoch`.
 
-        A store that fails for a while does not stop the training: the values are sent again with the next epoch.
+        A store that fails for a while does not stop the training: the values are sent again with
+        the next epoch.
         """
         try:
             self.log_metrics(
-                {_curve_name(k): v for k, v in row.items() if k != "epoch" and v is not None}, step=int(row["epoch"])
+                {_curve_name(k): v for k, v in row.items() if k != "epoch" and v is not None},
+                step=int(row["epoch"]),
             )
         except Exception as error:  # an epoch of training is worth more than its log line
-            warn(f"MLflow did not take epoch {row['epoch']}, sent again later: {store.first_line(error)}")
+            warn(
+                f"MLflow did not take epoch {row['epoch']}, sent again later: "
+                f"{store.first_line(error)}"
+            )
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """One file, into `folder` of the run's artifacts."""
@@ -224,7 +251,8 @@ class StageRun:
         self._logged.add(name)
 
     def log_image(self, pixels: np.ndarray, key: str) -> None:
-        """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side by side by key."""
+        """One image, uint8 (h, w, 3), of the experiment's row: MLflow's image grid shows rows side
+        by side by key."""
         self.client.log_image(self.pipeline_id, pixels, key=key, step=0, synchronous=True)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
@@ -243,21 +271,29 @@ class StageRun:
 
 
 def _curve_name(key):
-    """`train_loss` -> `train/loss`, `val_accuracy` -> `val/accuracy`, `lr` and others as they are."""
+    """`train_loss` -> `train/loss`, `val_accuracy` -> `val/accuracy`, `lr` and others as they
+    are."""
     split, _, rest = key.partition("_")
-    return f"{split}/{rest}" if split in ("train", "val", "test") and rest else "seconds/epoch" if key == "seconds" else key
+    return (
+        f"{split}/{rest}"
+        if split in ("train", "val", "test") and rest
+        else "seconds/epoch"
+        if key == "seconds"
+        else key
+    )
 
 
 @contextlib.contextmanager
 def stage_run(stage: str, params: Params) -> Iterator[StageRun]:
     """Record one execution of `stage`; yields a StageRun.
 
-    What the stage reads and writes is what dvc.yaml declares below `data/`. The digests of its inputs lead to the runs that
-    made them. At a clean end its outputs are digested, and those that are reports (tables, texts, figures, folders of them)
-    become artifacts, laid out as in the stage's folder, unless the stage logged one of that name itself.
+    What the stage reads and writes is what dvc.yaml declares below `data/`. The digests of its
+    inputs lead to the runs that made them. At a clean end its outputs are digested, and those that
+    are reports (tables, texts, figures, folders of them) become artifacts, laid out as in the
+    stage's folder, unless the stage logged one of that name itself.
 
-    Connects before any work. Ends FINISHED; FAILED with the message as tag `error` when the block raises; KILLED on Ctrl-C
-    and SIGTERM. Raises GraftError when the store cannot be reached.
+    Connects before any work. Ends FINISHED; FAILED with the message as tag `error` when the block
+    raises; KILLED on Ctrl-C and SIGTERM. Raises GraftError when the store cannot be reached.
     """
     started = time.monotonic()
     connection = store.connect(params)
@@ -276,7 +312,8 @@ def stage_run(stage: str, params: Params) -> Iterator[StageRun]:
 
 @contextlib.contextmanager
 def _spooled(connection):
-    """The connection through a client that keeps what a server cannot take; what was kept before is sent first."""
+    """The connection through a client that keeps what a server cannot take; what was kept before is
+    sent first."""
     if connection.uri.startswith(store.DATABASE):
         yield connection
         return
@@ -291,10 +328,21 @@ def _spooled(connection):
 
 
 def _start(connection, params, stage, inputs):
-    client, dataset = connection.client, dataset_info(params.data.path) if stage != "split" else None
+    client, dataset = (
+        connection.client,
+        dataset_info(params.data.path) if stage != "split" else None,
+    )
     known = {paths.SPLIT / "manifest.csv": dataset.digest} if dataset else {}
-    digests = {name: known.get(path) or files.sha256(path) for name, path in inputs.items() if path.exists()}
-    makers = {name: maker for name in digests if (maker := _maker(connection, inputs[name], digests[name]))}
+    digests = {
+        name: known.get(path) or files.sha256(path)
+        for name, path in inputs.items()
+        if path.exists()
+    }
+    makers = {
+        name: maker
+        for name in digests
+        if (maker := _maker(connection, inputs[name], digests[name]))
+    }
     tags = _run_tags(kind="stage", stage=stage, **_data_tags(dataset))
     tags |= {"mlflow.source.name": f"stages/{stage.replace('-', '_')}.py", **store.process_tags()}
     tags |= {f"input.{name}": digest for name, digest in digests.items()}
@@ -309,16 +357,21 @@ def _start(connection, params, stage, inputs):
         log_batches(client, run.pipeline_id, tags=store.process_tags())
         client.update_run(run.pipeline_id, status="RUNNING")
     if dataset is not None:
-        _log_dataset(client, run_id, dataset, "testing" if stage in ("evaluate", "export") else "training")
+        _log_dataset(
+            client, run_id, dataset, "testing" if stage in ("evaluate", "export") else "training"
+        )
     return run
 
 
 def _join(run):
-    """Put the stage run under its experiment's row, which is made if there is none; it takes the place of earlier ones."""
+    """Put the stage run under its experiment's row, which is made if there is none; it takes the
+    place of earlier ones."""
     client = run.client
     run.pipeline_name, run.pipeline_id = _pipeline_run(run)
     _adopt(run)
-    siblings = _current(run.connection.search(**{"mlflow.parentRunId": run.pipeline_id, "stage": run.stage}))
+    siblings = _current(
+        run.connection.search(**{"mlflow.parentRunId": run.pipeline_id, "stage": run.stage})
+    )
     run.set_tags({"mlflow.parentRunId": run.pipeline_id, "pipeline": run.pipeline_name})
     for earlier in (each for each in siblings if each.info.run_id != run.run_id):
         client.set_tag(earlier.info.run_id, "superseded_by", run.run_id)
@@ -327,28 +380,37 @@ def _join(run):
 
 
 def _adopt(run):
-    """Put a split that found no server at its end under the row of the experiment that its data belong to."""
+    """Put a split that found no server at its end under the row of the experiment that its data
+    belong to."""
     if run.stage == "split" or run.dataset is None or run.connection.uri.startswith(store.DATABASE):
         return
-    for orphan in run.connection.search(kind="stage", stage="split", **{"data.digest": run.dataset.digest[:12]}):
+    for orphan in run.connection.search(
+        kind="stage", stage="split", **{"data.digest": run.dataset.digest[:12]}
+    ):
         if orphan.info.status == "FINISHED" and "mlflow.parentRunId" not in orphan.data.tags:
             tags = {"mlflow.parentRunId": run.pipeline_id, "pipeline": run.pipeline_name}
             log_batches(run.client, orphan.info.run_id, tags=tags)
 
 
 def _pipeline_run(run):
-    """(name, id) of the experiment's row: found by name, params, data and code, or created with all params.
+    """(name, id) of the experiment's row: found by name, params, data and code, or created with all
+    params.
 
-    The name is `$DVC_EXP_NAME`; for `dvc repro`, which has none: that of the row with the same params, data and code, else
-    `repro-` and 8 digits of their digest.
-    A row of the same name that differs in one of these (`dvc exp run -n NAME -f`) is tagged `superseded_by` and left alone,
-    since its figures are of what it was. The row begins when its first stage did.
+    The name is `$DVC_EXP_NAME`; for `dvc repro`, which has none: that of the row with the same
+    params, data and code, else `repro-` and 8 digits of their digest.
+    A row of the same name that differs in one of these (`dvc exp run -n NAME -f`) is tagged
+    `superseded_by` and left alone, since its figures are of what it was. The row begins when its
+    first stage did.
     """
     connection, client, known = run.connection, run.client, identity(run.params, run.dataset)
     digest, given = known["experiment.digest"], os.environ.get("DVC_EXP_NAME")
     name = given or f"repro-{digest[:8]}"
     with store.lock():
-        old = _current(connection.search(kind="pipeline", **({"pipeline": given} if given else {"experiment.digest": digest})))
+        old = _current(
+            connection.search(
+                kind="pipeline", **({"pipeline": given} if given else {"experiment.digest": digest})
+            )
+        )
         for row in old:
             if row.data.tags.get("experiment.digest") == digest:
                 return row.data.tags["pipeline"], row.info.run_id
@@ -370,7 +432,11 @@ def _current(runs):
 
 def _run_tags(**tags):
     """`tags`, and those that every run has, as MLflow's UI expects them."""
-    commit = {"mlflow.source.git.commit": git_commit(), "git.commit": git_state()} if git_commit() else {}
+    commit = (
+        {"mlflow.source.git.commit": git_commit(), "git.commit": git_state()}
+        if git_commit()
+        else {}
+    )
     return {**tags, "mlflow.user": user(), "mlflow.source.type": "LOCAL", **commit}
 
 
@@ -382,7 +448,8 @@ def _maker(connection: store.Connection, path: Path, digest: str) -> Run | None:
 def _note(connection, makers):
     """Markdown for the run's description: links to where its inputs came from."""
     lines = {
-        run.info.run_id: f"[{run.data.tags['stage']} of {run.data.tags['pipeline']}]{_link(connection, run.info.run_id)}"
+        run.info.run_id: f"[{run.data.tags['stage']} of "
+        f"{run.data.tags['pipeline']}]{_link(connection, run.info.run_id)}"
         for run in makers
     }
     return "Made from " + ", ".join(lines.values())
@@ -433,10 +500,12 @@ def _log_report(run, path, folder):
 
 
 def update_pipeline(run: StageRun) -> None:
-    """Final figures of all stages, also of those that DVC skipped, the runs that made them, and what one wants at one click.
+    """Final figures of all stages, also of those that DVC skipped, the runs that made them, and
+    what one wants at one click.
 
-    Figures of stages before this one are valid: DVC has seen to it. Those of later ones only as far as dvc.lock says that
-    everything they were made from is as it is now; else they are about to be made anew.
+    Figures of stages before this one are valid: DVC has seen to it. Those of later ones only as far
+    as dvc.lock says that everything they were made from is as it is now; else they are about to be
+    made anew.
     """
     client, seen = run.client, run.client.get_run(run.pipeline_id).data
     found, tags = {}, {f"run.{run.stage}": run.run_id}
@@ -452,16 +521,21 @@ def update_pipeline(run: StageRun) -> None:
             tags |= {f"run.{stage}": maker.info.run_id} if maker else {}
         if skipped or stage == run.stage:
             _show_at_one_click(run, folder)
-    new = [metric for metric in metric_entities(found) if seen.metrics.get(metric.key) != metric.value]
+    new = [
+        metric for metric in metric_entities(found) if seen.metrics.get(metric.key) != metric.value
+    ]
     names, executed = list(paths.STAGES), set(seen.tags.get("stages", "").split(", ")) | {run.stage}
-    tags["stages"] = ", ".join([s for s in names if s in executed] + sorted(executed - set(names) - {""}))
+    tags["stages"] = ", ".join(
+        [s for s in names if s in executed] + sorted(executed - set(names) - {""})
+    )
     tags["mlflow.note.content"] = _overview(run, {**seen.tags, **tags})
     log_batches(client, run.pipeline_id, tags={**tags, **_run_tags()}, metrics=new)
     store.end_row(run.connection, run.pipeline_id, "FINISHED")
 
 
 def _valid_stages(stage):
-    """Names of the stages whose outputs belong to the experiment at the end of `stage`, in order."""
+    """Names of the stages whose outputs belong to the experiment at the end of `stage`, in
+    order."""
     names = list(paths.STAGES)
     position = names.index(stage) + 1 if stage in names else 0
     return [*names[:position], *itertools.takewhile(dvc_lock.matches_lock, names[position:])]
@@ -474,7 +548,8 @@ def _show_at_one_click(run, folder):
 
 
 def figures(folder: Path) -> dict:
-    """A stage's numbers: of metrics.json, of the summary of report.json, for which that has no room, of checks.json."""
+    """A stage's numbers: of metrics.json, of the summary of report.json, for which that has no
+    room, of checks.json."""
     found: dict = {}
     for file in (folder / name for name in FIGURES if (folder / name).exists()):
         content = files.read_json(file)
@@ -483,7 +558,8 @@ def figures(folder: Path) -> dict:
 
 
 def _overview(run, tags):
-    """Markdown for the pipeline run's description: which run made each stage's results, and whether it was made here."""
+    """Markdown for the pipeline run's description: which run made each stage's results, and whether
+    it was made here."""
     executed = tags["stages"].split(", ")
     parts = [
         f"[{stage}]{_link(run.connection, tags[f'run.{stage}'])}"
@@ -495,18 +571,25 @@ def _overview(run, tags):
 
 
 def _data_tags(dataset: DatasetInfo | None) -> dict[str, str]:
-    """`data.*` and `test.digest` tags; `data.digest` covers paths, labels, splits and bytes of all images."""
+    """`data.*` and `test.digest` tags; `data.digest` covers paths, labels, splits and bytes of all
+    images."""
     if dataset is None:
         return {}
-    return {"data.path": dataset.path, "data.digest": dataset.digest[:12], "test.digest": dataset.test_digest,
-            "validation.digest": validation_digest(),
-            **{f"data.{key}": str(value) for key, value in dataset.counts.items()}}  # fmt: skip
+    return {
+        "data.path": dataset.path,
+        "data.digest": dataset.digest[:12],
+        "test.digest": dataset.test_digest,
+        "validation.digest": validation_digest(),
+        **{f"data.{key}": str(value) for key, value in dataset.counts.items()},
+    }
 
 
 def validation_digest() -> str:
     """12 hex digits of path, label and bytes of every validation image of the manifest."""
     rows = files.read_csv(paths.SPLIT / "manifest.csv")
-    return _digest([(row["path"], row["label"], row["sha256"]) for row in rows if row["split"] == "val"])[:12]
+    return _digest(
+        [(row["path"], row["label"], row["sha256"]) for row in rows if row["split"] == "val"]
+    )[:12]
 
 
 def _log_dataset(client, run_id, dataset, context):
@@ -525,8 +608,9 @@ def _log_dataset(client, run_id, dataset, context):
     try:
         client.log_inputs(run_id, datasets=inputs)
     except MlflowException:
-        # MLflow looks whether the store has this data set, then writes it: of two runs that do so at one moment the database
-        # refuses one, and nothing of it is written. Once more, it is found.
+        # MLflow looks whether the store has this data set, then writes it: of two runs that do so
+        # at one moment the database refuses one, and nothing of it is written. Once more, it is
+        # found.
         client.log_inputs(run_id, datasets=inputs)
 
 
@@ -534,7 +618,13 @@ def _fail(run, error):
     interrupted = isinstance(error, KeyboardInterrupt)
     status = "KILLED" if interrupted else "FAILED"
     text = "interrupted" if interrupted else store.first_line(error)
-    run.set_tags({"error": text if interrupted or isinstance(error, GraftError) else f"{type(error).__name__}: {text}"})
+    run.set_tags(
+        {
+            "error": text
+            if interrupted or isinstance(error, GraftError)
+            else f"{type(error).__name__}: {text}"
+        }
+    )
     with contextlib.suppress(Exception):
         run._flush()
     run.client.set_terminated(run.run_id, status)
@@ -543,17 +633,24 @@ def _fail(run, error):
 
 
 def find_made(connection: store.Connection, params: Params, stage: str) -> StageRun | None:
-    """The newest finished run that made exactly what lies in the folder of `stage`, as a StageRun under the experiment's row.
+    """The newest finished run that made exactly what lies in the folder of `stage`, as a StageRun
+    under the experiment's row.
 
     None where there is none: these outputs were made elsewhere, or what recorded them is gone.
     """
     inputs, outputs = dvc_lock.stage_files(stage)
     wanted = _output_tags(_taken_apart(outputs, paths.STAGES[stage]))
-    made = [run for run in connection.search(stage=stage, **wanted) if run.info.status == "FINISHED"] if wanted else []
+    made = (
+        [run for run in connection.search(stage=stage, **wanted) if run.info.status == "FINISHED"]
+        if wanted
+        else []
+    )
     if not made:
         return None
     digests = {name: files.sha256(path) for name, path in inputs.items() if path.exists()}
-    run = StageRun(connection, params, stage, made[0].info.run_id, digests, dataset_info(params.data.path))
+    run = StageRun(
+        connection, params, stage, made[0].info.run_id, digests, dataset_info(params.data.path)
+    )
     run.pipeline_name, run.pipeline_id = _pipeline_run(run)
     return run
 

@@ -1,6 +1,8 @@
-"""What a server that went away in the middle of a stage could not take: kept on disk, and sent once it is back.
+"""What a server that went away in the middle of a stage could not take: kept on disk, and sent once
+it is back.
 
-A folder per run below `.cache/spool`: a line of JSON per call, and copies of the files that it names.
+A folder per run below `.cache/spool`: a line of JSON per call, and copies of the files that it
+names.
 """
 
 from __future__ import annotations
@@ -21,8 +23,18 @@ from graft.tracking import store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Calls that write and whose answer nobody needs: they are kept. Others cannot be answered without the server.
-KEPT = ("log_batch", "log_artifact", "log_artifacts", "log_text", "log_image", "set_tag", "set_terminated", "update_run")
+# Calls that write and whose answer nobody needs: they are kept. Others cannot be answered without
+# the server.
+KEPT = (
+    "log_batch",
+    "log_artifact",
+    "log_artifacts",
+    "log_text",
+    "log_image",
+    "set_tag",
+    "set_terminated",
+    "update_run",
+)
 CALLS = "calls.jsonl"
 ENTITIES = {"metrics": "Metric", "params": "Param", "tags": "RunTag"}  # of log_batch
 
@@ -32,9 +44,11 @@ def folder() -> Path:
 
 
 class SpoolingClient:
-    """An MlflowClient of a server. From the first call that finds the server away, KEPT calls go to disk.
+    """An MlflowClient of a server. From the first call that finds the server away, KEPT calls go to
+    disk.
 
-    run_id-s are the first argument of each of them. Any other call raises store.Away then. away: whether that has happened.
+    run_id-s are the first argument of each of them. Any other call raises store.Away then. away:
+    whether that has happened.
     """
 
     def __init__(self, client: MlflowClient, uri: str):
@@ -44,7 +58,9 @@ class SpoolingClient:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._client, name)
-        return (lambda *given, **options: self._call(name, given, options)) if callable(call) else call
+        return (
+            (lambda *given, **options: self._call(name, given, options)) if callable(call) else call
+        )
 
     def _call(self, name, given, options):
         if not self.away:
@@ -56,8 +72,9 @@ class SpoolingClient:
                 self.away = True
                 why = store.first_line(error)[:200]
                 warn(
-                    f"MLflow at {store.shown(self._uri)} has gone away ({why}); the work goes on. The next stage or "
-                    "`graft publish` sends what it did not take; models are registered by `graft publish`"
+                    f"MLflow at {store.shown(self._uri)} has gone away ({why}); the work goes on. "
+                    "The next stage or `graft publish` sends what it did not take; models are "
+                    "registered by `graft publish`"
                 )
         if name not in KEPT:
             raise store.Away(f"MLflow at {store.shown(self._uri)} is away")
@@ -68,7 +85,8 @@ class SpoolingClient:
         place = folder() / run_id
         if run_id not in self._locks:
             place.mkdir(parents=True, exist_ok=True)
-            self._locks[run_id] = FileLock(place / "lock")  # held until this process ends: nobody sends half of it
+            # Held until this process ends: nobody sends half of it.
+            self._locks[run_id] = FileLock(place / "lock")
             self._locks[run_id].acquire()
         if name == "set_terminated" and len(given) < 2 and "end_time" not in options:
             options["end_time"] = int(time.time() * 1000)
@@ -76,8 +94,12 @@ class SpoolingClient:
             given = (_copy(Path(given[0]), place), *given[1:])
         if name == "log_image":
             given = (_save(given[0], place), *given[1:])
-        options |= {key: [dict(item) for item in options[key]] for key in ENTITIES if key in options}
-        line = json.dumps({"call": name, "given": given, "options": options, "uri": store.shown(self._uri)})
+        options |= {
+            key: [dict(item) for item in options[key]] for key in ENTITIES if key in options
+        }
+        line = json.dumps(
+            {"call": name, "given": given, "options": options, "uri": store.shown(self._uri)}
+        )
         with (place / CALLS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -89,7 +111,8 @@ class SpoolingClient:
 
 
 def _copy(path, place):
-    """A copy of a file or folder, under its own name in a folder of its own. Returns where, relative to `place`."""
+    """A copy of a file or folder, under its own name in a folder of its own. Returns where,
+    relative to `place`."""
     target = place / f"{len(list(place.iterdir()))}" / path.name
     target.parent.mkdir()
     shutil.copytree(path, target) if path.is_dir() else shutil.copy2(path, target)
@@ -105,9 +128,11 @@ def _save(pixels, place):
 
 
 def send(client: MlflowClient, uri: str) -> list[str]:
-    """Send all that was kept for the server at `uri`, and forget it. Returns the ids of the runs that it belonged to.
+    """Send all that was kept for the server at `uri`, and forget it. Returns the ids of the runs
+    that it belonged to.
 
-    What another process is still adding to is left alone, and so is, with a warning, what the server refuses.
+    What another process is still adding to is left alone, and so is, with a warning, what the
+    server refuses.
     """
     sent = []
     for place in sorted(folder().glob("*/"), key=lambda path: path.stat().st_mtime):
@@ -118,7 +143,8 @@ def send(client: MlflowClient, uri: str) -> list[str]:
             with FileLock(place / "lock", timeout=0):
                 for entry in calls:
                     _repeat(client, place, entry)
-                (place / CALLS).unlink(missing_ok=True)  # before the files that it names: what is left of them is nobody's
+                # Before the files that it names: what is left of them is nobody's.
+                (place / CALLS).unlink(missing_ok=True)
                 shutil.rmtree(place)
         except Timeout:
             continue
@@ -132,7 +158,8 @@ def send(client: MlflowClient, uri: str) -> list[str]:
 
 
 def _calls(file):
-    """The calls that were kept; the last one is left out where a killed process wrote half of it, which it never made."""
+    """The calls that were kept; the last one is left out where a killed process wrote half of it,
+    which it never made."""
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):
             yield json.loads(line)

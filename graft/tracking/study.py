@@ -1,6 +1,7 @@
 """A search over parameters: Optuna proposes, experiments of DVC answer.
 
-The study is a database, so that it can be gone on with, and so that every process that opens it is a worker.
+The study is a database, so that it can be gone on with, and so that every process that opens it is
+a worker.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 Value = float | int | str | bool | None
 PATIENCE = 10.0  # seconds that the one who made a study may take to put its first trial into it
-RANDOM_SHARE, MOST_RANDOM = 3, 10  # a third of the trials, at most ten, are drawn at random before the estimator is trusted
+# A third of the trials, at most ten, are drawn at random before the estimator is trusted.
+RANDOM_SHARE, MOST_RANDOM = 3, 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the search. number 0 is where it starts from. log: for what it prints; who holds it holds the trial."""
+    """One point of the search. number 0 is where it starts from. log: for what it prints; who holds
+    it holds the trial."""
 
     number: int
     values: Mapping[str, Value]
@@ -71,16 +74,24 @@ class Trial:
 
 
 class Study:
-    """The search called `name` for the least value over `space`, from the point `start`, in the database at `storage`."""
+    """The search called `name` for the least value over `space`, from the point `start`, in the
+    database at `storage`."""
 
-    def __init__(self, name: str, space: Mapping[str, Range | Choice], start: Mapping[str, Value], storage: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        space: Mapping[str, Range | Choice],
+        start: Mapping[str, Value],
+        storage: str,
+    ) -> None:
         """Raises GraftError where Optuna is not installed, or the database cannot be used."""
         try:
             import optuna
         except ImportError:
             raise GraftError("graft tune needs optuna: pip install 'graft-vision[tune]'") from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        if missing(["psycopg2"]):  # the driver that SQLAlchemy takes by default; ours is its successor
+        # The driver that SQLAlchemy takes by default; ours is its successor.
+        if missing(["psycopg2"]):
             storage = storage.replace("postgresql://", "postgresql+psycopg://", 1)
         self.name, self.space, self.start, self.storage = name, dict(space), dict(start), storage
         self.folder = paths.cache() / "tune" / name
@@ -92,7 +103,9 @@ class Study:
         import optuna
 
         try:
-            made = optuna.create_study(study_name=self.name, storage=self.storage, direction="minimize")
+            made = optuna.create_study(
+                study_name=self.name, storage=self.storage, direction="minimize"
+            )
         except optuna.exceptions.DuplicatedStudyError:
             made = optuna.load_study(study_name=self.name, storage=self.storage)
             until = time.monotonic() + PATIENCE
@@ -109,15 +122,19 @@ class Study:
 
         try:
             yield
-        except (StorageInternalError, SQLAlchemyError, ImportError) as error:  # the last: its driver is not installed
-            raise GraftError(f"--storage {store.shown(self.storage)}: cannot be used: {store.first_line(error)}") from None
+        except (StorageInternalError, SQLAlchemyError, ImportError) as error:
+            # The last: its driver is not installed.
+            raise GraftError(
+                f"--storage {store.shown(self.storage)}: cannot be used: {store.first_line(error)}"
+            ) from None
 
     @contextlib.contextmanager
     def next(self, trials: int, seed: int) -> Iterator[Trial | None]:
-        """A trial to be run in this block, and by nobody else; None where the study has as many as `trials`.
+        """A trial to be run in this block, and by nobody else; None where the study has as many as
+        `trials`.
 
-        One that a process of this clone has left unfinished comes first. What a block leaves by an exception stays unfinished,
-        unless it was told `failed`.
+        One that a process of this clone has left unfinished comes first. What a block leaves by an
+        exception stays unfinished, unless it was told `failed`.
         """
         with contextlib.ExitStack() as held:
             with self._failures(), store.lock("tune"):
@@ -133,22 +150,31 @@ class Study:
         return None
 
     def _asked(self, held, trials, seed):
-        """A new trial. Its draw depends on the seed, its number, and the trials before it: two workers draw differently."""
+        """A new trial. Its draw depends on the seed, its number, and the trials before it: two
+        workers draw differently."""
         import optuna
 
         states = self._study.get_trials(deepcopy=False)
         if sum(t.state.name != "WAITING" for t in states) >= trials:
             return None
         asked = self._study.ask()
-        drawn = int.from_bytes(hashlib.sha256(f"{seed} {asked.number}".encode()).digest()[:4], "big")
+        drawn = int.from_bytes(
+            hashlib.sha256(f"{seed} {asked.number}".encode()).digest()[:4], "big"
+        )
         startup = min(MOST_RANDOM, max(1, trials // RANDOM_SHARE))
-        self._study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=startup, constant_liar=True)
-        space = {k: each.widened(self.start[k]) if asked.number == 0 else each for k, each in self.space.items()}
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=drawn, n_startup_trials=startup, constant_liar=True
+        )
+        space = {
+            k: each.widened(self.start[k]) if asked.number == 0 else each
+            for k, each in self.space.items()
+        }
         values = {key: each.suggest(asked, key) for key, each in space.items()}
         return Trial(asked.number, values, self.hold(_log_name(asked.number), held))
 
     def hold(self, name: str, held: contextlib.ExitStack) -> BinaryIO | None:
-        """The file `name` of the study, held until `held` ends and no process writes to it any more; None if it is held.
+        """The file `name` of the study, held until `held` ends and no process writes to it any
+        more; None if it is held.
 
         So what a killed worker has started, and what runs on, keeps it held.
         """
@@ -180,12 +206,18 @@ class Study:
     def finished(self) -> dict[int, float]:
         """{number of a trial: its value}"""
         with self._failures():
-            return {t.number: t.value for t in self._study.get_trials(deepcopy=False, states=self._states("COMPLETE"))}
+            return {
+                t.number: t.value
+                for t in self._study.get_trials(deepcopy=False, states=self._states("COMPLETE"))
+            }
 
     def running(self) -> list[int]:
         """Numbers of the trials that somebody runs, or has left unfinished."""
         with self._failures():
-            return [t.number for t in self._study.get_trials(deepcopy=False, states=self._states("RUNNING"))]
+            return [
+                t.number
+                for t in self._study.get_trials(deepcopy=False, states=self._states("RUNNING"))
+            ]
 
     def best(self) -> Trial:
         """The trial of least value, the first of equal ones."""
@@ -194,7 +226,8 @@ class Study:
         return Trial(best.number, best.params)
 
     def same_images(self, digest: str) -> bool:
-        """Whether every trial so far was measured on the same images, by the `digest` of their list."""
+        """Whether every trial so far was measured on the same images, by the `digest` of their
+        list."""
         with self._failures(), store.lock("tune"):
             known = self._study.user_attrs.setdefault("images", digest)
             self._study.set_user_attr("images", known)
@@ -216,12 +249,15 @@ def _log_name(number):
 
 def study_name(space: Mapping[str, Range | Choice], *more: object) -> str:
     """The same for the same search, whoever starts it: `tune-` and eight digits of its digest."""
-    text = json.dumps([{key: repr(each) for key, each in space.items()}, *more], sort_keys=True, default=str)
+    text = json.dumps(
+        [{key: repr(each) for key, each in space.items()}, *more], sort_keys=True, default=str
+    )
     return f"tune-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 class StudyRun:
-    """The study's run in MLflow: a step of its curves is a trial, and the trials' experiments are its children."""
+    """The study's run in MLflow: a step of its curves is a trial, and the trials' experiments are
+    its children."""
 
     def __init__(self, params: Params, name: str, space: Mapping[str, Range | Choice]) -> None:
         """Raises GraftError where the store cannot be reached."""
@@ -232,7 +268,12 @@ class StudyRun:
                 self.run_id = found[0].info.run_id
                 self.connection.client.update_run(self.run_id, status="RUNNING")
             else:
-                tags = {"kind": "study", "study": name, "mlflow.source.type": "LOCAL", "mlflow.source.name": "graft tune"}
+                tags = {
+                    "kind": "study",
+                    "study": name,
+                    "mlflow.source.type": "LOCAL",
+                    "mlflow.source.name": "graft tune",
+                }
                 self.run_id = self.connection.client.create_run(
                     self.connection.experiment_id, tags=tags, run_name=name
                 ).info.run_id

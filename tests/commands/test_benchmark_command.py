@@ -1,4 +1,5 @@
-"""graft benchmark on a small exported model: a row per format, a page, the same figures in MLflow, and nothing below data/."""
+"""graft benchmark on a small exported model: a row per format, a page, the same figures in MLflow,
+and nothing below data/."""
 
 import dataclasses
 import json
@@ -19,7 +20,17 @@ from graft.tracking import runs, store
 from tests.serving.conftest import make_images, write_all
 
 ROW = formats.Measured(
-    "tflite", 13_480_000, 200, 0.92, 0.995, 50, 0.98, "jpeg_75", {"1": (10.26, 10.8), "32": (8.0, 9.5)}, 182.4, 0.2163
+    "tflite",
+    13_480_000,
+    200,
+    0.92,
+    0.995,
+    50,
+    0.98,
+    "jpeg_75",
+    {"1": (10.26, 10.8), "32": (8.0, 9.5)},
+    182.4,
+    0.2163,
 )
 
 
@@ -42,18 +53,26 @@ def test_times_are_of_one_photo(monkeypatch):
     clock = iter(np.arange(0, 100, 0.016))
     monkeypatch.setattr(formats.time, "perf_counter", lambda: next(clock))
     asked = []
-    found = formats.times(lambda batch: asked.append(len(batch)), np.zeros((32, 2, 2, 3), np.uint8), 0.1)
+    found = formats.times(
+        lambda batch: asked.append(len(batch)), np.zeros((32, 2, 2, 3), np.uint8), 0.1
+    )
     assert found == (0.5, 0.5)  # 16 ms for 32
     assert set(asked) == {32} and len(asked) >= 4
 
 
 def test_a_format_and_predict_take_turns_and_the_first_does_not_count(monkeypatch):
-    turns = [(t, t + (9 if t == 0 else 1), t + 2, t + 6) for t in (0, 10, 20, 30)]  # 9 s and 4 s, then 1 s and 4 s
+    # 9 s and 4 s, then 1 s and 4 s.
+    turns = [(t, t + (9 if t == 0 else 1), t + 2, t + 6) for t in (0, 10, 20, 30)]
     clock = iter([0.0, *(moment for turn in turns for moment in turn), 40.0])
     monkeypatch.setattr(formats.time, "perf_counter", lambda: next(clock))
     asked = []
     network = SimpleNamespace(predict=lambda pixels, verbose: asked.append("predict"))
-    assert formats.beside_predict(lambda pixels: asked.append("format"), network, np.zeros((1, 2, 2, 3), np.uint8), 0) == 0.25
+    assert (
+        formats.beside_predict(
+            lambda pixels: asked.append("format"), network, np.zeros((1, 2, 2, 3), np.uint8), 0
+        )
+        == 0.25
+    )
     assert asked == ["format", "predict"] * 4
 
 
@@ -63,9 +82,16 @@ def test_a_format_is_measured(tmp_path, monkeypatch):
     expected = readers.load("onnx", tmp_path)(images)
     small = SimpleNamespace(labels=np.zeros(24, int))
     against = parity.Reference(images, expected.argmax(1), expected)
-    photos = [photo_parity.PhotoCheck(name, 5, share, 1.0) for name, share in (("canvas", 1.0), ("nearest", 0.8))]
-    monkeypatch.setattr(photo_parity, "check", lambda *_, most: photos if most == 5 else pytest.fail())
-    found = formats.measure("tflite", tmp_path, lambda description: (small, against), seconds=0.01, photos=5)
+    photos = [
+        photo_parity.PhotoCheck(name, 5, share, 1.0)
+        for name, share in (("canvas", 1.0), ("nearest", 0.8))
+    ]
+    monkeypatch.setattr(
+        photo_parity, "check", lambda *_, most: photos if most == 5 else pytest.fail()
+    )
+    found = formats.measure(
+        "tflite", tmp_path, lambda description: (small, against), seconds=0.01, photos=5
+    )
     assert (found.format, found.n, found.accuracy, found.agreement) == ("tflite", 24, 1.0, 1.0)
     assert (found.worst, found.photo_agreement, found.photos) == ("nearest", 0.8, 5)
     assert found.bytes == (tmp_path / "model.tflite").stat().st_size
@@ -80,11 +106,15 @@ def recorded(clone, monkeypatch):
     (clone / paths.EXPORT).mkdir(parents=True)
     for name in ("model.keras", "model.tflite"):
         (clone / paths.EXPORT / name).touch()
-    monkeypatch.setattr(benchmark, "_in_a_process", lambda format, args: dataclasses.replace(ROW, format=format))
+    monkeypatch.setattr(
+        benchmark, "_in_a_process", lambda format, args: dataclasses.replace(ROW, format=format)
+    )
     monkeypatch.setattr(store, "connect", lambda params: SimpleNamespace(uri="sqlite:///x"))
     keep = {"log_text": lambda text, name: kept.update({name: text}), "log_metrics": kept.update}
     run = SimpleNamespace(pipeline_name="exp", **keep)
-    monkeypatch.setattr(runs, "find_made", lambda connection, params, stage: run if stage == "export" else None)
+    monkeypatch.setattr(
+        runs, "find_made", lambda connection, params, stage: run if stage == "export" else None
+    )
     return kept
 
 
@@ -92,14 +122,21 @@ def test_the_page_and_the_figures_are_kept(recorded, clone, capsys):
     main.main(["benchmark", "--output", str(clone / "measured")])
     page = (clone / "measured" / "benchmark.html").read_text(encoding="utf-8")
     assert recorded["benchmark.html"] == page
-    assert list(json.loads((clone / "measured" / "benchmark.json").read_text())) == ["keras", "tflite"]
+    assert list(json.loads((clone / "measured" / "benchmark.json").read_text())) == [
+        "keras",
+        "tflite",
+    ]
     figures = recorded["benchmark"]["tflite"]
     assert figures["of_predict"] == 0.2163
     assert (figures["batch_32"], figures["memory_mb"]) == ({"p50_ms": 8.0, "p95_ms": 9.5}, 182.4)
     said = capsys.readouterr().out
-    assert said.startswith("keras, 1 of 2: timed in a process of its own\ntflite, 2 of 2: ")  # each takes half a minute
+    # Each takes half a minute.
+    assert said.startswith("keras, 1 of 2: timed in a process of its own\ntflite, 2 of 2: ")
     assert "recorded with export of exp" in said
-    assert sorted(p.name for p in (clone / paths.EXPORT).iterdir()) == ["model.keras", "model.tflite"]
+    assert sorted(p.name for p in (clone / paths.EXPORT).iterdir()) == [
+        "model.keras",
+        "model.tflite",
+    ]
 
 
 def test_nothing_is_written_below_data(recorded, clone, capsys):

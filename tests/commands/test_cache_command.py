@@ -8,7 +8,9 @@ from graft.features.cache import FeatureCache
 @pytest.fixture
 def filled(clone):
     about = {"size": 96, "view": 1, "cut": "pooling", "runtime": "litert"}
-    with FeatureCache(max_gb=1).space("abcdef0123456789", (4,), np.float16, about).writer() as writer:
+    with (
+        FeatureCache(max_gb=1).space("abcdef0123456789", (4,), np.float16, about).writer() as writer
+    ):
         for i in range(5):
             writer.append(f"{i:064x}", np.zeros(4, np.float16))
 

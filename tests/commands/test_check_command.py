@@ -19,7 +19,9 @@ DVC = Path(sys.executable).with_name("dvc")
 
 def picture(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        path
+    )
 
 
 def photos(root, classes=("cat", "dog"), each=12, start=0):
@@ -46,8 +48,12 @@ def test_classes_counts_damage_copies_time_and_the_next_command(clone, capsys, t
     status, out, err = run(capsys, root)
     lines = out.splitlines()
     assert (status, err) == (0, "")
-    assert "  cat: 12 (train 8, val 2, test 2)" in lines and lines[0].startswith("24 usable images in 2 classes")
-    assert "1 x truncated:" in lines and "  dog/copy.png: set aside: same bytes as dog/0.png" in lines
+    assert "  cat: 12 (train 8, val 2, test 2)" in lines and lines[0].startswith(
+        "24 usable images in 2 classes"
+    )
+    assert (
+        "1 x truncated:" in lines and "  dog/copy.png: set aside: same bytes as dog/0.png" in lines
+    )
     assert any("minutes on" in line and "GB of disk" in line for line in lines)
     assert lines[-1] == f"run this next: dvc exp run -S data.path={root}"
     assert not (clone / "data" / "split").exists()
@@ -66,33 +72,56 @@ def test_an_unclear_layout_is_shown_with_the_options_of_this_command(clone, caps
     photos(clone / "set" / "things", ("car", "tree"), each=6, start=1000)
     status, out, err = run(capsys, "set")
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert "2 classes, animals, things: --layout classes" in err and "car, cat, dog, tree: --layout deepest" in err
+    assert (
+        "2 classes, animals, things: --layout classes" in err
+        and "car, cat, dog, tree: --layout deepest" in err
+    )
     status, out, _ = run(capsys, "set", "--layout", "deepest")
     assert status == 0 and "in 4 classes" in out
-    assert out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set -S data.layout=deepest"
+    assert (
+        out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set -S data.layout=deepest"
+    )
 
 
 def test_params_about_another_folder_do_not_count(clone, capsys):
     text = (clone / "params.yaml").read_text()
     (clone / "params.yaml").write_text(text.replace("labels: null", "labels: other.csv"))
     status, out, _ = run(capsys, photos(clone / "set"))
-    assert status == 0 and out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set -S data.labels=null"
+    assert (
+        status == 0
+        and out.splitlines()[-1]
+        == "run this next: dvc exp run -S data.path=set -S data.labels=null"
+    )
     (clone / "params.yaml").write_text(
-        text.replace("path: data/raw/fashion", "path: set").replace("labels: null", f"labels: {TABLE}")
+        text.replace("path: data/raw/fashion", "path: set").replace(
+            "labels: null", f"labels: {TABLE}"
+        )
     )
     (clone / "set" / TABLE).write_text(
-        "".join(["file,label\n", *(f"{c}/{k}.png,{c}!\n" for c in ("cat", "dog") for k in range(12))])
+        "".join(
+            ["file,label\n", *(f"{c}/{k}.png,{c}!\n" for c in ("cat", "dog") for k in range(12))]
+        )
     )
     status, out, _ = run(capsys, "set")
-    assert status == 0 and "cat!: 12" in out and out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set"
+    assert (
+        status == 0
+        and "cat!: 12" in out
+        and out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set"
+    )
 
 
 def test_a_table_may_be_named_from_here_or_from_the_folder(clone, capsys):
     photos(clone / "set" / "all", ("x",))
-    (clone / "set" / "names.csv").write_text("file,label\n" + "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(12)))
+    (clone / "set" / "names.csv").write_text(
+        "file,label\n" + "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(12))
+    )
     for given in ("names.csv", "set/names.csv", clone / "set" / "names.csv"):
         status, out, _ = run(capsys, "set", "--labels", given)
-        assert status == 0 and out.splitlines()[-1] == "run this next: dvc exp run -S data.path=set -S data.labels=names.csv"
+        assert (
+            status == 0
+            and out.splitlines()[-1]
+            == "run this next: dvc exp run -S data.path=set -S data.labels=names.csv"
+        )
 
 
 def test_what_temp_and_queue_do_not_see_is_said(clone, capsys):
@@ -111,13 +140,18 @@ HAZARDS = {
     "dangling": (lambda f: (f / "x.png").symlink_to("nowhere"), "cat/x.png is a link to nothing"),
     "itself": (lambda f: (f / "x.png").symlink_to("x.png"), "cat/x.png is a link to nothing"),
     "loop": (lambda f: (f / "up").symlink_to(f.parent), "cat/up is a link to a folder"),
-    "folder": (lambda f: (f / "more").symlink_to(f.parent / "dog"), "cat/more is a link to a folder: .*; copy the folder"),
+    "folder": (
+        lambda f: (f / "more").symlink_to(f.parent / "dog"),
+        "cat/more is a link to a folder: .*; copy the folder",
+    ),
     "pipe": (lambda f: os.mkfifo(f / "p.png"), "cat/p.png is a pipe, socket or device"),
     "ignore": (lambda f: (f / ".dvcignore").touch(), "cat/.dvcignore belongs to the root"),
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="makes names and files that only Linux's file systems hold")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="makes names and files that only Linux's file systems hold"
+)
 @pytest.mark.parametrize("make, words", HAZARDS.values(), ids=HAZARDS)
 def test_what_dvc_dies_of_is_refused_in_one_line(clone, make, words):
     make(photos(clone / "set") / "cat")
@@ -131,12 +165,21 @@ def test_a_link_to_a_file_is_no_hazard(clone):
     check.refuse_hazards(clone / "set")
 
 
-@pytest.mark.parametrize("name, refused", [
-    ("dvc.yaml", True), ("cat/dvc.lock", True), ("cat/x.dvc", True), ("kept.dvc", False), ("params.yaml", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, refused",
+    [
+        ("dvc.yaml", True),
+        ("cat/dvc.lock", True),
+        ("cat/x.dvc", True),
+        ("kept.dvc", False),
+        ("params.yaml", False),
+    ],
+)
 def test_what_dvc_would_take_for_its_own_is_refused_within_the_project(clone, name, refused):
     photos(clone / "set")
-    (clone / "set" / name).write_text("outs:\n- path: kept\n" if name == "kept.dvc" else "stages: [1]")
+    (clone / "set" / name).write_text(
+        "outs:\n- path: kept\n" if name == "kept.dvc" else "stages: [1]"
+    )
     check.refuse_hazards(clone / "set")  # absolute: outside of the project
     if refused:
         with pytest.raises(GraftError, match=f"{name} is read by DVC as a part of this project"):
@@ -146,19 +189,29 @@ def test_what_dvc_would_take_for_its_own_is_refused_within_the_project(clone, na
 
 
 @pytest.mark.parametrize("path, told", [
-    ("cat/CON.png", "cat/CON.png"), ("nul/1.png", "nul"), ("cat/a:b.png", "cat/a:b.png"), ("dog./1.png", "dog."),
-    ("dog /1.png", "dog "), ("cat/a\nb.png", r"cat/a\nb.png"), ("cat/what?.png", "cat/what?.png"), ("cat/com1", "cat/com1"),
-    ("concert/1.png", ""), ("cat/.png", ""), ("cat/it's (1), [a] & b.png", ""), ("ü/りんご.png", ""), ("cat/com10.png", ""),
+    ("cat/CON.png", "cat/CON.png"), ("nul/1.png", "nul"), ("cat/a:b.png", "cat/a:b.png"),
+    ("dog./1.png", "dog."), ("dog /1.png", "dog "), ("cat/a\nb.png", r"cat/a\nb.png"),
+    ("cat/what?.png", "cat/what?.png"), ("cat/com1", "cat/com1"), ("concert/1.png", ""),
+    ("cat/.png", ""), ("cat/it's (1), [a] & b.png", ""), ("ü/りんご.png", ""),
+    ("cat/com10.png", ""),
 ])  # fmt: skip
 def test_names_that_other_systems_cannot_take_are_warned_of(path, told):
     lines = check.awkward_names([path, "cat/0.png"])
-    assert len(lines) == bool(told) and all(f"1 names that Windows cannot hold, e.g. {told!r}" in line or
-                                           f"e.g. '{told}'" in line for line in lines)  # fmt: skip
+    assert len(lines) == bool(told) and all(
+        f"1 names that Windows cannot hold, e.g. {told!r}" in line or f"e.g. '{told}'" in line
+        for line in lines
+    )
 
 
 def test_names_that_differ_by_capitals_or_accents_are_warned_of(clone, capsys):
-    (line,) = check.awkward_names(["a/x.png", "a/X.png", "a/u\u0308.png", "a/\u00fc.png", "b/x.png"])
-    assert line.startswith("2 names differ from another") and "'a/x.png'" in line and "'a/X.png'" in line
+    (line,) = check.awkward_names(
+        ["a/x.png", "a/X.png", "a/u\u0308.png", "a/\u00fc.png", "b/x.png"]
+    )
+    assert (
+        line.startswith("2 names differ from another")
+        and "'a/x.png'" in line
+        and "'a/X.png'" in line
+    )
     photos(clone / "set")
     picture(clone / "set" / "cat" / "a|b.png", 999)
     assert "warning: 1 names that Windows cannot hold, e.g. 'cat/a|b.png'" in run(capsys, "set")[2]
@@ -195,14 +248,23 @@ def test_the_command_that_is_shown_works_with_the_real_dvc(tmp_path, capsys, mon
     text = (Path(__file__).parents[2] / "params.yaml").read_text()
     (clone / "params.yaml").write_text(text)
     (clone / "show.py").write_text(
-        "from ruamel.yaml import YAML; print('GOT', ascii(YAML(typ='safe').load(open('params.yaml'))['data']['path']))\n"
+        "from ruamel.yaml import YAML; print('GOT', "
+        "ascii(YAML(typ='safe').load(open('params.yaml'))['data']['path']))\n"
     )
-    stage = f"stages:\n  split:\n    cmd: {sys.executable} show.py\n    deps: ['${{data.path}}']\n    params: [data]\n"
+    stage = (
+        f"stages:\n  split:\n    cmd: {sys.executable} show.py\n    deps: ['${{data.path}}']\n    "
+        "params: [data]\n"
+    )
     (clone / "dvc.yaml").write_text(stage)
     monkeypatch.chdir(clone)
     for key in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
         monkeypatch.setenv(key, "x")
-    for command in (["git", "init", "-q"], [DVC, "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "x"]):
+    for command in (
+        ["git", "init", "-q"],
+        [DVC, "init", "-q"],
+        ["git", "add", "-A"],
+        ["git", "commit", "-qm", "x"],
+    ):
         subprocess.run(command, check=True)
     for name in NAMES:
         folder = photos(tmp_path / "sets" / name, each=6)
@@ -214,7 +276,9 @@ def test_the_command_that_is_shown_works_with_the_real_dvc(tmp_path, capsys, mon
         subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
 
 
-def test_deep_lists_photos_across_the_split_that_look_alike_to_the_network(clone, capsys, tmp_path_factory):
+def test_deep_lists_photos_across_the_split_that_look_alike_to_the_network(
+    clone, capsys, tmp_path_factory
+):
     root = photos(tmp_path_factory.mktemp("photos"))
     data = parameters.load().data.model_copy(update={"path": root.as_posix()})
     rows = intake.take_in(data, seed=parameters.load().seed, cache_file=None).manifest
@@ -222,7 +286,10 @@ def test_deep_lists_photos_across_the_split_that_look_alike_to_the_network(clone
     assert status == 1 and "is not of the photos of" in err
     manifest.write(rows, clone / "data" / "split")
     features = np.random.default_rng(0).normal(size=(24, 300))
-    one, other, third = (next(i for i, row in enumerate(rows.rows) if row.split == name) for name in ("train", "test", "val"))
+    one, other, third = (
+        next(i for i, row in enumerate(rows.rows) if row.split == name)
+        for name in ("train", "test", "val")
+    )
     features[other] = features[one] + 0.3 * features[other]
     (clone / "data" / "second-look").mkdir(parents=True)
     np.save(clone / "data" / "second-look" / "features.npy", features.astype(np.float16))

@@ -16,7 +16,12 @@ PAIRED = Comparison(
     p_value=0.0078125,
     test="any",
 )
-ACCURACY = {"evaluate/accuracy": 0.75, "evaluate/accuracy_low": 0.65, "evaluate/accuracy_high": 0.8, "evaluate/loss": 0.5}
+ACCURACY = {
+    "evaluate/accuracy": 0.75,
+    "evaluate/accuracy_low": 0.65,
+    "evaluate/accuracy_high": 0.8,
+    "evaluate/loss": 0.5,
+}
 
 
 def row(name, lr, **metrics):
@@ -28,7 +33,10 @@ TABLE = Table(
     (row("base", "0.0001", **ACCURACY), row("tuned", "1e-05", **BOTH), row("other", "1e-05")),
     differing=("lr",),
     paired={
-        "validation": {"id of tuned": replace(PAIRED, p_value=0.03), "id of other": replace(PAIRED, p_value=0.5)},
+        "validation": {
+            "id of tuned": replace(PAIRED, p_value=0.03),
+            "id of other": replace(PAIRED, p_value=0.5),
+        },
         "test": {"id of tuned": PAIRED, "id of other": "another test set"},
     },
 )
@@ -42,12 +50,17 @@ def test_a_line_per_run_and_one_per_difference_validation_first():
         "tuned  1e-05   0.9000               0.9500                  -",
         "other  1e-05   -                    -                       -",
         "",
-        "validation accuracy against base, same images (95% interval of the difference, p of the paired test; "
-        "p* is for 2 comparisons at once (Holm)):",
+        (
+            "validation accuracy against base, same images (95% interval of the difference, p of "
+            "the paired test; p* is for 2 comparisons at once (Holm)):"
+        ),
         f"  tuned  +0.2000 (+0.1000 to +0.3250)  p = 0.03  p* = 0.06  n = 40  {pair}",
         f"  other  +0.2000 (+0.1000 to +0.3250)  p = 0.5  p* = 0.5  n = 40  {pair}",
         "",
-        "test accuracy against base, same images (95% interval of the difference, p of the paired test):",
+        (
+            "test accuracy against base, same images (95% interval of the difference, p of the "
+            "paired test):"
+        ),
         f"  tuned  +0.2000 (+0.1000 to +0.3250)  p = 0.0078  n = 40  {pair}",
         "  other  not compared: another test set",
     ]
@@ -55,16 +68,24 @@ def test_a_line_per_run_and_one_per_difference_validation_first():
 
 def test_over_seeds():
     def series(lr, **test):
-        return Series({"lr": lr}, {seed: row(seed, lr, **{"evaluate/accuracy": value}) for seed, value in test.items()})
+        return Series(
+            {"lr": lr},
+            {seed: row(seed, lr, **{"evaluate/accuracy": value}) for seed, value in test.items()},
+        )
 
-    text = compare.render_over("seed", [series("1e-4", s1=0.8, s2=0.9, s3=0.7), series("1e-5", s1=0.9, s2=0.8, s4=0.1)])
+    text = compare.render_over(
+        "seed", [series("1e-4", s1=0.8, s2=0.9, s3=0.7), series("1e-5", s1=0.9, s2=0.8, s4=0.1)]
+    )
     assert text.splitlines() == [
         "runs     values of seed  validation accuracy, mean (range)  test accuracy, mean (range)",
         "lr=1e-4  3               -                                  0.8000 (0.7000 to 0.9000)",
         "lr=1e-5  3               -                                  0.6000 (0.1000 to 0.9000)",
         "",
         "paired by seed against lr=1e-4:",
-        "  lr=1e-5  validation accuracy -  test accuracy +0.0000 (-0.1000 to +0.1000), better in 1 of 2",
+        (
+            "  lr=1e-5  validation accuracy -  test accuracy +0.0000 (-0.1000 to +0.1000), better "
+            "in 1 of 2"
+        ),
     ]
 
 
@@ -78,7 +99,11 @@ def test_runs_that_are_named(clone, monkeypatch, capsys):
     main.main(["compare", "tuned", "base"])
     assert asked == ["tuned", "base"]
     assert capsys.readouterr().out.startswith("run    lr ")
-    monkeypatch.setattr(compare, "compare_over", lambda params, key, names: asked.append((key, names)) or [Series({}, {})])
+    monkeypatch.setattr(
+        compare,
+        "compare_over",
+        lambda params, key, names: asked.append((key, names)) or [Series({}, {})],
+    )
     main.main(["compare", "--over", "seed", "tuned"])
     assert asked[-1] == ("seed", ["tuned"])
     assert capsys.readouterr().out.startswith("runs  values of seed")

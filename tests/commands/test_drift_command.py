@@ -17,7 +17,8 @@ from graft.tracking import store
 
 @pytest.fixture
 def trained(clone):
-    """24 validation photos, 25 new ones of which one is damaged, and a network with its known.npz."""
+    """24 validation photos, 25 new ones of which one is damaged, and a network with its
+    known.npz."""
     from graft.known import fit
     from graft.network import classifier
     from graft.network.prediction import look_inside
@@ -32,10 +33,14 @@ def trained(clone):
     for folder, change in (("photos", 0), ("new", 90)):
         (clone / folder).mkdir()
         for k, picture in enumerate(pictures):
-            Image.fromarray(np.maximum(picture, change).astype(np.uint8)).save(clone / f"{folder}/{k:02}.png")
+            Image.fromarray(np.maximum(picture, change).astype(np.uint8)).save(
+                clone / f"{folder}/{k:02}.png"
+            )
     (clone / "new/broken.png").write_bytes(b"\x89PNG no picture")
     inside = look_inside(model, [pictures], runtime="tensorflow")
-    fit(inside.features, np.arange(24) % 3, inside.features, inside.logits, classes=3).write(paths.KNOWN)
+    fit(inside.features, np.arange(24) % 3, inside.features, inside.logits, classes=3).write(
+        paths.KNOWN
+    )
     rows = tuple(ManifestRow(f"{k:02}.png", "abc"[k % 3], "val", "", 32, 32) for k in range(24))
     manifest.write(Manifest(rows, ("a", "b", "c")), paths.SPLIT)
     return clone

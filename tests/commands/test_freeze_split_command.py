@@ -16,13 +16,16 @@ def photos(root, first, last):
         for k in range(first, last):
             path = root / label / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.random.default_rng(1000 * c + k).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+            Image.fromarray(
+                np.random.default_rng(1000 * c + k).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            ).save(path)
     return root
 
 
 @pytest.fixture
 def project(clone):
-    """A clone whose photos are in `photos`; returns what splits them, with data.* changed, and gives {path: split}."""
+    """A clone whose photos are in `photos`; returns what splits them, with data.* changed, and
+    gives {path: split}."""
     photos(clone / "photos", 0, 20)
 
     def split(**changes):
@@ -51,10 +54,13 @@ def test_no_photo_moves_when_others_come(project, capsys):
     status, out, _ = run(capsys)
     assert status == 0 and "train 28, val 6, test 6" in out and "-S data.labels=labels.csv" in out
     rows = files.read_csv(root / "photos" / "labels.csv")
-    assert {row["file"]: row["split"] for row in rows} == before and {row["label"] for row in rows} == {"cat", "dog"}
+    assert {row["file"]: row["split"] for row in rows} == before and {
+        row["label"] for row in rows
+    } == {"cat", "dog"}
     assert split(labels="labels.csv") == before
     photos(root / "photos", 20, 40)
-    assert {path: s for path, s in split().items() if path in before} != before  # without it, some do
+    # Without it, some do.
+    assert {path: s for path, s in split().items() if path in before} != before
     after = split(labels="labels.csv")
     assert {path: s for path, s in after.items() if path in before} == before
     assert len(after) == 80 and {s for path, s in after.items() if path not in before} == {"train"}
@@ -66,7 +72,10 @@ def test_class_map_applies_once(project, capsys):
     (root / "params.yaml").write_text(text.replace("class_map: {}", "class_map: {cat: pet}"))
     before = split()
     assert run(capsys)[0] == 0
-    assert {row["label"] for row in files.read_csv(root / "photos" / "labels.csv")} == {"cat", "dog"}
+    assert {row["label"] for row in files.read_csv(root / "photos" / "labels.csv")} == {
+        "cat",
+        "dog",
+    }
     assert split(labels="labels.csv") == before and manifest.read().classes == ("dog", "pet")
 
 
@@ -90,4 +99,9 @@ def test_a_split_of_other_photos_is_refused(project, capsys):
     split()
     shutil.rmtree(root / "photos" / "dog")
     status, _, err = run(capsys)
-    assert status == 1 and err.count("\n") == 1 and "photos has no dog/0.png" in err and "`dvc repro split` first" in err
+    assert (
+        status == 1
+        and err.count("\n") == 1
+        and "photos has no dog/0.png" in err
+        and "`dvc repro split` first" in err
+    )

@@ -18,7 +18,13 @@ def hdf5(arrays):
     return buffer.getvalue()
 
 
-WEIGHTS = hdf5({"layers/conv/vars/0": np.ones((3, 3), np.float32), "layers/bias": np.zeros(4, np.float16), "count": 7})
+WEIGHTS = hdf5(
+    {
+        "layers/conv/vars/0": np.ones((3, 3), np.float32),
+        "layers/bias": np.zeros(4, np.float16),
+        "count": 7,
+    }
+)
 
 
 def archive(**members):
@@ -39,7 +45,9 @@ def weights(clone):
 @pytest.mark.parametrize("name", ["a.h5", "b.weights.h5", "c.keras"])
 def test_a_file_is_brought_and_the_next_commands_are_said(weights, tmp_path_factory, name, capsys):
     source = tmp_path_factory.mktemp("elsewhere") / name
-    source.write_bytes(archive(config__json=b"{}", model__weights__h5=WEIGHTS) if name == "c.keras" else WEIGHTS)
+    source.write_bytes(
+        archive(config__json=b"{}", model__weights__h5=WEIGHTS) if name == "c.keras" else WEIGHTS
+    )
     for _ in range(2):  # once more changes nothing
         main.main(["import-weights", str(source)])
         first, add, train = capsys.readouterr().out.splitlines()
@@ -96,7 +104,9 @@ def test_an_array_that_is_not_in_the_file_is_refused_and_never_read(weights, tmp
 def test_another_file_of_that_name_stays(weights, tmp_path):
     (weights / "a.h5").write_bytes(b"mine")
     (tmp_path / "a.h5").write_bytes(WEIGHTS)
-    with pytest.raises(GraftError, match=r"data/weights/a\.h5 is there already, with another content"):
+    with pytest.raises(
+        GraftError, match=r"data/weights/a\.h5 is there already, with another content"
+    ):
         bring(tmp_path / "a.h5")
     assert (weights / "a.h5").read_bytes() == b"mine"
 

@@ -37,7 +37,8 @@ def test_help_names_every_command_and_what_it_does(capsys):
     status, text, _ = run(capsys, "--help")
     assert status == 0
     for command in COMMANDS:
-        (said,) = re.findall(rf"^    {command}\s+(\S.*)", text, re.MULTILINE)  # beside a short name, below a long one
+        # Beside a short name, below a long one.
+        (said,) = re.findall(rf"^    {command}\s+(\S.*)", text, re.MULTILINE)
         assert len(said.split()) > 2
 
 
@@ -45,7 +46,11 @@ def test_help_names_every_command_and_what_it_does(capsys):
 def test_every_command_has_help_and_a_function(command, capsys):
     status, text, _ = run(capsys, command, "--help")
     assert (status, text.split()[:3]) == (0, ["usage:", "graft", command])
-    source = ["x"] if command in ("check", "import", "import-weights", "preset", "predict", "suggest") else []
+    source = (
+        ["x"]
+        if command in ("check", "import", "import-weights", "preset", "predict", "suggest")
+        else []
+    )
     assert callable(main.parser().parse_args([command, *source]).function)
 
 

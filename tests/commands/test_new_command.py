@@ -20,7 +20,8 @@ import setup  # noqa: E402
 
 @pytest.fixture
 def new(tmp_path, monkeypatch):
-    """new(FOLDER, PHOTOS): the command, as an installed wheel runs it, without a name for git's commits."""
+    """new(FOLDER, PHOTOS): the command, as an installed wheel runs it, without a name for git's
+    commits."""
     template = tmp_path / "installed" / "project"
     for path in setup.project_files():
         (template / path).parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,9 @@ def new(tmp_path, monkeypatch):
     (tmp_path / "photos" / "a").mkdir(parents=True)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return lambda folder, data="photos": command.new(parser.parse_args([str(folder), "--data", str(data)]))
+    return lambda folder, data="photos": command.new(
+        parser.parse_args([str(folder), "--data", str(data)])
+    )
 
 
 def test_a_project_is_the_repositorys_own_recipes_committed(new, tmp_path, capsys):
@@ -54,16 +57,27 @@ def test_a_project_is_the_repositorys_own_recipes_committed(new, tmp_path, capsy
     assert sorted(path.name for path in folder.parent.iterdir()) == ["flowers"]
     own = (ROOT / "params.yaml").read_text()
     path = params.load(ROOT / "params.yaml").data.path
-    assert (folder / "params.yaml").read_text() == own.replace(f"path: {path}", f"path: {tmp_path / 'photos'}")
+    assert (folder / "params.yaml").read_text() == own.replace(
+        f"path: {path}", f"path: {tmp_path / 'photos'}"
+    )
 
 
 def test_stages_depend_on_the_pin_in_place_of_the_library(new, tmp_path):
     new("flowers")
-    made, own = (YAML(typ="safe").load(folder / "dvc.yaml") for folder in (tmp_path / "flowers", ROOT))
+    made, own = (
+        YAML(typ="safe").load(folder / "dvc.yaml") for folder in (tmp_path / "flowers", ROOT)
+    )
     for name, stage in own["stages"].items():
-        kept = [dep for dep in stage["deps"] if not dep.startswith("graft/") and not dep.startswith("requirements")]
+        kept = [
+            dep
+            for dep in stage["deps"]
+            if not dep.startswith("graft/") and not dep.startswith("requirements")
+        ]
         found = made["stages"][name].pop("deps")
-        assert found.count("requirements.txt") == 1 and [dep for dep in found if dep != "requirements.txt"] == kept
+        assert (
+            found.count("requirements.txt") == 1
+            and [dep for dep in found if dep != "requirements.txt"] == kept
+        )
         assert len(kept) < len(stage.pop("deps"))
     assert made == own  # nothing else differs
 
@@ -109,5 +123,8 @@ def test_without_the_packages_of_onnx_the_project_exports_none(new, tmp_path, mo
 def test_a_stage_refuses_another_graft_than_the_pinned_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "requirements.txt").write_text("graft-vision==0.0.1\n")
-    with pytest.raises(GraftError, match=r"requirements.txt: asks for graft-vision==0.0.1, and graft .* is installed"):
+    with pytest.raises(
+        GraftError,
+        match=r"requirements.txt: asks for graft-vision==0.0.1, and graft .* is installed",
+    ):
         run.execute(lambda *_: pytest.fail("ran"), params.load(ROOT / "params.yaml"))

@@ -36,7 +36,9 @@ def photos(clone):
         Image.fromarray(picture).save(clone / f"new/{k:02}.png")
     (clone / "new/broken.png").write_bytes(b"\x89PNG no picture")
     inside = look_inside(model, [pictures], runtime="tensorflow")
-    fit(inside.features, np.arange(12) % 3, inside.features, inside.logits, classes=3).write(paths.KNOWN)
+    fit(inside.features, np.arange(12) % 3, inside.features, inside.logits, classes=3).write(
+        paths.KNOWN
+    )
     rows = tuple(ManifestRow(f"{k:02}.png", "abc"[k % 3], "train", "", 32, 32) for k in range(12))
     manifest.write(Manifest(rows, ("a", "b", "c")), paths.SPLIT)
     paths.SECOND_LOOK.mkdir(parents=True)
@@ -59,7 +61,10 @@ def test_next_and_similar_on_a_folder_of_photos(photos, capsys):
     assert len(lines) == 3
     assert lines[0].split() == ["1.000", "c", "train", "05.png"]
 
-    for arguments, words in ((["similar", "new/broken.png"], "broken.png: "), (["next", "new/broken.png"], "no photo there")):
+    for arguments, words in (
+        (["similar", "new/broken.png"], "broken.png: "),
+        (["next", "new/broken.png"], "no photo there"),
+    ):
         with pytest.raises(SystemExit):
             main.main(arguments)
         assert words in capsys.readouterr().err
@@ -80,12 +85,21 @@ def test_tasks_for_label_studio_come_back_as_labels(photos, capsys):
         assert (said["type"], said["from_name"], said["to_name"]) == ("choices", "choice", "image")
         assert said["value"]["choices"][0] in CLASSES and 0 <= task["predictions"][0]["score"] <= 1
     # As a person confirms them there and exports them.
-    exported = [{"data": t["data"], "annotations": [{"result": t["predictions"][0]["result"]}]} for t in tasks]
+    exported = [
+        {"data": t["data"], "annotations": [{"result": t["predictions"][0]["result"]}]}
+        for t in tasks
+    ]
     (photos / "new" / "export.json").write_text(json.dumps(exported), encoding="utf-8")
     files = sorted(file.path for file in walk(photos / "new").files)
-    assert read(photos / "new", files, ByFolder(labels="export.json")).place("ü &1.png").label in CLASSES
+    assert (
+        read(photos / "new", files, ByFolder(labels="export.json")).place("ü &1.png").label
+        in CLASSES
+    )
 
-    for arguments, words in ((["--document-root", "data"], "must hold all photos"), (["--output", "x.xml"], "must end in")):
+    for arguments, words in (
+        (["--document-root", "data"], "must hold all photos"),
+        (["--output", "x.xml"], "must end in"),
+    ):
         with pytest.raises(SystemExit):
             main.main(["next", "new", "--output", "tasks.json", *arguments])
         assert words in capsys.readouterr().err

@@ -23,7 +23,9 @@ def project(clone):
 
 def test_the_page_is_what_the_descriptions_say(project, capsys):
     main.main(["params", "--markdown"])
-    assert PAGE.read_text(encoding="utf-8") == capsys.readouterr().out, "graft params --markdown > docs/parameters.md"
+    assert PAGE.read_text(encoding="utf-8") == capsys.readouterr().out, (
+        "graft params --markdown > docs/parameters.md"
+    )
 
 
 def test_every_parameter_is_explained_once_in_the_order_of_the_file(project):
@@ -31,9 +33,11 @@ def test_every_parameter_is_explained_once_in_the_order_of_the_file(project):
     assert [row.key for row in rows] == list(parameters.load().flat())
     for row in rows:
         assert row.meaning and row.kind and row.default, row.key
-    assert [name for name in ("README.md", "docs/parameters.md") if "`fine_tune.warmup` |" in (ROOT / name).read_text()] == [
-        "docs/parameters.md"
-    ]
+    assert [
+        name
+        for name in ("README.md", "docs/parameters.md")
+        if "`fine_tune.warmup` |" in (ROOT / name).read_text()
+    ] == ["docs/parameters.md"]
 
 
 def test_the_command_prints_all_one_or_a_block(project, capsys):
@@ -98,7 +102,11 @@ def test_what_runs_again_is_what_dvc_yaml_says(project, key, stages):
         (parameters.Whole, {"ge": -1, "le": 16}, "whole number from -1 to 16"),
         (Literal["a", "b"], {}, "a | b"),
         (parameters.Word | None, {}, "word, or null"),
-        (Annotated[int, Ge(16), Le(64)] | Literal["auto"], {}, "whole number from 16 to 64, or auto"),
+        (
+            Annotated[int, Ge(16), Le(64)] | Literal["auto"],
+            {},
+            "whole number from 16 to 64, or auto",
+        ),
         (tuple[Literal["a", "b"], ...], {}, "list of a | b"),
         (dict[Literal["a", "b"], Annotated[float, Ge(0)]], {}, "block of a | b: number at least 0"),
     ],

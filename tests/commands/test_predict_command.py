@@ -1,4 +1,5 @@
-"""`graft predict` with a model that needs no network: its classes are the brightness of the photo, and two odd names."""
+"""`graft predict` with a model that needs no network: its classes are the brightness of the photo,
+and two odd names."""
 
 import argparse
 import csv
@@ -44,7 +45,9 @@ def run(monkeypatch):
         return np.stack([0.9 - bright, bright, np.full(len(batch), 0.1)], axis=1)
 
     def open_model(name, **_):
-        return readers.Loaded(name, Description("x", 1.0, 4, CLASSES, 0, 0.0, "squash"), probabilities, identity=name)
+        return readers.Loaded(
+            name, Description("x", 1.0, 4, CLASSES, 0, 0.0, "squash"), probabilities, identity=name
+        )
 
     monkeypatch.setattr(command, "open_model", open_model)
     parser = argparse.ArgumentParser()
@@ -68,19 +71,41 @@ def test_csv_has_every_column_once(run, photos, tmp_path, capsys):
     assert b"\r" not in output.read_bytes()
     with output.open(encoding="utf-8", newline="") as file:
         header, good, *bad = csv.reader(file)
-    assert header == ["path", "predicted", "confidence", "problem", "dark", "class:path", "class:class:x"]
-    assert good == [(photos / "0.png").as_posix(), "dark", "0.700000", "", "0.700000", "0.200000", "0.100000"]
-    assert [row[0] for row in bad] == [(photos / name).as_posix() for name in ("cut.png", "empty.jpg")]
+    assert header == [
+        "path",
+        "predicted",
+        "confidence",
+        "problem",
+        "dark",
+        "class:path",
+        "class:class:x",
+    ]
+    assert good == [
+        (photos / "0.png").as_posix(),
+        "dark",
+        "0.700000",
+        "",
+        "0.700000",
+        "0.200000",
+        "0.100000",
+    ]
+    assert [row[0] for row in bad] == [
+        (photos / name).as_posix() for name in ("cut.png", "empty.jpg")
+    ]
     assert bad[0][3].startswith("truncated")
     assert bad[0][1:3] + bad[0][4:] == [""] * 5
     said = capsys.readouterr()
-    summary = f"predict: 1 image predicted by m, 2 could not be read, 1 other files skipped; written to {output}\n"
+    summary = (
+        "predict: 1 image predicted by m, 2 could not be read, 1 other files skipped; written to "
+        f"{output}\n"
+    )
     assert said.out.endswith(summary)
     assert said.err.count("warning: ") == 2
 
 
 def test_what_pillow_warns_of_is_not_said(run, photos, recwarn):
-    tag = struct.pack("<HHHII", 1, 270, 2, 10**6, 8)  # a text of a megabyte, in a file of a few bytes
+    # A text of a megabyte, in a file of a few bytes.
+    tag = struct.pack("<HHHII", 1, 270, 2, 10**6, 8)
     (photos / "odd.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + tag + bytes(4))
     run(photos, "--model", "m", status=2)
     assert [str(warning.message) for warning in recwarn] == []
@@ -141,13 +166,20 @@ def test_an_interrupted_table_is_gone_on_with(run, photos, tmp_path, monkeypatch
     run(photos, "--output", outputs[1], status=2)
     said = capsys.readouterr()
     assert "predict: goes on after 2 rows of an interrupted run" in said.out
-    assert "1 image predicted by m, 2 could not be read" in said.out and said.err.count("warning: ") == 1
+    assert (
+        "1 image predicted by m, 2 could not be read" in said.out
+        and said.err.count("warning: ") == 1
+    )
     assert outputs[1].read_bytes() == outputs[0].read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted(output.name for output in outputs)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted(
+        output.name for output in outputs
+    )
 
 
 @pytest.mark.parametrize("change", ["model", "columns", "photos"])
-def test_a_half_finished_table_of_something_else_is_begun_anew(run, photos, tmp_path, monkeypatch, capsys, change):
+def test_a_half_finished_table_of_something_else_is_begun_anew(
+    run, photos, tmp_path, monkeypatch, capsys, change
+):
     output = tmp_path / "out.csv"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         interrupted(patched, after=2)
@@ -161,11 +193,17 @@ def test_a_half_finished_table_of_something_else_is_begun_anew(run, photos, tmp_
     assert [Path(row["path"]).name for row in files.read_csv(output)] == names
 
 
-def test_standard_input_with_other_photos_is_refused_and_the_table_kept(run, photos, tmp_path, monkeypatch):
+def test_standard_input_with_other_photos_is_refused_and_the_table_kept(
+    run, photos, tmp_path, monkeypatch
+):
     output, names = tmp_path / "out.csv", ["0.png", "cut.png", "empty.jpg"]
 
     def stdin(names):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("".join(f"{photos / n}\n" for n in names).encode())))
+        monkeypatch.setattr(
+            sys,
+            "stdin",
+            io.TextIOWrapper(io.BytesIO("".join(f"{photos / n}\n" for n in names).encode())),
+        )
 
     stdin(names)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -200,19 +238,26 @@ def test_rows_are_neither_doubled_nor_lost_by_sigkill(photos, tmp_path):
     listed, output = tmp_path / "list.txt", tmp_path / "out.csv"
     paths = [f"{photos.as_posix()}/{'0.png' if k % 5 else f'gone {k},.png'}" for k in range(2000)]
     listed.write_text("\n".join(paths))
-    code = KILLED.format(root=str(Path(__file__).parents[2]), output=str(output), listed=f"@{listed}")
+    code = KILLED.format(
+        root=str(Path(__file__).parents[2]), output=str(output), listed=f"@{listed}"
+    )
     kills = 0
     while not output.exists():
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
         state, part = tmp_path / ".out.csv.part.json", tmp_path / ".out.csv.part"
         before = state.read_text() if state.exists() else ""
-        while process.poll() is None and kills < 3 and (not state.exists() or state.read_text() == before):
+        while (
+            process.poll() is None
+            and kills < 3
+            and (not state.exists() or state.read_text() == before)
+        ):
             time.sleep(0.005)
         if process.poll() is None and kills < 3:
             process.kill()
             process.wait()
             kills += 1
-            with part.open("ab") as file:  # what a run writes after its last note, cut off within a row
+            # What a run writes after its last note, cut off within a row.
+            with part.open("ab") as file:
                 file.write(b"/photos/half a r")
         assert process.wait() in (0, -9)
     assert kills == 3
@@ -238,7 +283,13 @@ def test_parquet_has_typed_columns_and_null_where_nothing_is(run, photos, tmp_pa
     odd.write_bytes((photos / "0.png").read_bytes())
     run(photos, "--output", tmp_path / "out.parquet", status=2)
     found = parquet.read_table(tmp_path / "out.parquet")
-    assert [str(field.type) for field in found.schema] == ["string", "string", "double", "string", *["double"] * 3]
+    assert [str(field.type) for field in found.schema] == [
+        "string",
+        "string",
+        "double",
+        "string",
+        *["double"] * 3,
+    ]
     rows = {Path(row["path"]).name: row for row in found.to_pylist()}
     assert (rows["0.png"]["confidence"], rows["0.png"]["problem"]) == (0.7, None)
     assert (rows["cut.png"]["predicted"], rows["cut.png"]["dark"]) == (None, None)
@@ -273,11 +324,15 @@ def test_an_output_that_cannot_be_written_is_one_line(run, photos):
 
 
 def test_output_of_an_unknown_kind_is_refused_before_any_work(run):
-    with pytest.raises(GraftError, match=r"--output out.xlsx: must end in .csv, .jsonl or .parquet"):
+    with pytest.raises(
+        GraftError, match=r"--output out.xlsx: must end in .csv, .jsonl or .parquet"
+    ):
         run("no photo", "--output", "out.xlsx")
 
 
-@pytest.mark.parametrize(("names", "status"), [(["0.png"], 0), (["0.png", "cut.png"], 2), (["cut.png", "empty.jpg"], 1)])
+@pytest.mark.parametrize(
+    ("names", "status"), [(["0.png"], 0), (["0.png", "cut.png"], 2), (["cut.png", "empty.jpg"], 1)]
+)
 def test_the_exit_status_says_whether_files_could_be_read(run, photos, tmp_path, names, status):
     sources = [photos / name for name in names]
     run(*sources, status=status)
@@ -291,15 +346,30 @@ ODD = ("path", "problem", "confidence", "predicted", "label", "group", "class:x"
 def test_columns_are_those_of_evaluates_table(photos, tmp_path, monkeypatch):
     """Whatever a class is called, a column comes once, and under the same name in both."""
     model = readers.Loaded(
-        "m", Description("x", 1.0, 4, ODD, 0, 0.0, "squash"), lambda batch: np.full((len(batch), 7), 1 / 7), identity="m"
+        "m",
+        Description("x", 1.0, 4, ODD, 0, 0.0, "squash"),
+        lambda batch: np.full((len(batch), 7), 1 / 7),
+        identity="m",
     )
     monkeypatch.setattr(command, "open_model", lambda name, **_: model)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    command.predict(parser.parse_args([str(photos / "0.png"), "--output", str(tmp_path / "out.csv")]))
+    command.predict(
+        parser.parse_args([str(photos / "0.png"), "--output", str(tmp_path / "out.csv")])
+    )
     Predictions(("a",), [0], np.full((1, 7), 1 / 7), ODD).write(tmp_path / "evaluate.csv")
-    headers = [next(csv.reader((tmp_path / name).open(encoding="utf-8"))) for name in ("out.csv", "evaluate.csv")]
+    headers = [
+        next(csv.reader((tmp_path / name).open(encoding="utf-8")))
+        for name in ("out.csv", "evaluate.csv")
+    ]
     assert all(len(set(header)) == len(header) for header in headers)
     columns = [f"class:{name}" for name in ODD]
-    assert [[name for name in header if name.startswith("class:")] for header in headers] == [columns, columns]
-    assert [name for name in headers[1] if name in headers[0] and name not in columns] == ["path", "predicted", "confidence"]
+    assert [[name for name in header if name.startswith("class:")] for header in headers] == [
+        columns,
+        columns,
+    ]
+    assert [name for name in headers[1] if name in headers[0] and name not in columns] == [
+        "path",
+        "predicted",
+        "confidence",
+    ]

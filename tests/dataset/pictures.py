@@ -33,5 +33,8 @@ def folder(root, classes=("cat", "dog"), each=10, start=0, **size):
     """Class folders of `each` different JPEGs."""
     for c, label in enumerate(classes):
         for k in range(each):
-            write(root / label / f"{k:03d}.jpg", encoded(scene(start + 1000 * c + k, **size), quality=92))
+            write(
+                root / label / f"{k:03d}.jpg",
+                encoded(scene(start + 1000 * c + k, **size), quality=92),
+            )
     return root

@@ -1,4 +1,5 @@
-"""Small folders as people bring them, made by a script that lies beside the project; the like of each, made here, elsewhere."""
+"""Small folders as people bring them, made by a script that lies beside the project; the like of
+each, made here, elsewhere."""
 
 import importlib.util
 import unicodedata
@@ -31,23 +32,35 @@ def cases(tmp_path_factory):
 
 def found(root, **rules):
     with ScanCache(None, root) as cache:
-        return {(image.label, image.given) for image in scan.scan(root, cache=cache, rules=ByFolder(**rules)).images}
+        return {
+            (image.label, image.given)
+            for image in scan.scan(root, cache=cache, rules=ByFolder(**rules)).images
+        }
 
 
 def test_layout_sets(cases, capsys):
-    assert found(cases / "layout_sets") == {(label, split) for label in ("cats", "dogs") for split in ("train", "test")}
-    assert "test_set/ is taken for test, training_set/ is taken for train" in capsys.readouterr().out
+    assert found(cases / "layout_sets") == {
+        (label, split) for label in ("cats", "dogs") for split in ("train", "test")
+    }
+    assert (
+        "test_set/ is taken for test, training_set/ is taken for train" in capsys.readouterr().out
+    )
 
 
 def test_layout_flat(cases):
     with pytest.raises(Unclear, match=r"-S 'data\.label_by=.*-S data\.layout=classes") as caught:
         found(cases / "layout_flat")
-    assert found(cases / "layout_flat", label_by=caught.value.readings[0].value) == {("cat", "train"), ("dog", "train")}
+    assert found(cases / "layout_flat", label_by=caught.value.readings[0].value) == {
+        ("cat", "train"),
+        ("dog", "train"),
+    }
     assert found(cases / "layout_flat", layout="classes") == {("train", ""), ("test1", "")}
 
 
 def test_other_case(cases):
-    with pytest.raises(GraftError, match=r"class 'cat' \(and 1 more\) is only in valid/, train/ has 'Cat'"):
+    with pytest.raises(
+        GraftError, match=r"class 'cat' \(and 1 more\) is only in valid/, train/ has 'Cat'"
+    ):
         found(cases / "other_case")
     both = {(label, split) for label in ("cat", "dog") for split in ("train", "val")}
     assert found(cases / "other_case", class_map={"Cat": "cat", "Dog": "dog"}) == both

@@ -11,7 +11,8 @@ def image(path, label, sha256="a", given="", fingerprint=None):
 
 @pytest.mark.parametrize("images, kept, problems, leaks", [
     ([("c/1", "c", "x"), ("c/2", "c", "y")], ["c/1", "c/2"], [], []),
-    ([("c/2", "c", "x"), ("c/1", "c", "x"), ("d/1", "d", "y")], ["c/1", "d/1"], [("c/2", "duplicate_in_class", "c/1")], []),
+    ([("c/2", "c", "x"), ("c/1", "c", "x"), ("d/1", "d", "y")], ["c/1", "d/1"],
+     [("c/2", "duplicate_in_class", "c/1")], []),
     ([("c/1", "c", "x"), ("d/1", "d", "x"), ("c/2", "c", "y"), ("d/2", "d", "z")], ["c/2", "d/2"],
      [("c/1", "duplicate_across_classes", "d/1"), ("d/1", "duplicate_across_classes", "c/1")], []),
     ([("train/c/1", "c", "x", "train"), ("test/c/1", "c", "x", "test")], ["test/c/1"],
@@ -27,14 +28,26 @@ def test_copies(images, kept, problems, leaks):
 
 def test_a_class_that_is_a_copy_of_another():
     with pytest.raises(GraftError, match="every image of class 'c' is also in another class"):
-        grouping.set_aside_copies([image("c/1", "c", "x"), image("d/1", "d", "x"), image("d/2", "d", "y")])
+        grouping.set_aside_copies(
+            [image("c/1", "c", "x"), image("d/1", "d", "x"), image("d/2", "d", "y")]
+        )
 
 
 def test_group_by_joins_what_the_expression_captures():
     images = [image(f"c/{name}.jpg", "c", name) for name in ("p1_a", "p1_b", "p2_a", "p3_a", "x")]
     got = grouping.group(images, [(2, 3)], group_by=r"/(p\d)_")
-    assert got.groups == {"c/p1_a.jpg": "by-p1", "c/p1_b.jpg": "by-p1", "c/p2_a.jpg": "by-p2", "c/p3_a.jpg": "by-p2"}
-    assert got.orders == {"c/p1_a.jpg": "p1", "c/p1_b.jpg": "p1", "c/p2_a.jpg": "p2", "c/p3_a.jpg": "p3"}
+    assert got.groups == {
+        "c/p1_a.jpg": "by-p1",
+        "c/p1_b.jpg": "by-p1",
+        "c/p2_a.jpg": "by-p2",
+        "c/p3_a.jpg": "by-p2",
+    }
+    assert got.orders == {
+        "c/p1_a.jpg": "p1",
+        "c/p1_b.jpg": "p1",
+        "c/p2_a.jpg": "p2",
+        "c/p3_a.jpg": "p3",
+    }
     assert [(p.path, p.problem) for p in got.problems] == [
         ("c/p2_a.jpg", "near_duplicate"),
         ("c/p3_a.jpg", "near_duplicate"),
@@ -49,10 +62,16 @@ def test_a_near_duplicate_with_another_label_is_pointed_out():
     assert first.action == "kept, grouped with d/1; d/1 has another label" and second.other == "c/1"
 
 
-@pytest.mark.parametrize("pairs, expected", [
-    ([], []), ([("a", "a")], []), ([("a", "b"), ("b", "a")], [["a", "b"]]),
-    ([("c", "d"), ("a", "b"), ("d", "b")], [["a", "b", "c", "d"]]), ([("z", "y"), ("a", "b")], [["a", "b"], ["y", "z"]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pairs, expected",
+    [
+        ([], []),
+        ([("a", "a")], []),
+        ([("a", "b"), ("b", "a")], [["a", "b"]]),
+        ([("c", "d"), ("a", "b"), ("d", "b")], [["a", "b", "c", "d"]]),
+        ([("z", "y"), ("a", "b")], [["a", "b"], ["y", "z"]]),
+    ],
+)
 def test_linked(pairs, expected):
     assert grouping.linked(pairs) == expected
 
@@ -64,7 +83,10 @@ def test_duplicates_come_the_gravest_first():
         Problem("d/9", "duplicate_across_classes", "set aside", "c/3"),
         Problem("d/0", "empty", "set aside"),
     ]
-    assert grouping.duplicates(problems) == [("duplicate_across_classes", ["c/3", "d/9"]), ("near_duplicate", ["c/1", "c/2"])]
+    assert grouping.duplicates(problems) == [
+        ("duplicate_across_classes", ["c/3", "d/9"]),
+        ("near_duplicate", ["c/1", "c/2"]),
+    ]
 
 
 def test_a_crowd_of_near_duplicates_is_warned_of(capsys):

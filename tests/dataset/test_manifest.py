@@ -9,11 +9,11 @@ from graft.dataset.manifest import Manifest, ManifestRow
 from graft.system.console import GraftError
 
 ROWS = (
-    ManifestRow("a/ü, \"1\".jpg", "a", "train", "11", 30, 20, "near-1"),
+    ManifestRow('a/ü, "1".jpg', "a", "train", "11", 30, 20, "near-1"),
     ManifestRow("b b/2.jpg", "b b", "test", "22", 8, 8),
     ManifestRow("b b/3\n.jpg", "b b", "train", "33", 8, 9, "near-1"),
     ManifestRow("c/4.jpg", "c", "val", "44", 8, 9),
-)  # fmt: skip
+)
 MANIFEST = Manifest(ROWS, ("a", "b b", "c"))
 
 
@@ -23,7 +23,9 @@ def test_written_and_read_again(tmp_path):
     text = (tmp_path / "new" / "manifest.csv").read_bytes()
     assert text.startswith(b"path,label,split,sha256,width,height,group\n") and b"\r" not in text
     assert b"b b/2.jpg,b b,test,22,8,8,\n" in text
-    assert (tmp_path / "new" / "classes.json").read_text(encoding="utf-8") == '[\n  "a",\n  "b b",\n  "c"\n]\n'
+    assert (tmp_path / "new" / "classes.json").read_text(
+        encoding="utf-8"
+    ) == '[\n  "a",\n  "b b",\n  "c"\n]\n'
 
 
 def test_columns():
@@ -39,13 +41,20 @@ def test_columns():
 
 def test_counts():
     assert MANIFEST.counts() == {
-        "train": {"a": 1, "b b": 1, "c": 0}, "val": {"a": 0, "b b": 0, "c": 1}, "test": {"a": 0, "b b": 1, "c": 0},
-    }  # fmt: skip
+        "train": {"a": 1, "b b": 1, "c": 0},
+        "val": {"a": 0, "b b": 0, "c": 1},
+        "test": {"a": 0, "b b": 1, "c": 0},
+    }
 
 
 def test_a_group_of_which_one_is_left_is_none():
-    images = [SimpleNamespace(path=path, label="a", sha256="1", width=9, height=9, white=0) for path in "213"]
-    made = manifest.build(images, {"2": "train", "1": "test", "3": "train"}, {"1": "g", "2": "h", "3": "h"})
+    images = [
+        SimpleNamespace(path=path, label="a", sha256="1", width=9, height=9, white=0)
+        for path in "213"
+    ]
+    made = manifest.build(
+        images, {"2": "train", "1": "test", "3": "train"}, {"1": "g", "2": "h", "3": "h"}
+    )
     assert [(row.path, row.split, row.group) for row in made.rows] == [
         ("1", "test", ""),
         ("2", "train", "h"),
@@ -56,8 +65,10 @@ def test_a_group_of_which_one_is_left_is_none():
 @pytest.mark.parametrize("change, message", [
     (lambda f: (f / "manifest.csv").unlink(), "no such file; run `dvc repro split` first"),
     (lambda f: (f / "classes.json").write_text('["a", "c"]'), "classes.json lacks 'b b'"),
-    (lambda f: (f / "manifest.csv").write_text("path,label\n"), "its columns must be path,label,split"),
-    (lambda f: (f / "manifest.csv").write_text("path,label\na/1.jpg,a\n"), "its columns must be path,label,split"),
+    (lambda f: (f / "manifest.csv").write_text("path,label\n"),
+     "its columns must be path,label,split"),
+    (lambda f: (f / "manifest.csv").write_text("path,label\na/1.jpg,a\n"),
+     "its columns must be path,label,split"),
 ])  # fmt: skip
 def test_what_does_not_fit_together(tmp_path, change, message):
     manifest.write(MANIFEST, tmp_path)
@@ -87,13 +98,16 @@ def test_dataset_info(tmp_path):
     assert len(found.test_digest) == 12
 
 
-@pytest.mark.parametrize("old, new, same", [
-    (0, row(0, "a", "val"), True),  # what is trained on does not matter
-    (8, row(8, "b", "val"), False),  # one test image less
-    (8, row(8, "a", "test"), False),  # another label
-    (8, row(8, "b", "test", f"{9:064x}"), False),  # other bytes
-    (0, row(0, "c", "train"), False),  # another class list
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        (0, row(0, "a", "val"), True),  # what is trained on does not matter
+        (8, row(8, "b", "val"), False),  # one test image less
+        (8, row(8, "a", "test"), False),  # another label
+        (8, row(8, "b", "test", f"{9:064x}"), False),  # other bytes
+        (0, row(0, "c", "train"), False),  # another class list
+    ],
+)
 def test_test_digest(tmp_path, old, new, same):
     changed = [new if k == old else row for k, row in enumerate(NINE)]
     before, after = info(tmp_path, NINE), info(tmp_path, changed)

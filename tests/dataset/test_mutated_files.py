@@ -1,4 +1,5 @@
-"""5,000 damaged files of every format: a named problem or a picture, in bounded time and memory, and never anything else."""
+"""5,000 damaged files of every format: a named problem or a picture, in bounded time and memory,
+and never anything else."""
 
 import io
 import json
@@ -17,24 +18,36 @@ KINDS = {"", "empty", "truncated", "undecodable", "too_large", "unsupported", "n
 
 
 def seeds():
-    """{name: bytes}: sound pictures in every format, and in every way of storing pixels that their decoders know."""
+    """{name: bytes}: sound pictures in every format, and in every way of storing pixels that their
+    decoders know."""
     rng = np.random.default_rng(0)
-    rgb = Image.fromarray(rng.integers(0, 256, (23, 37, 3), dtype=np.uint8)).resize((64, 40), Image.Resampling.BICUBIC)
+    rgb = Image.fromarray(rng.integers(0, 256, (23, 37, 3), dtype=np.uint8)).resize(
+        (64, 40), Image.Resampling.BICUBIC
+    )
     rgba, grey, palette = rgb.convert("RGBA"), rgb.convert("L"), rgb.convert("P")
     deep = Image.fromarray((np.asarray(grey, np.uint16) * 257).astype(np.uint16))
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a note"
     made = {
-        "jpeg": (rgb, "JPEG", {"exif": exif, "quality": 80}), "progressive": (rgb, "JPEG", {"progressive": True}),
-        "cmyk": (rgb.convert("CMYK"), "JPEG", {}), "grey": (grey, "JPEG", {"optimize": True}),
-        "png": (rgb, "PNG", {}), "alpha": (rgba, "PNG", {}), "palette": (palette, "PNG", {"transparency": 3}),
-        "deep": (deep, "PNG", {}), "bits": (grey.convert("1"), "PNG", {}),
-        "gif": (palette, "GIF", {"save_all": True, "append_images": [palette.rotate(90)]}), "bmp": (rgb, "BMP", {}),
-        "tiff": (rgb, "TIFF", {}), "lzw": (rgb, "TIFF", {"compression": "tiff_lzw"}),
-        "deflate": (deep, "TIFF", {"compression": "tiff_adobe_deflate"}), "tiff_jpeg": (rgb, "TIFF", {"compression": "jpeg"}),
-        "webp": (rgb, "WEBP", {}), "lossless": (rgba, "WEBP", {"lossless": True}),
+        "jpeg": (rgb, "JPEG", {"exif": exif, "quality": 80}),
+        "progressive": (rgb, "JPEG", {"progressive": True}),
+        "cmyk": (rgb.convert("CMYK"), "JPEG", {}),
+        "grey": (grey, "JPEG", {"optimize": True}),
+        "png": (rgb, "PNG", {}),
+        "alpha": (rgba, "PNG", {}),
+        "palette": (palette, "PNG", {"transparency": 3}),
+        "deep": (deep, "PNG", {}),
+        "bits": (grey.convert("1"), "PNG", {}),
+        "gif": (palette, "GIF", {"save_all": True, "append_images": [palette.rotate(90)]}),
+        "bmp": (rgb, "BMP", {}),
+        "tiff": (rgb, "TIFF", {}),
+        "lzw": (rgb, "TIFF", {"compression": "tiff_lzw"}),
+        "deflate": (deep, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        "tiff_jpeg": (rgb, "TIFF", {"compression": "jpeg"}),
+        "webp": (rgb, "WEBP", {}),
+        "lossless": (rgba, "WEBP", {"lossless": True}),
         "moving": (rgb, "WEBP", {"save_all": True, "append_images": [rgb.rotate(90)]}),
-    }  # fmt: skip
+    }
     if features.check("avif"):
         made["avif"] = (rgb, "AVIF", {})
     found = {}
@@ -46,7 +59,8 @@ def seeds():
 
 
 def mutated(content, rng):
-    """`content` with one to four wounds: bits flipped, numbers made extreme, parts cut off, zeroed, moved or repeated."""
+    """`content` with one to four wounds: bits flipped, numbers made extreme, parts cut off, zeroed,
+    moved or repeated."""
     data = bytearray(content)
     for _ in range(rng.integers(1, 5)):
         a, b = sorted(rng.integers(0, len(data), 2).tolist()) if len(data) > 1 else (0, 0)
@@ -65,7 +79,9 @@ def mutated(content, rng):
                 data[c : c + b - a], data[a:b] = data[a:b], data[c : c + b - a]
             case 5:  # in the header, where sizes stand
                 at = int(rng.integers(0, min(64, len(data))))
-                data[at : at + 4] = b"\xff\xff\xff\x7f" if rng.integers(0, 2) else b"\x7f\xff\xff\xff"
+                data[at : at + 4] = (
+                    b"\xff\xff\xff\x7f" if rng.integers(0, 2) else b"\x7f\xff\xff\xff"
+                )
             case 6:
                 del data[a : min(b, a + 16)]
             case 7:
@@ -75,7 +91,8 @@ def mutated(content, rng):
 
 
 def examine(part):
-    """What the test's other processes do: every PARTS-th of the files; a line for each that broke a rule, and how many ran."""
+    """What the test's other processes do: every PARTS-th of the files; a line for each that broke a
+    rule, and how many ran."""
     import resource
     import time
     import warnings
@@ -113,7 +130,11 @@ def test_damaged_files_are_named_problems_in_bounded_time_and_memory(tmp_path):
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.dataset.test_mutated_files"]
     running = [
         subprocess.Popen(
-            [*command, str(part), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, str(part), str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for part in range(PARTS)
     ]

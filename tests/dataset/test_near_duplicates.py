@@ -33,7 +33,9 @@ def test_the_fingerprint_is_that_of_the_definition():
 
 ALTERED = {
     "re-encoded": lambda p: encoded(p, quality=60),
-    "half size": lambda p: encoded(p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS), quality=90),
+    "half size": lambda p: encoded(
+        p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS), quality=90
+    ),
     "cropped": lambda p: encoded(p.crop((3, 3, p.width - 3, p.height - 3)), quality=95),
     "darker": lambda p: encoded(ImageEnhance.Brightness(p).enhance(0.7), quality=95),
     "grey": lambda p: encoded(p.convert("L"), quality=95),
@@ -59,14 +61,19 @@ def test_altered_copies_are_found_and_nothing_else(tmp_path, alter):
 
 def test_small_pictures_group_by_their_pixels_whatever_the_file(tmp_path):
     for k in range(5):
-        digit = Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        digit = Image.fromarray(
+            np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        )
         write(tmp_path / "a" / f"{k}.png", encoded(digit, "PNG"))
         write(tmp_path / "b" / f"{k}.bmp", encoded(digit, "BMP"))
     assert near(tmp_path) == [[f"a/{k}.png", f"b/{k}.bmp"] for k in range(5)]
 
 
 def test_small_pictures_that_differ_in_a_level_are_not_paired(tmp_path):
-    digits = [Image.fromarray(np.random.default_rng(k // 2).integers(0, 256, (8, 8, 3), dtype=np.uint8)) for k in range(20)]
+    digits = [
+        Image.fromarray(np.random.default_rng(k // 2).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        for k in range(20)
+    ]
     for k, digit in enumerate(digits):
         write(tmp_path / "ab"[k % 2] / f"{k}.png", encoded(digit, "JPEG", quality=90 + k % 2))
     assert near(tmp_path) == []
@@ -96,9 +103,16 @@ def test_candidates_are_all_pairs_within_the_distance():
     rng = np.random.default_rng(1)
     hashes = rng.integers(0, 2**64, 700, dtype=np.uint64)
     hashes[::7] = hashes[0] ^ (np.uint64(1) << rng.integers(0, 64, 100).astype(np.uint64))
-    expected = {(i, j) for i in range(700) for j in range(i + 1, 700) if int(hashes[i] ^ hashes[j]).bit_count() <= 3}
+    expected = {
+        (i, j)
+        for i in range(700)
+        for j in range(i + 1, 700)
+        if int(hashes[i] ^ hashes[j]).bit_count() <= 3
+    }
     found = np.concatenate(list(near_duplicates._near(hashes, hashes, 3)))
-    assert len(found) == len(expected) > 1000 and {tuple(pair) for pair in found.tolist()} == expected
+    assert (
+        len(found) == len(expected) > 1000 and {tuple(pair) for pair in found.tolist()} == expected
+    )
 
 
 @pytest.mark.parametrize("crosswise", [False, True])
@@ -106,7 +120,10 @@ def test_candidates_are_all_pairs_within_the_distance():
 def test_few_bits_are_found_by_parts_and_as_all_pairs_are(monkeypatch, limit, crosswise):
     rng = np.random.default_rng(limit)
     left = rng.integers(0, 2**63, 1500, dtype=np.uint64)
-    flips = [sum(1 << int(bit) for bit in rng.choice(63, rng.integers(0, 11), replace=False)) for _ in left]
+    flips = [
+        sum(1 << int(bit) for bit in rng.choice(63, rng.integers(0, 11), replace=False))
+        for _ in left
+    ]
     right = left[rng.integers(0, len(left), len(left))] ^ np.array(flips, np.uint64)
 
     def found():
@@ -119,17 +136,27 @@ def test_few_bits_are_found_by_parts_and_as_all_pairs_are(monkeypatch, limit, cr
     assert len(by_parts) > 50 and by_parts == found()
 
 
-@pytest.mark.parametrize("dx, dy, stretch, gain", [(0, 0, 1, 1), (1, -1, 1, 0.5), (0.5, 0.4, 1.06, 1), (-1, 0, 0.95, 0.8)])
+@pytest.mark.parametrize(
+    "dx, dy, stretch, gain",
+    [(0, 0, 1, 1), (1, -1, 1, 0.5), (0.5, 0.4, 1.06, 1), (-1, 0, 0.95, 0.8)],
+)
 def test_alignment_undoes_shift_stretch_and_gain(dx, dy, stretch, gain):
     rows, moved = [], []
     for seed in range(10):
         big = scene(seed, 320, 320)
-        box = [160 + 140 * sign * stretch + 10 * d for sign, d in ((-1, dx), (-1, dy), (1, dx), (1, dy))]
-        rows.append(near_duplicates.thumbnails(near_duplicates.reduced(big.crop((20, 20, 300, 300))))[0])
+        box = [
+            160 + 140 * sign * stretch + 10 * d
+            for sign, d in ((-1, dx), (-1, dy), (1, dx), (1, dy))
+        ]
+        rows.append(
+            near_duplicates.thumbnails(near_duplicates.reduced(big.crop((20, 20, 300, 300))))[0]
+        )
         copy = near_duplicates.reduced(big.resize((280, 280), Image.Resampling.BICUBIC, box))
         moved.append(near_duplicates.thumbnails(copy)[0] * gain)
     same = near_duplicates.aligned_similarity(np.stack(rows), np.stack(moved).astype(np.uint8))
-    other = near_duplicates.aligned_similarity(np.stack(rows), np.roll(np.stack(moved), 1, axis=0).astype(np.uint8))
+    other = near_duplicates.aligned_similarity(
+        np.stack(rows), np.roll(np.stack(moved), 1, axis=0).astype(np.uint8)
+    )
     assert same.min() > near_duplicates.ALIKE and other.max() < 0.6
 
 
@@ -140,10 +167,14 @@ def test_verdicts_are_remembered(tmp_path, monkeypatch):
 
     def run():
         with ScanCache(tmp_path / "cache.sqlite", tmp_path / "data") as cache:
-            return near_duplicates.find(scan.scan(tmp_path / "data", cache=cache).images, cache, max_distance=12)
+            return near_duplicates.find(
+                scan.scan(tmp_path / "data", cache=cache).images, cache, max_distance=12
+            )
 
     first = run()
-    monkeypatch.setattr(near_duplicates, "aligned_similarity", lambda a, b: pytest.fail("was judged before"))
+    monkeypatch.setattr(
+        near_duplicates, "aligned_similarity", lambda a, b: pytest.fail("was judged before")
+    )
     assert len(first) == 4 and run() == first
 
 
@@ -157,11 +188,14 @@ def unpacked(name, tmp_path):
 
 def test_alpacas(tmp_path):
     """The one pair is one animal in one pose, moments apart (looked at)."""
-    assert near(unpacked("alpaca.tar", tmp_path)) == [["alpaca/09915aad4cd6bf0d.jpg", "alpaca/5f843228ab49d81b.jpg"]]
+    assert near(unpacked("alpaca.tar", tmp_path)) == [
+        ["alpaca/09915aad4cd6bf0d.jpg", "alpaca/5f843228ab49d81b.jpg"]
+    ]
 
 
 def test_flowers(tmp_path):
-    """The 16 pairs were looked at one by one: each shows one photo, or two of one moment. A few more do, and are not found."""
+    """The 16 pairs were looked at one by one: each shows one photo, or two of one moment. A few
+    more do, and are not found."""
     root, kept = unpacked("tf_flowers_224.tar", tmp_path), tmp_path / "cache.sqlite"
     with ScanCache(kept, root) as cache:
         found = scan.scan(root, cache=cache)
@@ -174,17 +208,26 @@ def test_flowers(tmp_path):
     groups = near(root, cache_path=kept)
     assert len(groups) == 16 and all(len(group) == 2 for group in groups)
     assert ["daisy/11834945233_a53b7a92ac_m.jpg", "daisy/9467543719_c4800becbb_m.jpg"] in groups
-    assert ["dandelion/17161833794_e1d92259d2_m.jpg", "dandelion/18304194360_2a4a0be631_m.jpg"] in groups
+    assert [
+        "dandelion/17161833794_e1d92259d2_m.jpg",
+        "dandelion/18304194360_2a4a0be631_m.jpg",
+    ] in groups
 
 
 def test_a_film_of_many_frames_is_one_group(tmp_path, monkeypatch):
-    """Frames that differ by an insect's width: a full set of pairs, of which few need to be judged."""
+    """Frames that differ by an insect's width: a full set of pairs, of which few need to be
+    judged."""
     judged, alike = [], near_duplicates._alike
-    monkeypatch.setattr(near_duplicates, "_alike", lambda pairs, *more: (judged.append(len(pairs)), alike(pairs, *more))[1])
+    monkeypatch.setattr(
+        near_duplicates,
+        "_alike",
+        lambda pairs, *more: (judged.append(len(pairs)), alike(pairs, *more))[1],
+    )
     monkeypatch.setattr(near_duplicates, "BATCH", 64)
     for k in range(60):
         frame = scene(1, 96, 96)
         frame.paste((0, 0, 0), (k, 50, k + 2, 52))
         write(tmp_path / "ab"[k % 2] / f"{k:02d}.png", encoded(frame, "PNG"))
     (group,) = near(tmp_path)
-    assert len(group) == 60 and sum(judged) < 1000  # of 1,770 pairs, 443 of them to see whether candidates mean anything
+    # Of 1,770 pairs, 443 of them to see whether candidates mean anything.
+    assert len(group) == 60 and sum(judged) < 1000

@@ -17,7 +17,8 @@ from graft.system.console import GraftError
 
 from .pictures import encoded, folder, scene, write
 
-HEIC = "undecodable" if importlib.util.find_spec("pillow_heif") else "unsupported"  # of a file that is none
+# Of a file that is none.
+HEIC = "undecodable" if importlib.util.find_spec("pillow_heif") else "unsupported"
 
 
 def scanned(root, **options):
@@ -35,10 +36,17 @@ def huge_png(width, height):
     """A PNG of a few bytes that claims to be enormous."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def damaged_middle(content):
@@ -63,7 +71,8 @@ FILES = {
     "cat/half.jpg": (BIG[: len(BIG) // 2], "truncated"),
     "cat/nearly.jpg": (BIG[:-200], "truncated"),
     "cat/half.png": (PNG[: len(PNG) // 2], "truncated"),
-    "cat/half progressive.jpg": (encoded(scene(505, 200, 200), quality=90, progressive=True)[:4000], "truncated"),
+    "cat/half progressive.jpg": (encoded(scene(505, 200, 200), quality=90, progressive=True)[:4000],
+                                 "truncated"),
     "cat/half.webp": (encoded(scene(506, 99, 99), "WEBP")[:500], "truncated"),
     "cat/half.gif": (encoded(scene(507, 99, 99), "GIF")[:2000], "truncated"),
     "cat/half.bmp": (encoded(scene(508, 99, 99), "BMP")[:9000], "truncated"),
@@ -83,7 +92,8 @@ FILES = {
     "cat/raw.CR2": (b"\0raw" * 100, "unsupported"),
     "cat/art.psd": (b"8BPS" + bytes(300), "unsupported"),
     "cat/drawing.svg": (b"<svg/>", "unsupported"),
-    "cat/float.tiff": (encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"), "unsupported"),
+    "cat/float.tiff": (encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"),
+                       "unsupported"),
     "cat/a twin.jpg": (TWIN, "image"),
     "cat/b twin.jpg": (TWIN, "duplicate_in_class"),
     "cat/deep/er/c twin.jpg": (TWIN, "duplicate_in_class"),
@@ -100,12 +110,15 @@ FILES = {
     "dog/grey.jpg": (encoded(scene(518).convert("L"), quality=90), "image"),
     "dog/progressive.jpg": (encoded(scene(519), quality=90, progressive=True), "image"),
     "dog/rotated.jpg": (encoded(scene(520, 60, 90), quality=90, exif=exif(6)), "image"),
-    "dog/rotten exif.jpg": (encoded(scene(521), quality=90, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), "image"),
+    "dog/rotten exif.jpg": (encoded(scene(521), quality=90, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+                            "image"),
     "dog/16 bit.png": (encoded(GREY16, "PNG"), "image"),
     "dog/palette.png": (encoded(scene(522).convert("P"), "PNG"), "image"),
     "dog/alpha.png": (encoded(scene(523).convert("RGBA"), "PNG"), "image"),
-    "dog/animated.gif": (encoded(scene(524), "GIF", save_all=True, append_images=[scene(525)]), "image"),
-    "dog/pages.tiff": (encoded(scene(526), "TIFF", save_all=True, append_images=[scene(527)]), "image"),
+    "dog/animated.gif": (encoded(scene(524), "GIF", save_all=True, append_images=[scene(525)]),
+                         "image"),
+    "dog/pages.tiff": (encoded(scene(526), "TIFF", save_all=True, append_images=[scene(527)]),
+                       "image"),
     "dog/photo.bmp": (encoded(scene(528), "BMP"), "image"),
     "dog/photo.webp": (encoded(scene(529), "WEBP"), "image"),
     "dog/tail.jpg": (encoded(scene(530), quality=90) + b"and then some bytes", "image"),
@@ -140,19 +153,33 @@ def hostile(tmp_path_factory):
     return root, expected
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="plants names and files that only Linux's file systems hold")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="plants names and files that only Linux's file systems hold"
+)
 def test_every_planted_fault_is_found_and_nothing_is_lost(hostile):
     root, expected = hostile
-    assert sum(kind not in ("image", "non_image", "hidden") for kind in expected.values()) >= 40 and len(expected) >= 60
+    assert (
+        sum(kind not in ("image", "non_image", "hidden") for kind in expected.values()) >= 40
+        and len(expected) >= 60
+    )
     found = scanned(root, min_side=8, max_megapixels=10)
     pictures, copies, _ = grouping.set_aside_copies(found.images)
-    # Of two equal files the first by path stays: photo.bmp, of which link.bmp is a link, comes second.
+    # Of two equal files the first by path stays: photo.bmp, of which link.bmp is a link, comes
+    # second.
     expected["dog/link.bmp"], expected["dog/photo.bmp"] = "image", "duplicate_in_class"
-    got = {p.path: p.problem for p in (*found.problems, *copies)} | {p.path: "image" for p in pictures}
-    assert got == {path: kind for path, kind in expected.items() if kind not in ("non_image", "hidden")}
+    got = {p.path: p.problem for p in (*found.problems, *copies)} | {
+        p.path: "image" for p in pictures
+    }
+    assert got == {
+        path: kind for path, kind in expected.items() if kind not in ("non_image", "hidden")
+    }
     tally = Counter(expected.values())
     assert (found.non_images, found.hidden) == (tally["non_image"], tally["hidden"])
-    assert found.files == len(expected) == len(pictures) + len(found.problems) + len(copies) + found.non_images + found.hidden
+    assert (
+        found.files
+        == len(expected)
+        == len(pictures) + len(found.problems) + len(copies) + found.non_images + found.hidden
+    )
     assert all(p.action.startswith("set aside: ") for p in (*found.problems, *copies))
     rotated = next(p for p in pictures if p.path == "dog/rotated.jpg")
     assert (rotated.width, rotated.height) == (90, 60)
@@ -183,8 +210,15 @@ def test_no_folder(tmp_path, path):
 
 
 def test_small_pictures_are_known_by_their_pixels_and_smooth_ones_by_nothing(tmp_path):
-    cases = {"photo": scene(1), "tiny": scene(1, 31, 31), "ramp": Image.linear_gradient("L").convert("RGB")}
-    got = {name: scan.examine(write(tmp_path / f"{name}.png", encoded(p, "PNG"))) for name, p in cases.items()}
+    cases = {
+        "photo": scene(1),
+        "tiny": scene(1, 31, 31),
+        "ramp": Image.linear_gradient("L").convert("RGB"),
+    }
+    got = {
+        name: scan.examine(write(tmp_path / f"{name}.png", encoded(p, "PNG")))
+        for name, p in cases.items()
+    }
     assert got["photo"].pixels is None and len(got["photo"].thumbs) >= 2 * 32 * 32
     assert len(got["tiny"].pixels) == 32 and not got["tiny"].thumbs
     assert got["ramp"].pixels == b"" and not got["ramp"].thumbs

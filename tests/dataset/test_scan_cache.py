@@ -13,7 +13,9 @@ from .pictures import encoded, folder, scene, write
 def counted(monkeypatch):
     """Paths of the files that were read."""
     read, examined = [], scan._examined
-    monkeypatch.setattr(scan, "_examined", lambda path, most: (read.append(path.name), examined(path, most))[1])
+    monkeypatch.setattr(
+        scan, "_examined", lambda path, most: (read.append(path.name), examined(path, most))[1]
+    )
     return read
 
 
@@ -42,7 +44,8 @@ def test_the_cache_spares_what_has_not_changed(tmp_path, counted):
     assert read == ["001.jpg"]
     assert {p.path for p in first.images} - {p.path for p in changed.images} == {"dog/002.jpg"}
     _, read = run()
-    assert read == ["001.jpg"]  # it was written just now: within one tick of its clock it may change once more
+    # It was written just now: within one tick of its clock it may change once more.
+    assert read == ["001.jpg"]
     write(root / "cat" / "001.jpg", encoded(scene(78)))
     results = []
     for path in (db, None):
@@ -59,14 +62,19 @@ def test_limits_are_applied_to_what_is_remembered(tmp_path, counted):
     for limits in ({}, {"min_side": 65}, {"max_megapixels": 0.01}, {}):
         with ScanCache(db, root) as cache:
             try:
-                outcomes.append([p.problem for p in scan.scan(root, cache=cache, **limits).problems])
+                outcomes.append(
+                    [p.problem for p in scan.scan(root, cache=cache, **limits).problems]
+                )
             except GraftError as error:
                 outcomes.append(str(error).split(": ")[0])
     assert outcomes == [[], "data.path", ["too_large"], []] and len(counted) == 5
 
 
 def test_a_damaged_cache_is_begun_afresh(tmp_path):
-    root, db = folder(tmp_path / "data", each=2), write(tmp_path / "cache.sqlite", b"not a database" * 500)
+    root, db = (
+        folder(tmp_path / "data", each=2),
+        write(tmp_path / "cache.sqlite", b"not a database" * 500),
+    )
     with ScanCache(db, root) as cache:
         assert len(scan.scan(root, cache=cache).images) == 4
 

@@ -1,4 +1,5 @@
-"""A block of images becomes segments: the same files whoever computes them, how often, and in whatever order."""
+"""A block of images becomes segments: the same files whoever computes them, how often, and in
+whatever order."""
 
 import hashlib
 import os
@@ -36,29 +37,40 @@ def summed(images):
 def work(tmp_path):
     """One cut, two views."""
     cache = FeatureCache(tmp_path / "cache", max_gb=1)
-    spaces = tuple(cache.space(f"{v:064}", (1,), np.dtype(np.float16), {"view": v}) for v in range(2))
+    spaces = tuple(
+        cache.space(f"{v:064}", (1,), np.dtype(np.float16), {"view": v}) for v in range(2)
+    )
     return Work(runtimes.Program("litert", b"", ("sum",)), ("sum",), (spaces,), POOL, SIZE, "none")
 
 
 def files(work):
-    return {path.relative_to(work.spaces[0][0].cache.folder): path.read_bytes() for path in map(Path, segments(work))}
+    return {
+        path.relative_to(work.spaces[0][0].cache.folder): path.read_bytes()
+        for path in map(Path, segments(work))
+    }
 
 
 def segments(work):
     return sorted(work.spaces[0][0].cache.folder.glob("*/*.seg"))
 
 
-def test_only_images_that_lack_a_row_are_in_a_block_and_no_block_is_larger_than_a_segment(pixels, monkeypatch):
+def test_only_images_that_lack_a_row_are_in_a_block_and_no_block_is_larger_than_a_segment(
+    pixels, monkeypatch
+):
     monkeypatch.setattr(blocks, "ROWS", 4)
     missing = np.zeros((1, 2, 10), bool)
     missing[0, 1, [0, 2, 3, 5, 6, 9]] = True
     made = list(cut_into_blocks(pixels(10, size=SIZE), missing))
-    assert [block.images.paths for block in made] == [[f"set/{i}.png" for i in some] for some in ((0, 2, 3, 5), (6, 9))]
+    assert [block.images.paths for block in made] == [
+        [f"set/{i}.png" for i in some] for some in ((0, 2, 3, 5), (6, 9))
+    ]
     assert [block.missing.sum(axis=2).tolist() for block in made] == [[[0, 4]], [[0, 2]]]
     assert list(cut_into_blocks(pixels(10, size=SIZE), missing, full={(0, 1)})) == []
 
 
-def test_a_block_gives_its_keys_and_the_same_files_however_often_and_in_whatever_order(work, pixels, monkeypatch):
+def test_a_block_gives_its_keys_and_the_same_files_however_often_and_in_whatever_order(
+    work, pixels, monkeypatch
+):
     monkeypatch.setattr(blocks, "ROWS", 4)
     images = pixels(10, size=SIZE)
     todo = list(cut_into_blocks(images, np.ones((1, 2, 10), bool)))
@@ -77,7 +89,9 @@ def test_where_there_is_no_room_the_block_says_why(work, pixels, capsys):
     work.spaces[0][0].cache.max_bytes = 1
     (block,) = cut_into_blocks(pixels(3, size=SIZE), np.ones((1, 2, 3), bool))
     done = compute(work, summed, block)
-    assert done.full == dict.fromkeys([(0, 0), (0, 1)], "no room within cache.max_gb, or on the disk")
+    assert done.full == dict.fromkeys(
+        [(0, 0), (0, 1)], "no room within cache.max_gb, or on the disk"
+    )
     assert (done.segments, segments(work)) == ((), [])
     assert capsys.readouterr().err.count("going on without it") == 2
 
@@ -92,7 +106,9 @@ def test_a_worker_is_told_apart_by_all_that_rows_depend_on(work, monkeypatch, wh
     elif what == "instructions":
         monkeypatch.setattr(runtimes, "instruction_set", lambda: "riscv64")
     elif what == "decoder":
-        monkeypatch.setattr("graft.pixels.probe", lambda size, resize: np.zeros((size, size, 3), np.uint8))
+        monkeypatch.setattr(
+            "graft.pixels.probe", lambda size, resize: np.zeros((size, size, 3), np.uint8)
+        )
     else:
         work = replace(work, augmentation=replace(POOL, seed=6))
     assert work.identity() != before
@@ -108,7 +124,8 @@ def test_a_segment_that_another_machine_wrote_elsewhere_is_an_error(tmp_path, mo
 
 @dataclass(frozen=True)
 class Mortal(Work):
-    """Whoever first comes to the image `fatal` is killed when its rows are written, before anyone is told."""
+    """Whoever first comes to the image `fatal` is killed when its rows are written, before anyone
+    is told."""
 
     fatal: str = ""
 
@@ -132,8 +149,14 @@ def photos(tmp_path):
     for i in range(40):
         path = tmp_path / "photos" / f"{i:02}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-        rows.append(ManifestRow(path.name, "a", "train", hashlib.sha256(path.read_bytes()).hexdigest(), 24, 20))
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        ).save(path)
+        rows.append(
+            ManifestRow(
+                path.name, "a", "train", hashlib.sha256(path.read_bytes()).hexdigest(), 24, 20
+            )
+        )
     return ImageSet(Manifest(tuple(rows), ("a",)), "photos", SIZE, resize="crop")
 
 
@@ -144,25 +167,35 @@ def test_two_workers_one_of_them_killed_leave_the_files_that_one_process_leaves(
 ):
     from ray import cloudpickle
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have graft, and not the tests
+    # Workers have graft, and not the tests.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(blocks, "ROWS", 4)
     environment.quiet_tensorflow()
     import keras
 
     image = keras.Input((SIZE, SIZE, 3), dtype="uint8", name="image")
-    x = keras.layers.Conv2D(4, 3, activation="relu", name="block")(keras.layers.Rescaling(1 / 127.5, -1.0)(image))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="block")(
+        keras.layers.Rescaling(1 / 127.5, -1.0)(image)
+    )
     model = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pooling")(x))
-    cuts = [SimpleNamespace(tensors=(tensor,), digest=name, name=name) for name, tensor in
-            (("image", model.input), ("block", x), ("pooling", model.output))]  # fmt: skip
+    cuts = [
+        SimpleNamespace(tensors=(tensor,), digest=name, name=name)
+        for name, tensor in (("image", model.input), ("block", x), ("pooling", model.output))
+    ]
     made = {}
     for executor in ("local", "ray"):
         if executor == "ray":
-            monkeypatch.setattr("graft.features.extractor.Work", lambda *given: Mortal(*given, fatal="22.png"))
-        extractor = FeatureExtractor(POOL, runtime, FeatureCache(tmp_path / executor, max_gb=1), None, executor)
+            monkeypatch.setattr(
+                "graft.features.extractor.Work", lambda *given: Mortal(*given, fatal="22.png")
+            )
+        extractor = FeatureExtractor(
+            POOL, runtime, FeatureCache(tmp_path / executor, max_gb=1), None, executor
+        )
         held = extractor.extract(model, cuts, photos, views=2)
         made[executor] = {
-            path.relative_to(tmp_path / executor): path.read_bytes() for path in (tmp_path / executor).rglob("*.seg")
+            path.relative_to(tmp_path / executor): path.read_bytes()
+            for path in (tmp_path / executor).rglob("*.seg")
         }
         rows = [features.take(np.arange(40), view) for features in held for view in (0, 1)]
         made[executor]["rows"] = [array.tobytes() for array in rows]

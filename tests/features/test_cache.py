@@ -1,4 +1,5 @@
-"""The feature cache: rows belong to photos, segments are whole or absent, and nothing wrong is ever read."""
+"""The feature cache: rows belong to photos, segments are whole or absent, and nothing wrong is ever
+read."""
 
 import os
 import time
@@ -42,7 +43,12 @@ def cache(tmp_path):
 
 @pytest.fixture
 def space(cache):
-    return cache.space("ab" * 32, SHAPE, np.dtype(np.float16), {"cut": "block", "size": 8, "view": 0, "runtime": "tensorflow"})
+    return cache.space(
+        "ab" * 32,
+        SHAPE,
+        np.dtype(np.float16),
+        {"cut": "block", "size": 8, "view": 0, "runtime": "tensorflow"},
+    )
 
 
 def test_one_process_computes_at_a_time(cache):
@@ -65,7 +71,10 @@ def test_a_row_is_found_by_its_photo_whatever_else_is_asked_for(space):
 
 def test_rows_are_parted_into_segments_and_ten_more_photos_cost_ten_rows(space):
     fill(space, range(module.ROWS + 10))
-    assert sorted(len(module._read_index(path, space)) for path in space.folder.glob("*.seg")) == [10, module.ROWS]
+    assert sorted(len(module._read_index(path, space)) for path in space.folder.glob("*.seg")) == [
+        10,
+        module.ROWS,
+    ]
     rows = space.find(names(*range(module.ROWS + 20)))
     assert rows.missing.sum() == 10
     fill(space, np.flatnonzero(rows.missing))
@@ -94,7 +103,8 @@ def test_a_damaged_segment_is_never_read_as_if_it_were_whole(space, capsys, wher
     out, there = read(space, [0, 1, 2])
     assert not there.all()
     assert all(np.array_equal(row, value(n)) for n, row in enumerate(out) if there[n])
-    assert ("damaged" in capsys.readouterr().err) == (where != "index")  # there a row has lost its photo, no more
+    # There a row has lost its photo, no more.
+    assert ("damaged" in capsys.readouterr().err) == (where != "index")
     fill(space, np.flatnonzero(~there))
     again, there = read(space, [0, 1, 2])
     assert there.all()
@@ -176,7 +186,9 @@ def test_entries_say_what_is_there(cache, space):
     assert cache.entries() == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak of memory from")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="no /proc to read the peak of memory from"
+)
 def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
     """100,000 rows are written and read in a process that holds little more than their index."""
     import subprocess
@@ -215,7 +227,9 @@ print(before, peak())
 def test_a_row_is_tested_when_it_is_first_read_and_not_again(space, monkeypatch):
     fill(space, range(3))
     tested, checksum = [], module._checksum
-    monkeypatch.setattr(module, "_checksum", lambda name, row: tested.append(name) or checksum(name, row))
+    monkeypatch.setattr(
+        module, "_checksum", lambda name, row: tested.append(name) or checksum(name, row)
+    )
     rows, out = space.find(names(0, 1, 2)), np.empty((3, *SHAPE), np.float16)
     for positions in ([0, 1], [0, 1, 2], [0, 1, 2]):
         assert rows.read(np.array(positions), out[: len(positions)]).all()
@@ -254,7 +268,10 @@ for _ in range(20):
     there = rows.read(np.arange(600), out)
     assert (out[there] == np.arange(600)[there, None]).all()
 """
-    workers = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     ended = [(worker.communicate()[1], worker.returncode) for worker in workers]
     assert [code for _, code in ended] == [0, 0], ended
     assert not list(tmp_path.glob("*/.part-*"))

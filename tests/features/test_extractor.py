@@ -1,4 +1,5 @@
-"""The extractor: features are what the frozen layers give, computed once per image, the same bits in any company."""
+"""The extractor: features are what the frozen layers give, computed once per image, the same bits
+in any company."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -43,7 +44,9 @@ def cut(model, name):
 def extract(model, tmp_path):
     def extract(images, *cuts, pool=POOL, runtime="litert", max_gb=1.0, folder="cache", views=2):
         extractor = FeatureExtractor(pool, runtime, FeatureCache(tmp_path / folder, max_gb=max_gb))
-        return extractor.extract(model, [cut(model, name) for name in cuts or ["pooling"]], images, views=views)
+        return extractor.extract(
+            model, [cut(model, name) for name in cuts or ["pooling"]], images, views=views
+        )
 
     extract.entries = lambda folder="cache": FeatureCache(tmp_path / folder, max_gb=1).entries()
     extract.segments = lambda: set((tmp_path / "cache").glob("*/*.seg"))
@@ -58,23 +61,33 @@ def images(pixels):
 @pytest.fixture
 def no_runtime(monkeypatch):
     """Call it, and from then on no frozen layer may be computed."""
-    return lambda: monkeypatch.setattr(runtimes, "prepare", lambda *_: pytest.fail("the frozen layers were started"))
+    return lambda: monkeypatch.setattr(
+        runtimes, "prepare", lambda *_: pytest.fail("the frozen layers were started")
+    )
 
 
-def test_features_are_what_the_frozen_layers_give_of_each_view_in_half_precision(model, extract, images):
+def test_features_are_what_the_frozen_layers_give_of_each_view_in_half_precision(
+    model, extract, images
+):
     (held,) = extract(images)
     assert (held.views, held.shape, len(held), held.images) == (2, (4,), 10, images)
     for view in (0, 1):
-        made = np.stack([POOL.view(image, name, view) for image, name in zip(images.array, images.sha256)])
+        made = np.stack(
+            [POOL.view(image, name, view) for image, name in zip(images.array, images.sha256)]
+        )
         got = held.take(np.array([7, 2]), view)
         assert got.dtype == np.float16
-        assert np.allclose(got, np.asarray(model(made, training=False))[[7, 2]], rtol=2e-3, atol=1e-3)
+        assert np.allclose(
+            got, np.asarray(model(made, training=False))[[7, 2]], rtol=2e-3, atol=1e-3
+        )
 
 
 def test_each_image_may_be_asked_for_in_a_view_of_its_own(extract, images):
     (held,) = extract(images)
     mixed = held.take([3, 3, 8], np.array([0, 1, 1]))
-    assert np.array_equal(mixed, np.stack([held.take([3], 0)[0], held.take([3], 1)[0], held.take([8], 1)[0]]))
+    assert np.array_equal(
+        mixed, np.stack([held.take([3], 0)[0], held.take([3], 1)[0], held.take([8], 1)[0]])
+    )
 
 
 def test_what_is_cached_is_neither_read_nor_computed_again(extract, images, capsys, no_runtime):
@@ -102,7 +115,10 @@ def test_an_image_more_costs_one_image(extract, pixels):
     (held,) = extract(more)
     assert more.reads == 1
     (fresh,) = extract(more, folder="fresh")
-    assert all(np.array_equal(held.take(np.arange(11), view), fresh.take(np.arange(11), view)) for view in (0, 1))
+    assert all(
+        np.array_equal(held.take(np.arange(11), view), fresh.take(np.arange(11), view))
+        for view in (0, 1)
+    )
 
 
 @pytest.mark.parametrize("chosen", [[4], [9, 0, 4, 7, 2, 1, 8, 3, 6, 5]])
@@ -122,7 +138,9 @@ def test_two_cuts_at_one_place_are_computed_once(extract, images):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_rows_that_are_lost_in_one_view_alone_are_computed_for_that_view(extract, images, lost, pixels):
+def test_rows_that_are_lost_in_one_view_alone_are_computed_for_that_view(
+    extract, images, lost, pixels
+):
     few = pixels(7, size=16)
     extract(few)
     (expected,) = extract(images, folder="whole")
@@ -152,7 +170,9 @@ def test_the_key_holds_all_that_determines_the_values_and_no_more(extract, image
 
 
 @pytest.mark.parametrize("what", ["size", "resize", "network", "decoder"])
-def test_the_key_holds_the_images_size_and_rule_and_the_network_and_the_decoder(extract, pixels, monkeypatch, what):
+def test_the_key_holds_the_images_size_and_rule_and_the_network_and_the_decoder(
+    extract, pixels, monkeypatch, what
+):
     images = pixels(3, size=16)
     extract(images, views=1)
     if what in ("size", "resize"):
@@ -160,7 +180,9 @@ def test_the_key_holds_the_images_size_and_rule_and_the_network_and_the_decoder(
     elif what == "network":
         monkeypatch.setattr("test_extractor.digest", lambda name: "other")
     else:
-        monkeypatch.setattr("graft.pixels.probe", lambda size, resize: np.zeros((size, size, 3), np.uint8))
+        monkeypatch.setattr(
+            "graft.pixels.probe", lambda size, resize: np.zeros((size, size, 3), np.uint8)
+        )
     extract(images, views=1)
     assert len(extract.entries()) == 2
 
@@ -175,7 +197,9 @@ def test_the_key_of_a_drawn_view_holds_what_drawing_gives(extract, images, monke
 
 
 @pytest.mark.parametrize("name", ["pooling", "block", "image"])
-def test_without_room_they_are_computed_at_each_request_with_the_same_bits(extract, images, capsys, name):
+def test_without_room_they_are_computed_at_each_request_with_the_same_bits(
+    extract, images, capsys, name
+):
     (held,) = extract(images, name, folder="wide")
     (streamed,) = extract(images, name, folder="narrow", max_gb=1e-9)
     assert "exceed cache.max_gb" in capsys.readouterr().err
@@ -217,7 +241,9 @@ def test_a_cleared_cache_costs_time_and_nothing_else(extract, images, tmp_path):
 
 
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "not finite for set/0.png"), (1e6, None)])
-def test_values_that_half_precision_cannot_hold_are_named(extract, images, monkeypatch, capsys, value, words):
+def test_values_that_half_precision_cannot_hold_are_named(
+    extract, images, monkeypatch, capsys, value, words
+):
     def start():
         return lambda batch: [np.full((len(batch), 4), value, np.float32)]
 
@@ -227,12 +253,19 @@ def test_values_that_half_precision_cannot_hold_are_named(extract, images, monke
             extract(images, views=1)
     else:
         assert (extract(images, views=1)[0].take([0]) == np.finfo(np.float16).max).all()
-        assert "exceed half precision (65504) in 10 views, first of set/0.png" in capsys.readouterr().err
+        assert (
+            "exceed half precision (65504) in 10 views, first of set/0.png"
+            in capsys.readouterr().err
+        )
 
 
-def test_the_rate_is_told_before_many_views_are_computed_and_never_of_what_is_cached(model, images, tmp_path, monkeypatch):
+def test_the_rate_is_told_before_many_views_are_computed_and_never_of_what_is_cached(
+    model, images, tmp_path, monkeypatch
+):
     told = []
-    extractor = FeatureExtractor(POOL, "litert", FeatureCache(tmp_path / "cache", max_gb=1), told.append)
+    extractor = FeatureExtractor(
+        POOL, "litert", FeatureCache(tmp_path / "cache", max_gb=1), told.append
+    )
     extractor.extract(model, [cut(model, "pooling")], images)
     assert told == []  # ten views are done before one could read it
     monkeypatch.setattr("graft.features.extractor.MANY", 20)

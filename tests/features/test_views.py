@@ -14,7 +14,9 @@ STILL = Augmentation("none", 0, 0, 0, 0, seed=7)
 
 
 def views(augmentation, images, view):
-    return np.stack([augmentation.view(image, name, view) for image, name in zip(images.array, images.sha256)])
+    return np.stack(
+        [augmentation.view(image, name, view) for image, name in zip(images.array, images.sha256)]
+    )
 
 
 def test_view_0_is_the_image_itself(pixels):
@@ -40,12 +42,16 @@ def test_one_switch_does_not_change_what_the_others_give(pixels):
     assert replace(FULL, translation=0).draw(name, 1).matrix[:4] == FULL.draw(name, 1).matrix[:4]
 
 
-@pytest.mark.parametrize(("flip", "axes"), [("horizontal", [(1,)]), ("vertical", [(0,)]), ("both", [(0,), (1,), (0, 1)])])
+@pytest.mark.parametrize(
+    ("flip", "axes"), [("horizontal", [(1,)]), ("vertical", [(0,)]), ("both", [(0,), (1,), (0, 1)])]
+)
 def test_a_flip_alone_mirrors_and_nothing_else(pixels, flip, axes):
     images = pixels(40)
     seen = set()
     for before, after in zip(images.array, views(replace(STILL, flip=flip), images, 1)):
-        kind = next((axis for axis in [(), *axes] if np.array_equal(after, np.flip(before, axis))), None)
+        kind = next(
+            (axis for axis in [(), *axes] if np.array_equal(after, np.flip(before, axis))), None
+        )
         assert kind is not None
         seen.add(kind)
     assert seen == {(), *axes}
@@ -53,14 +59,17 @@ def test_a_flip_alone_mirrors_and_nothing_else(pixels, flip, axes):
 
 def test_a_quarter_turn_moves_every_pixel_where_a_quarter_turn_moves_it(pixels):
     image = pixels(1).array[0]
-    assert np.array_equal(transform(image, Change((0, -1, 1, 0, 0, 0), 1.0)), np.rot90(image))  # cos 90°, -sin, sin, cos
+    # Cos 90°, -sin, sin, cos.
+    assert np.array_equal(transform(image, Change((0, -1, 1, 0, 0, 0), 1.0)), np.rot90(image))
 
 
 def test_a_translation_moves_every_pixel_alike_and_reflects_what_comes_in(pixels):
     image = pixels(1).array[0]
     side = len(image)
     moved = transform(image, Change((1, 0, 0, 1, 3 / side, -2 / side), 1.0))
-    assert np.array_equal(moved, np.pad(image, ((2, 0), (0, 3), (0, 0)), mode="symmetric")[:side, 3:])
+    assert np.array_equal(
+        moved, np.pad(image, ((2, 0), (0, 3), (0, 0)), mode="symmetric")[:side, 3:]
+    )
 
 
 def test_between_pixels_is_interpolated_and_rounded_to_the_nearest_level():
@@ -71,11 +80,21 @@ def test_between_pixels_is_interpolated_and_rounded_to_the_nearest_level():
 
 
 def test_the_ranges_are_those_of_the_parameters():
-    drawn = [Augmentation("none", 0.05, 0.1, 0.15, 0.2, seed=3).draw(f"{i:064x}", 1) for i in range(5000)]
-    maps, contrast = np.array([change.matrix for change in drawn]), np.array([change.contrast for change in drawn])
+    drawn = [
+        Augmentation("none", 0.05, 0.1, 0.15, 0.2, seed=3).draw(f"{i:064x}", 1) for i in range(5000)
+    ]
+    maps, contrast = (
+        np.array([change.matrix for change in drawn]),
+        np.array([change.contrast for change in drawn]),
+    )
     zoom = np.hypot(maps[:, 0], maps[:, 2])
     angle = np.arctan2(maps[:, 2], maps[:, 0]) / (2 * np.pi)
-    for values, centre, reach in ((zoom, 1, 0.1), (angle, 0, 0.05), (contrast, 1, 0.2), (maps[:, 4:], 0, 0.15)):
+    for values, centre, reach in (
+        (zoom, 1, 0.1),
+        (angle, 0, 0.05),
+        (contrast, 1, 0.2),
+        (maps[:, 4:], 0, 0.15),
+    ):
         assert np.abs(values - centre).max() <= reach + 1e-6
         assert np.abs(values - centre).max() > 0.99 * reach
         assert abs(values.mean() - centre) < 0.05 * reach
@@ -96,6 +115,9 @@ def test_nothing_switched_on_is_the_identity(pixels):
 
 
 def test_a_worker_without_tensorflow_can_make_views():
-    code = "import sys, graft.features.views; print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    code = (
+        "import sys, graft.features.views; print(sorted({'tensorflow', 'keras'} & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

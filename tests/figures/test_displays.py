@@ -19,7 +19,11 @@ def words(display):
     """All visible text of a figure, in the order of its artists."""
     from matplotlib.text import Text
 
-    return [text.get_text() for text in display.figure_.findobj(Text) if text.get_text() and text.get_visible()]
+    return [
+        text.get_text()
+        for text in display.figure_.findobj(Text)
+        if text.get_text() and text.get_visible()
+    ]
 
 
 @pytest.mark.parametrize("n_classes", [2, 10, 100])
@@ -29,7 +33,9 @@ def test_every_figure_stays_within_bounds_and_returns_itself(simulate, history, 
         CurvesDisplay(history),
         ConfusionMatrixDisplay.from_predictions(found),
         PerClassDisplay(metrics.classification_report(found, resamples=10)["classes"]),
-        HeadAgainstTunedDisplay.from_predictions(simulate(40 * n_classes, n_classes, signal=1.5), found),
+        HeadAgainstTunedDisplay.from_predictions(
+            simulate(40 * n_classes, n_classes, signal=1.5), found
+        ),
         RocDisplay.from_predictions(found),
         PrecisionRecallDisplay.from_predictions(found),
         ReliabilityDisplay.from_predictions(found),
@@ -45,7 +51,11 @@ def test_every_figure_stays_within_bounds_and_returns_itself(simulate, history, 
 def test_curves_mark_the_unfreezing_and_the_best_epochs(history):
     display = CurvesDisplay(history).plot()
     accuracy, loss = display.ax_
-    lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in loss.lines if line.get_color() == style.RIGHT}
+    lines = {
+        tuple(line.get_xdata()): tuple(line.get_ydata())
+        for line in loss.lines
+        if line.get_color() == style.RIGHT
+    }
     assert (lines[1, 2, 3], lines[4, 5]) == ((1.4, 1.1, 1.2), (0.9, 0.8))
     assert (lines[2,], lines[5,]) == ((1.1,), (0.8,))  # least validation loss, head and fine-tuning
     assert any(list(line.get_xdata()) == [3.5, 3.5] for line in accuracy.lines)
@@ -85,7 +95,9 @@ def test_per_class_bars_are_bounded_and_worst_first(simulate):
 
 
 def test_head_against_tuned_tells_rise_from_fall():
-    display = HeadAgainstTunedDisplay([0.5, 0.9, np.nan, 0.7], [0.8, 0.6, np.nan, 0.7], ["up", "down", "none", "same"]).plot()
+    display = HeadAgainstTunedDisplay(
+        [0.5, 0.9, np.nan, 0.7], [0.8, 0.6, np.nan, 0.7], ["up", "down", "none", "same"]
+    ).plot()
     assert [tick.get_text() for tick in display.ax_.get_yticklabels()] == ["up", "same", "down"]
     rise, fall = display.ax_.collections
     assert [segment[:, 0].tolist() for segment in rise.get_segments()] == [[0.5, 0.8], [0.7, 0.7]]
@@ -112,7 +124,9 @@ def test_roc_and_precision_recall(simulate):
     for display, key in ((RocDisplay, "roc_auc"), (PrecisionRecallDisplay, "average_precision")):
         drawn = display.from_predictions(found).plot()
         for row in rows:
-            assert f"{row[key]:.3f}  {row['class']}" in [text.get_text() for text in drawn.ax_.get_legend().get_texts()]
+            assert f"{row[key]:.3f}  {row['class']}" in [
+                text.get_text() for text in drawn.ax_.get_legend().get_texts()
+            ]
     xs, ys, area = RocDisplay.from_predictions(found).curves["class 0"]
     assert np.trapezoid(ys, xs) == pytest.approx(area, abs=2e-3)
     many = RocDisplay.from_predictions(simulate(3000, 40)).plot()
@@ -133,9 +147,16 @@ def test_reliability_shows_before_and_after(simulate):
 
 def test_images_say_right_and_wrong_with_and_without_colour():
     pixels = np.full((20, 20, 3), 90, np.uint8)
-    images = [PredictedImage((pixels,), "cat", "cat", 0.91), PredictedImage((pixels,), "dog", "cat", 0.66)]
+    images = [
+        PredictedImage((pixels,), "cat", "cat", 0.91),
+        PredictedImage((pixels,), "dog", "cat", 0.66),
+    ]
     display = ImageGridDisplay.from_images("Some", images).plot()
-    assert [w for w in words(display) if "cat" in w or "dog" in w] == ["✓ cat 91%", "✗ cat 66%", "is dog"]
+    assert [w for w in words(display) if "cat" in w or "dog" in w] == [
+        "✓ cat 91%",
+        "✗ cat 66%",
+        "is dog",
+    ]
     canvas = display.ax_.images[0].get_array()
     blue, red = np.array([0x00, 0x72, 0xB2]), np.array([0xCC, 0x33, 0x11])
     solid, dashed = ((canvas == colour).all(axis=2).sum() for colour in (blue, red))

@@ -36,7 +36,9 @@ def test_graph_merges_what_would_be_too_long():
     ]
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("MobileNetV2", 17), ("MobileNetV3Small", 11), ("InceptionV3", 11)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("MobileNetV2", 17), ("MobileNetV3Small", 11), ("InceptionV3", 11)]
+)
 def test_graph_of_a_backbone(name, blocks):
     keras = pytest.importorskip("keras")
     shape = {"input_shape": (96, 96, 3), "include_top": False, "weights": None}

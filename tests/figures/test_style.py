@@ -18,7 +18,9 @@ def test_the_same_figure_is_the_same_bytes_whatever_the_settings(history, tmp_pa
         return (tmp_path / "figure.png").read_bytes(), style.svg(figure)
 
     first = drawn()
-    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.fonttype": "path", "figure.dpi": 33}):
+    with matplotlib.rc_context(
+        {"font.size": 20, "axes.facecolor": "red", "svg.fonttype": "path", "figure.dpi": 33}
+    ):
         again = drawn()
     assert first == again
     assert first[0].startswith(b"\x89PNG")
@@ -51,15 +53,28 @@ def test_svg_takes_the_colours_of_the_page(history):
     assert "var(--right)" in element
     assert style.INK not in element
     assert style.RIGHT not in element
-    assert not re.search(r"<metadata|<\?xml|font-family| (width|height)=\"[\d.]+pt", element.split(">")[0])
+    assert not re.search(
+        r"<metadata|<\?xml|font-family| (width|height)=\"[\d.]+pt", element.split(">")[0]
+    )
     assert "<text" in element
 
 
 @pytest.mark.parametrize(
-    "name", ["font: 12px", "font-family: x;", 'a id="a"', "#c0ffee", style.RIGHT, "url(#a)", "--> &lt;", "<metadata>"]
+    "name",
+    [
+        "font: 12px",
+        "font-family: x;",
+        'a id="a"',
+        "#c0ffee",
+        style.RIGHT,
+        "url(#a)",
+        "--> &lt;",
+        "<metadata>",
+    ],
 )
 def test_a_class_may_be_called_like_what_svg_rewrites(name):
-    """Its text comes through, and the tags are those of a figure of a class with a harmless name."""
+    """Its text comes through, and the tags are those of a figure of a class with a harmless
+    name."""
     from xml.etree import ElementTree
 
     def element(name):
@@ -82,7 +97,11 @@ def test_ids_stay_where_they_are_referred_to(history):
 
 @pytest.mark.parametrize(
     ("name", "limit", "expected"),
-    [("short", 22, "short"), ("a\nb  c", 22, "a b c"), ("abcdefghijklmnopqrstuvwxyz", 9, "abcd…wxyz")],
+    [
+        ("short", 22, "short"),
+        ("a\nb  c", 22, "a b c"),
+        ("abcdefghijklmnopqrstuvwxyz", 9, "abcd…wxyz"),
+    ],
 )
 def test_short(name, limit, expected):
     assert style.short(name, limit) == expected

@@ -1,4 +1,5 @@
-"""The fork server behind the stages: a stage that runs in its fork is, from outside, what it would be by itself."""
+"""The fork server behind the stages: a stage that runs in its fork is, from outside, what it would
+be by itself."""
 
 import json
 import os
@@ -16,7 +17,8 @@ import pytest
 from graft.forkserver import client, server
 
 ROOT = Path(__file__).resolve().parents[2]
-# A process that is called dvc: it runs the commands that it reads, one after the other, and ends with its input.
+# A process that is called dvc: it runs the commands that it reads, one after the other, and ends
+# with its input.
 DVC = """
 import json, subprocess, sys
 for line in sys.stdin:
@@ -62,7 +64,8 @@ if __name__ == "__main__":
 """
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="this machine does without a server (see client.usable)"
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
+    reason="this machine does without a server (see client.usable)",
 )
 
 
@@ -87,12 +90,19 @@ class Dvc:
     def __init__(self, folder):
         self.folder, self.forks = folder, False
         self.process = subprocess.Popen(
-            [sys.executable, str(folder / "dvc")], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(folder / "dvc")],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def begin(self, *what, command=(), env=None, **options):
         """Start the probe of a stage."""
-        asked = [[*command, sys.executable, "-m", "stages.probe", *what], {"env": {**os.environ, **(env or {})}, **options}]
+        asked = [
+            [*command, sys.executable, "-m", "stages.probe", *what],
+            {"env": {**os.environ, **(env or {})}, **options},
+        ]
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
 
@@ -134,9 +144,14 @@ def clone(tmp_path, monkeypatch):
     """A clone whose fork server imports next to nothing."""
     monkeypatch.delenv(client.SWITCH, raising=False)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    folder = tmp_path / ("a clone with a long path " + 90 * "x")  # longer than the address of a socket may be
+    # Longer than the address of a socket may be.
+    folder = tmp_path / ("a clone with a long path " + 90 * "x")
     for name in ("forkserver", "system"):
-        shutil.copytree(ROOT / "graft" / name, folder / "graft" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "graft" / name,
+            folder / "graft" / name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     for name in ("dvc.yaml", "graft/__init__.py", "stages/__init__.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
@@ -144,7 +159,9 @@ def clone(tmp_path, monkeypatch):
     (folder / "stages" / "probe.py").write_text(STAGE)
     (folder / "graft" / "system" / "answer.py").write_text("ANSWER = 41\n")
     code = (folder / "graft" / "forkserver" / "server.py").read_text()
-    code, found = re.subn(r"PACKAGES = \(\n.*?\n\)", 'PACKAGES = ("decimal",)', code, flags=re.DOTALL)
+    code, found = re.subn(
+        r"PACKAGES = \(\n.*?\n\)", 'PACKAGES = ("decimal",)', code, flags=re.DOTALL
+    )
     assert found == 1
     (folder / "graft" / "forkserver" / "server.py").write_text(code)
     return folder
@@ -175,7 +192,11 @@ def test_a_stage_in_a_fork_is_run_as_python_runs_a_module(clone, dvc):
         del said["pid"], said["parent"]
     assert forked == by_itself
     assert forked["arguments"] == [str(clone / "stages" / "probe.py"), "mistake"]
-    assert (forked["name"], forked["file"], forked["forked"]) == ("__main__", forked["arguments"][0], None)
+    assert (forked["name"], forked["file"], forked["forked"]) == (
+        "__main__",
+        forked["arguments"][0],
+        None,
+    )
 
 
 def test_it_has_the_callers_limits_and_not_the_servers(dvc):
@@ -190,9 +211,15 @@ def test_both_packages_are_read_anew_for_each_stage(clone, dvc):
     first = dvc.served()
     (clone / "graft" / "system" / "answer.py").write_text("ANSWER = 'edited'\n")
     stage = clone / "stages" / "probe.py"
-    stage.write_text(stage.read_text().replace('"folder": os.getcwd()', '"folder": "edited as well"'))
+    stage.write_text(
+        stage.read_text().replace('"folder": os.getcwd()', '"folder": "edited as well"')
+    )
     _, said, _, _ = dvc.probe()
-    assert (said["parent"], said["answer"], said["folder"]) == (first["parent"], "edited", "edited as well")
+    assert (said["parent"], said["answer"], said["folder"]) == (
+        first["parent"],
+        "edited",
+        "edited as well",
+    )
 
 
 def test_another_form_of_its_own_code_is_another_server(clone, dvc):
@@ -217,12 +244,21 @@ def test_to_end_the_process_that_dvc_sees_ends_the_stage(clone, dvc, number):
     first = dvc.served()
     # Tests in the background are run with SIGINT ignored, and so would be the stage.
     dvc.begin("wait", command=("env", "--default-signal=INT"))
-    stage = int(wait_for(lambda: (clone / "waiting").exists() and (clone / "waiting").read_text(), "no stage waits"))
+    stage = int(
+        wait_for(
+            lambda: (clone / "waiting").exists() and (clone / "waiting").read_text(),
+            "no stage waits",
+        )
+    )
     (seen,) = Path(f"/proc/{dvc.process.pid}/task/{dvc.process.pid}/children").read_text().split()
     assert int(seen) != stage
     os.kill(int(seen), number)
     status, said, _, _ = dvc.finish()
-    assert (status, said["pid"], said["parent"]) == (130 if number == signal.SIGINT else -number, stage, first["parent"])
+    assert (status, said["pid"], said["parent"]) == (
+        130 if number == signal.SIGINT else -number,
+        stage,
+        first["parent"],
+    )
     wait_for(lambda: not is_running(stage), "the stage goes on")
     assert (clone / "ended").exists() == (number == signal.SIGINT)
 
@@ -230,10 +266,18 @@ def test_to_end_the_process_that_dvc_sees_ends_the_stage(clone, dvc, number):
 def test_a_killed_server_takes_its_stage_with_it(clone, dvc):
     parent = dvc.served()["parent"]
     dvc.begin("wait")
-    stage = int(wait_for(lambda: (clone / "waiting").exists() and (clone / "waiting").read_text(), "no stage waits"))
+    stage = int(
+        wait_for(
+            lambda: (clone / "waiting").exists() and (clone / "waiting").read_text(),
+            "no stage waits",
+        )
+    )
     os.kill(parent, signal.SIGKILL)
     status, _, _, err = dvc.finish()
-    assert (status, err) == (1, "error: the fork server ended before the stage; try again, or set GRAFT_FORKSERVER=0\n")
+    assert (status, err) == (
+        1,
+        "error: the fork server ended before the stage; try again, or set GRAFT_FORKSERVER=0\n",
+    )
     wait_for(lambda: not is_running(stage), "two writers at the next try")
     assert not dvc.is_fork(dvc.probe()[1])
     for left in dvc.folders():  # by the server of a later dvc
@@ -247,7 +291,12 @@ def test_a_killed_dvc_takes_its_stage_with_it(clone, served):
     if served:
         dvc.served()
     dvc.begin("wait", env={} if served else {client.SWITCH: "0"})
-    stage = int(wait_for(lambda: (clone / "waiting").exists() and (clone / "waiting").read_text(), "no stage waits"))
+    stage = int(
+        wait_for(
+            lambda: (clone / "waiting").exists() and (clone / "waiting").read_text(),
+            "no stage waits",
+        )
+    )
     dvc.process.kill()
     dvc.process.wait()
     wait_for(lambda: not is_running(stage), "two writers at the next try")
@@ -289,14 +338,26 @@ def test_other_settings_of_the_packages_are_not_for_this_server(dvc):
 
 def test_without_a_dvc_there_is_no_server(clone):
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-m", "stages.probe"], cwd=clone, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.probe"],
+            cwd=clone,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert json.loads(done.stdout)["parent"] == os.getpid()
     assert not (clone / ".dvc").exists()
 
 
 @pytest.mark.parametrize(
     ("what", "usable"),
-    [("nothing", True), ("switch", False), ("one processor", False), ("debugger", False), ("other system", False)],
+    [
+        ("nothing", True),
+        ("switch", False),
+        ("one processor", False),
+        ("debugger", False),
+        ("other system", False),
+    ],
 )
 def test_usable(monkeypatch, what, usable):
     monkeypatch.delenv(client.SWITCH, raising=False)

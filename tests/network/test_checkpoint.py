@@ -59,7 +59,9 @@ def test_a_damaged_one_is_set_aside_with_a_line(saved, capsys):
     assert not saved.path.exists()
 
 
-def test_a_save_that_fails_is_one_warning_and_leaves_the_one_before_and_nothing_else(saved, monkeypatch, capsys):
+def test_a_save_that_fails_is_one_warning_and_leaves_the_one_before_and_nothing_else(
+    saved, monkeypatch, capsys
+):
     def full(file, **arrays):
         file.write(b"half")
         raise OSError(28, "No space left on device")

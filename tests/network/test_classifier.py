@@ -37,20 +37,26 @@ def test_unfreezing_frees_the_top_layers_and_no_batch_norm(model, layers, kernel
     base = classifier.backbone_layers(model)
     assert len(base) == 153
     for i, layer in enumerate(base):
-        wanted = i >= len(base) - unfrozen and not isinstance(layer, keras.layers.BatchNormalization)
+        wanted = i >= len(base) - unfrozen and not isinstance(
+            layer, keras.layers.BatchNormalization
+        )
         assert layer.trainable == wanted, layer.name
 
 
 def test_what_is_trained_suits_network_and_pictures(model, description):
-    """auto: all above the lowest depth that the head sees, a share where it sees one; more where pictures are enlarged."""
-    lite = classifier.build(description.replace(backbone="efficientnet_lite0", alpha=1.0, image_size=64))
+    """auto: all above the lowest depth that the head sees, a share where it sees one; more where
+    pictures are enlarged."""
+    lite = classifier.build(
+        description.replace(backbone="efficientnet_lite0", alpha=1.0, image_size=64)
+    )
     size = model.input.shape[1]
     assert classifier.top_layers(model, 20, [size]) == 20
     assert classifier.top_layers(model, 0, [8]) == 0
     assert classifier.top_layers(model, "auto", [size, 2 * size, 3 * size]) == 46  # 30% of 153
     assert classifier.top_layers(model, "auto", [size / 2]) == 107
     assert classifier.top_layers(lite, "auto", [33, 64, 1000]) == 46
-    assert classifier.backbone_layers(lite)[-46].name == "block_11_expand"  # just above the end of the fifth stage
+    # Just above the end of the fifth stage.
+    assert classifier.backbone_layers(lite)[-46].name == "block_11_expand"
     assert classifier.top_layers(lite, "auto", [8, 32, 1000]) == 98
 
 
@@ -66,14 +72,22 @@ def test_saved_and_loaded_it_is_the_same_and_so_are_the_bytes(model, description
     for name in classifier.MODEL_FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert classifier.digest(tmp_path / "one") == classifier.digest(tmp_path / "two")
-    assert json.loads((tmp_path / "one" / "model.json").read_text(encoding="utf-8"))["classes"] == ["a", "b c", "ä"]
+    assert json.loads((tmp_path / "one" / "model.json").read_text(encoding="utf-8"))["classes"] == [
+        "a",
+        "b c",
+        "ä",
+    ]
     classifier.save(again, loaded.replace(temperature=1.5), tmp_path / "two")
     assert classifier.digest(tmp_path / "one") != classifier.digest(tmp_path / "two")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "no such file"), ("{", "not the description"), ('{"backbone": 1}', "not the description")],
+    [
+        (None, "no such file"),
+        ("{", "not the description"),
+        ('{"backbone": 1}', "not the description"),
+    ],
 )
 def test_a_missing_or_damaged_description_is_one_clear_line(tmp_path, text, words):
     if text is not None:

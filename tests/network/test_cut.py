@@ -10,7 +10,8 @@ from graft.network.cut import cut_at, find_cut, split_at
     ("name", "layers", "cut"),
     [
         ("mobilenet_v2", 0, "pooling"),
-        ("mobilenet_v2", 1, "pooling"),  # a relu learns nothing, so nothing below pooling is trained
+        # A relu learns nothing, so nothing below pooling is trained.
+        ("mobilenet_v2", 1, "pooling"),
         ("mobilenet_v2", 20, "block_14_add"),
         ("mobilenet_v2", 34, "block_12_add"),
         ("mobilenet_v2", 50, "block_10_project_BN"),
@@ -22,7 +23,9 @@ from graft.network.cut import cut_at, find_cut, split_at
         ("efficientnet_v2_b0", 50, "block6e_add"),
     ],
 )
-def test_the_cut_is_the_deepest_tensor_that_all_training_depends_on_alone(description, name, layers, cut):
+def test_the_cut_is_the_deepest_tensor_that_all_training_depends_on_alone(
+    description, name, layers, cut
+):
     model = classifier.build(description.replace(backbone=name, alpha=1.0, image_size=96))
     found = find_cut(model, layers)
     assert found.name == cut
@@ -48,7 +51,9 @@ def test_names_that_keras_counts_up_change_neither_digest_nor_place(description,
     models = []
     for _ in range(2):
         keras.utils.set_random_seed(0)
-        models.append(classifier.build(description.replace(backbone=name, alpha=1.0, image_size=96)))
+        models.append(
+            classifier.build(description.replace(backbone=name, alpha=1.0, image_size=96))
+        )
     one, two = (find_cut(model, layers) for model in models)
     assert one.digest == two.digest
     assert (one.position, one.shapes) == (two.position, two.shapes)

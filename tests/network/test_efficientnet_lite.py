@@ -20,7 +20,8 @@ def rebuild(storage, offset, shape, strides, *rest):
 
 
 def write(path, tensors, *, magic=efficientnet_lite.MAGIC, extra=None):
-    """A file as PyTorch wrote it before 1.6. tensors: name -> (storage key, values, offset, shape, strides)."""
+    """A file as PyTorch wrote it before 1.6. tensors: name -> (storage key, values, offset, shape,
+    strides)."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
 
     class FloatStorage:
@@ -43,10 +44,19 @@ def write(path, tensors, *, magic=efficientnet_lite.MAGIC, extra=None):
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
-            return ("storage", FloatStorage, value.key, "cpu", value.size) if isinstance(value, Storage) else None
+            return (
+                ("storage", FloatStorage, value.key, "cpu", value.size)
+                if isinstance(value, Storage)
+                else None
+            )
 
     state = collections.OrderedDict(
-        (name, Tensor(Storage(key, len(values)), offset, shape, strides, False, collections.OrderedDict()))
+        (
+            name,
+            Tensor(
+                Storage(key, len(values)), offset, shape, strides, False, collections.OrderedDict()
+            ),
+        )
         for name, (key, values, offset, shape, strides) in tensors.items()
     )
     if extra is not None:
@@ -68,7 +78,10 @@ def write(path, tensors, *, magic=efficientnet_lite.MAGIC, extra=None):
 
 def test_tensors_are_strided_views_of_their_storage(tmp_path):
     values = np.arange(12, dtype=np.float32)
-    write(tmp_path / "x.pth", {"plain": ("0", values, 0, (3, 4), (4, 1)), "turned": ("1", values, 1, (2, 3), (1, 4))})
+    write(
+        tmp_path / "x.pth",
+        {"plain": ("0", values, 0, (3, 4), (4, 1)), "turned": ("1", values, 1, (2, 3), (1, 4))},
+    )
     found = efficientnet_lite.read_pytorch(tmp_path / "x.pth")
     assert np.array_equal(found["plain"], values.reshape(3, 4))
     assert np.array_equal(found["turned"], [[1, 5, 9], [2, 6, 10]])
@@ -105,20 +118,33 @@ def test_every_tensor_of_the_package_finds_its_layer():
     model = features(32)
     entries = efficientnet_lite.read_pytorch(efficientnet_lite.packaged_file("lite0"))
     used = sum(weight.size for weight in model.get_weights())
-    held = sum(value.size for name, value in entries.items() if "num_batches" not in name and not name.startswith("_fc"))
+    held = sum(
+        value.size
+        for name, value in entries.items()
+        if "num_batches" not in name and not name.startswith("_fc")
+    )
     assert used == held
-    assert [layer.output.shape[1:3] for layer in model.layers if layer.name in ("block_10_add", "head_relu")] == [
+    assert [
+        layer.output.shape[1:3]
+        for layer in model.layers
+        if layer.name in ("block_10_add", "head_relu")
+    ] == [
         (2, 2),
         (1, 1),
     ]
 
 
-@pytest.mark.skipif(not (DATASETS / "tf_flowers_224.tar").exists(), reason="needs photos that are not in the repository")
-@pytest.mark.parametrize(("archive", "folder", "imagenet_class"), [
-    ("tf_flowers_224.tar", "/daisy/", 985), ("alpaca.tar", "/alpaca/", 355),
-])  # fmt: skip
+@pytest.mark.skipif(
+    not (DATASETS / "tf_flowers_224.tar").exists(),
+    reason="needs photos that are not in the repository",
+)
+@pytest.mark.parametrize(
+    ("archive", "folder", "imagenet_class"),
+    [("tf_flowers_224.tar", "/daisy/", 985), ("alpaca.tar", "/alpaca/", 355)],
+)
 def test_the_packaged_weights_know_what_photos_show(archive, folder, imagenet_class):
-    """The package's own classifier over the features: a wrong stride or scale has the right shape and says nonsense."""
+    """The package's own classifier over the features: a wrong stride or scale has the right shape
+    and says nonsense."""
     from PIL import Image
 
     images = []
@@ -126,7 +152,9 @@ def test_the_packaged_weights_know_what_photos_show(archive, folder, imagenet_cl
         for member in file:
             if folder in f"/{member.name}" and member.isfile() and len(images) < 16:
                 image = Image.open(io.BytesIO(file.extractfile(member).read())).convert("RGB")
-                images.append(np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR), np.float32))
+                images.append(
+                    np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR), np.float32)
+                )
     pooled = features(224).predict((np.stack(images) - 127) / 128, verbose=0).mean(axis=(1, 2))
     entries = efficientnet_lite.read_pytorch(efficientnet_lite.packaged_file("lite0"))
     said = (pooled @ entries["_fc.weight"].T + entries["_fc.bias"]).argmax(axis=1)

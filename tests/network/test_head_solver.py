@@ -40,7 +40,9 @@ def classifier(d, classes):
     import keras
 
     features = keras.Input((d,), name="pooling")
-    model = keras.Model(features, keras.layers.Dense(classes, activation="softmax", name="probabilities")(features))
+    model = keras.Model(
+        features, keras.layers.Dense(classes, activation="softmax", name="probabilities")(features)
+    )
     return model, Cut((model.input,), "pooling", -1, "", ((d,),))
 
 
@@ -55,7 +57,9 @@ def test_the_optimum_is_scikit_learns(monkeypatch, n, d, strength):
     found = head_solver.solve(model, cut, train, val, balanced=False)
     x = train.values[0].astype(np.float64)
     mean, scale = x.mean(axis=0), x.std(axis=0)
-    peer = LogisticRegression(C=strength, max_iter=10_000, tol=1e-10).fit((x - mean) / scale, train.images.labels)
+    peer = LogisticRegression(C=strength, max_iter=10_000, tol=1e-10).fit(
+        (x - mean) / scale, train.images.labels
+    )
     expected = peer.predict_proba((val.values[0].astype(np.float64) - mean) / scale)
     assert np.abs(found.predictions.probabilities - expected).max() < 2e-3
 
@@ -67,7 +71,9 @@ def test_an_image_counts_once_however_many_views_it_has(monkeypatch):
     results = []
     for train in (one, twice):
         model, cut = classifier(12, 3)
-        results.append(head_solver.solve(model, cut, train, val, balanced=False).predictions.probabilities)
+        results.append(
+            head_solver.solve(model, cut, train, val, balanced=False).predictions.probabilities
+        )
     assert np.allclose(*results, atol=1e-4)
 
 
@@ -83,7 +89,9 @@ def test_the_same_features_give_the_same_bits():
 def test_noise_calls_for_a_stronger_penalty_than_clear_features(capsys):
     def strength(spread):
         model, cut = classifier(12, 3)
-        head_solver.solve(model, cut, draw(90, spread=spread), draw(30, seed=1, spread=spread), balanced=False)
+        head_solver.solve(
+            model, cut, draw(90, spread=spread), draw(30, seed=1, spread=spread), balanced=False
+        )
         return float(capsys.readouterr().out.split("C = ")[1].split(",")[0])
 
     assert strength(8.0) < strength(0.3)
@@ -134,8 +142,12 @@ def test_no_image_is_judged_by_a_head_that_saw_one_of_its_group():
     rng = np.random.default_rng(0)
     x = np.repeat(rng.normal(size=(60, 200)), 2, axis=0).astype(np.float16)
     labels = np.repeat(rng.integers(0, 2, 60), 2)
-    apart = head_solver.out_of_fold(x, labels, [f"g{i}" for i in range(120)], classes=2, folds=5, balanced=True)
-    together = head_solver.out_of_fold(x, labels, [f"g{i // 2}" for i in range(120)], classes=2, folds=5, balanced=True)
+    apart = head_solver.out_of_fold(
+        x, labels, [f"g{i}" for i in range(120)], classes=2, folds=5, balanced=True
+    )
+    together = head_solver.out_of_fold(
+        x, labels, [f"g{i // 2}" for i in range(120)], classes=2, folds=5, balanced=True
+    )
     assert (apart.argmax(1) == labels).mean() > 0.75
     assert (together.argmax(1) == labels).mean() < 0.65
 
@@ -159,21 +171,30 @@ def test_out_of_fold_probabilities_are_those_of_clear_classes_and_the_same_twice
 def test_few_images_of_a_class_are_judged_all_the_same(labels, classes, folds):
     x = np.random.default_rng(1).normal(size=(len(labels), 20)).astype(np.float16)
     groups = [str(i) for i in range(len(labels))]
-    p = head_solver.out_of_fold(x, np.array(labels), groups, classes=classes, folds=folds, balanced=True)
+    p = head_solver.out_of_fold(
+        x, np.array(labels), groups, classes=classes, folds=folds, balanced=True
+    )
     assert np.isfinite(p).all()
     assert p.sum(axis=1) == pytest.approx(np.ones(len(labels)))
 
 
-@pytest.mark.parametrize(("groups", "folds"), [("aaaa", 5), ("abcd", 0)], ids=["one group", "no folds"])
+@pytest.mark.parametrize(
+    ("groups", "folds"), [("aaaa", 5), ("abcd", 0)], ids=["one group", "no folds"]
+)
 def test_what_cannot_be_judged_gets_equal_shares(groups, folds):
     x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float16)
-    p = head_solver.out_of_fold(x, np.array([0, 1, 0, 1]), list(groups), classes=2, folds=folds, balanced=True)
+    p = head_solver.out_of_fold(
+        x, np.array([0, 1, 0, 1]), list(groups), classes=2, folds=folds, balanced=True
+    )
     assert (p == 0.5).all()
 
 
 def test_of_many_images_some_are_solved_on_and_stand_for_the_others(monkeypatch):
     labels = np.repeat([0, 1, 2], [500, 60, 5])
-    assert [part.tolist() for part in head_solver._some(labels, 4)] == [list(range(565)), [1, 1, 1, 1]]
+    assert [part.tolist() for part in head_solver._some(labels, 4)] == [
+        list(range(565)),
+        [1, 1, 1, 1],
+    ]
     monkeypatch.setattr(head_solver, "MOST", 130)
     chosen, stand = head_solver._some(labels, 4)
     assert np.bincount(labels[chosen]).tolist() == [65, 60, 5] and (np.diff(chosen) > 0).all()

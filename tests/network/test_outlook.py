@@ -28,13 +28,16 @@ def network():
 def test_size_time_and_what_is_faster_are_said_before_the_first_pass(network, capsys):
     announce = outlook(*network, changed(), [300, 200, 500], (1000, 100))
     assert capsys.readouterr().out == (
-        "mobilenet_v2 at 224 px (image_size: auto; the photos' shorter side is 300 px in the median)\n"
+        "mobilenet_v2 at 224 px (image_size: auto; the photos' shorter side is 300 px in the "
+        "median)\n"
     )
     announce(10.0)
     said = capsys.readouterr().out
     minutes = round(first_run_seconds(*network[:2], changed(), (1000, 100), 10.0) / 60)
     assert f"about {minutes} minutes at this speed, 10 images/s" in said
-    assert said.endswith("faster: -S image_size=160, -S fine_tune.layers=0 (the head alone), -S augment.views=1\n")
+    assert said.endswith(
+        "faster: -S image_size=160, -S fine_tune.layers=0 (the head alone), -S augment.views=1\n"
+    )
 
 
 def test_what_is_not_faster_is_not_proposed(network, capsys):
@@ -63,6 +66,10 @@ def test_a_key_that_does_nothing_is_a_warning(network, capsys):
     assert capsys.readouterr().err == ""
     outlook(*network, changed(head={"lr": 1e-2, "epochs": 41}), [300], (10, 5))
     said = capsys.readouterr().err
-    assert "head.lr does nothing while head.hidden_units is 0" in said and "head.epochs does" in said and "patience" not in said
+    assert (
+        "head.lr does nothing while head.hidden_units is 0" in said
+        and "head.epochs does" in said
+        and "patience" not in said
+    )
     outlook(*network, changed(head={"lr": 1e-2, "hidden_units": 128}), [300], (10, 5))
     assert capsys.readouterr().err == ""

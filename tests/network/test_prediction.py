@@ -28,7 +28,9 @@ def test_two_classifiers_in_one_pass_are_each_what_they_are_alone(model, pixels)
         alone = look_inside(model, images.read(range(9)), runtime="litert")
         assert np.allclose(alone.features, inside.features, atol=1e-4)
         assert np.allclose(softmax(inside.logits, axis=1), both[0], atol=1e-5)
-    assert np.allclose(predict(model, images.read(range(9)), runtime="tensorflow"), both[0], atol=1e-5)
+    assert np.allclose(
+        predict(model, images.read(range(9)), runtime="tensorflow"), both[0], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("runtime", ["tensorflow", "litert"])
@@ -67,5 +69,7 @@ def test_what_they_share_is_found_by_place_not_by_name(description, pixels, name
     other.set_weights(model.get_weights())
     other.layers[-1].bias.assign([1.0, -1.0, 0.5])
     images = pixels(3, size=size)
-    for probabilities, which in zip(predict_pair(model, other, layers, images, runtime=row.runtime), (model, other)):
+    for probabilities, which in zip(
+        predict_pair(model, other, layers, images, runtime=row.runtime), (model, other)
+    ):
         assert np.abs(probabilities - np.asarray(which(images.array, training=False))).max() < 1e-5

@@ -23,10 +23,17 @@ def at_hand(tmp_path, monkeypatch):
     return put
 
 
-def test_what_is_at_hand_is_tried_at_the_size_of_the_photos_and_at_two_thirds_of_a_native_one(at_hand):
+def test_what_is_at_hand_is_tried_at_the_size_of_the_photos_and_at_two_thirds_of_a_native_one(
+    at_hand,
+):
     at_hand(
         ["efficientnet_lite0", "efficientnet_lite2"],
-        [f"{V2}_1.0_224_no_top.h5", f"{V2}_0.35_160_no_top.h5", "mobilenet_1_0_224_tf_no_top.h5", "efficientnetb0_notop.h5"],
+        [
+            f"{V2}_1.0_224_no_top.h5",
+            f"{V2}_0.35_160_no_top.h5",
+            "mobilenet_1_0_224_tf_no_top.h5",
+            "efficientnetb0_notop.h5",
+        ],
         ["inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", "other.h5"],
     )
     large = list(suggestion.candidates([500, 400]))
@@ -38,13 +45,22 @@ def test_what_is_at_hand_is_tried_at_the_size_of_the_photos_and_at_two_thirds_of
         Candidate("mobilenet", 1.0, "imagenet", 224),
         Candidate("mobilenet_v2", 0.35, "imagenet", 160),
         Candidate("mobilenet_v2", 1.0, "imagenet", 224),
-        Candidate("inception_v3", 1.0, "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", 299),
-        Candidate("inception_v3", 1.0, "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", 224),
+        Candidate(
+            "inception_v3", 1.0, "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", 299
+        ),
+        Candidate(
+            "inception_v3", 1.0, "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", 224
+        ),
         Candidate("efficientnet_b0", 1.0, "imagenet", 224),
         Candidate("efficientnet_b0", 1.0, "imagenet", 160),
     ]
     small = {(c.name, c.size) for c in suggestion.candidates([28])}
-    assert small == {("efficientnet_lite0", 128), ("efficientnet_lite2", 128), ("inception_v3", 128), ("efficientnet_b0", 128)}
+    assert small == {
+        ("efficientnet_lite0", 128),
+        ("efficientnet_lite2", 128),
+        ("inception_v3", 128),
+        ("efficientnet_b0", 128),
+    }
 
 
 def test_a_file_that_only_params_know_is_tried_where_they_say(at_hand):
@@ -52,30 +68,42 @@ def test_a_file_that_only_params_know_is_tried_where_they_say(at_hand):
     assert list(suggestion.candidates([28])) == []
     found = list(suggestion.candidates([28], own=("mobilenet_v2", 0.35, "other.h5")))
     assert found == [Candidate("mobilenet_v2", 0.35, "other.h5", 128)]
-    (found,) = suggestion.candidates([28], own=("resnet50_v2", 0.35, "other.h5"))  # whose one width params do not say
+    # Whose one width params do not say.
+    (found,) = suggestion.candidates([28], own=("resnet50_v2", 0.35, "other.h5"))
     assert found == Candidate("resnet50_v2", 1.0, "other.h5", 128)
 
 
 def trial(losses, operations, name="a"):
-    return Trial(Candidate(name, 1.0, "packaged", 96), np.array(losses, float), 0.9, 100.0, operations, 10.0)
+    return Trial(
+        Candidate(name, 1.0, "packaged", 96), np.array(losses, float), 0.9, 100.0, operations, 10.0
+    )
 
 
 def test_what_is_worth_its_time_is_the_cheapest_that_is_as_good():
     rng = np.random.default_rng(0)
     base, noise = rng.exponential(0.2, 200), rng.normal(0, 0.1, 200)
-    best, close, worse = trial(base, 100), trial(base + 0.001 + noise - noise.mean(), 50), trial(base + 0.2 + noise, 10)
+    best, close, worse = (
+        trial(base, 100),
+        trial(base + 0.001 + noise - noise.mean(), 50),
+        trial(base + 0.2 + noise, 10),
+    )
     assert suggestion.worth([worse, close, best]) is close
     assert suggestion.worth([worse, best]) is best
-    # The pairs decide, not the two means: these differ by less than either's error, yet on every photo.
+    # The pairs decide, not the two means: these differ by less than either's error, yet on every
+    # photo.
     always = trial(base + 0.005, 50)
     assert always.loss - best.loss < best.error
     assert suggestion.worth([always, best]) is best
 
 
-OTHERS = sorted(name for name, row in backbones.BACKBONES.items() if row.file and name != "mobilenet_v2")
+OTHERS = sorted(
+    name for name, row in backbones.BACKBONES.items() if row.file and name != "mobilenet_v2"
+)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)]
+)
 def test_a_file_is_called_as_keras_calls_it(name, monkeypatch):
     asked = []
 

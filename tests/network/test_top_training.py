@@ -29,9 +29,21 @@ def phase(**changes):
 
 
 def run(
-    model, pixels, folder, plan=None, *, layers=0, seed=3, weights=None, name=None, learnable=False, fit="train", **options
+    model,
+    pixels,
+    folder,
+    plan=None,
+    *,
+    layers=0,
+    seed=3,
+    weights=None,
+    name=None,
+    learnable=False,
+    fit="train",
+    **options,
 ):
-    """`train` on 24 images, 9 to validate, batches of 8; the checkpoint goes where training ends."""
+    """`train` on 24 images, 9 to validate, batches of 8; the checkpoint goes where training
+    ends."""
     cut = find_cut(model, classifier.unfreeze(model, layers))
     sets = pixels(24, seed=1), pixels(9, seed=2, name="val")
     if learnable:  # the class is the brightest channel
@@ -39,7 +51,10 @@ def run(
             images.array //= 2
             images.array[np.arange(len(images)), :, :, images.labels] += 120
     extractor = FeatureExtractor(POOL, "litert", FeatureCache(folder / "features", max_gb=1))
-    seen = [extractor.extract(model, [cut], images, views=views)[0] for images, views in zip(sets, (2, 1))]
+    seen = [
+        extractor.extract(model, [cut], images, views=views)[0]
+        for images, views in zip(sets, (2, 1))
+    ]
     checkpoint = Checkpoint("test", {"name": name or str(folder)})
     config = TrainConfig(plan or phase(), batch_size=8, seed=seed, class_weights=weights)
     result = getattr(top_training, fit)(model, cut, *seen, config, checkpoint=checkpoint, **options)
@@ -64,7 +79,9 @@ def model(fresh):
     return fresh()
 
 
-def test_fine_tuning_moves_the_top_kernels_and_no_batch_norm_and_nothing_below(model, pixels, tmp_path):
+def test_fine_tuning_moves_the_top_kernels_and_no_batch_norm_and_nothing_below(
+    model, pixels, tmp_path
+):
     """BatchNorm that is left to itself drifts in 52 of 52 layers of MobileNetV2 (keras#20285)."""
     before = {v.path: v.numpy() for v in model.variables}
     run(model, pixels, tmp_path, layers=50)
@@ -77,9 +94,13 @@ def test_fine_tuning_moves_the_top_kernels_and_no_batch_norm_and_nothing_below(m
     assert moved - {path for path in moved if "seed_generator" in path} == trained
 
 
-def test_tf_data_has_no_tuner_which_could_hold_up_the_end_of_training(model, pixels, tmp_path, monkeypatch):
+def test_tf_data_has_no_tuner_which_could_hold_up_the_end_of_training(
+    model, pixels, tmp_path, monkeypatch
+):
     fed, fit = [], keras.Model.fit
-    monkeypatch.setattr(keras.Model, "fit", lambda top, data, **more: fed.append(data) or fit(top, data, **more))
+    monkeypatch.setattr(
+        keras.Model, "fit", lambda top, data, **more: fed.append(data) or fit(top, data, **more)
+    )
     run(model, pixels, tmp_path, phase(epochs=1))
     assert [data.options().autotune.enabled for data in fed] == [False]
 
@@ -92,19 +113,31 @@ def test_the_head_learns_and_the_result_says_so(model, pixels, tmp_path):
     assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"]
     assert rows[-1]["train_accuracy"] > 0.8
     # Cosine decay from the peak to nothing.
-    assert np.allclose([row["lr"] for row in rows], 0.01 * (1 + np.cos(np.pi * np.arange(12) / 12)), rtol=1e-4)
+    assert np.allclose(
+        [row["lr"] for row in rows], 0.01 * (1 + np.cos(np.pi * np.arange(12) / 12)), rtol=1e-4
+    )
     predictions = result.predictions
     assert predictions.paths == pixels(9, name="val").paths
     assert np.allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-12)
-    assert result.temperature == fit_temperature(log_probabilities(predictions.probabilities), predictions.labels)
+    assert result.temperature == fit_temperature(
+        log_probabilities(predictions.probabilities), predictions.labels
+    )
 
 
-@pytest.mark.parametrize(("warmup", "steps", "rising"), [(1 / 3, 18, 6), (0.1, 20, 2), (0.999, 20, 19), (0.5, 2, 1), (0, 5, 0)])
-def test_the_rate_rises_over_the_warm_up_and_falls_along_half_a_cosine_and_no_step_is_lost(warmup, steps, rising):
+@pytest.mark.parametrize(
+    ("warmup", "steps", "rising"),
+    [(1 / 3, 18, 6), (0.1, 20, 2), (0.999, 20, 19), (0.5, 2, 1), (0, 5, 0)],
+)
+def test_the_rate_rises_over_the_warm_up_and_falls_along_half_a_cosine_and_no_step_is_lost(
+    warmup, steps, rising
+):
     rate = top_training._rate(phase(lr=1e-3, warmup=warmup), steps)
     rates = np.array([float(rate(step)) for step in range(steps)])
     peak = max(0, rising - 1)
-    expected = [*(np.arange(1, peak + 1) / rising), *((1 + np.cos(np.pi * np.arange(steps - peak) / (steps - peak))) / 2)]
+    expected = [
+        *(np.arange(1, peak + 1) / rising),
+        *((1 + np.cos(np.pi * np.arange(steps - peak) / (steps - peak))) / 2),
+    ]
     assert np.allclose(rates, 1e-3 * np.array(expected), rtol=1e-5)
     assert rates.min() > 0
 
@@ -124,20 +157,33 @@ def test_the_weights_of_the_best_epoch_are_left_and_patience_ends_training(model
     assert np.isclose(-np.log(right).mean(), losses[best], rtol=1e-3)
 
 
-def test_after_a_head_training_that_only_harms_changes_nothing_and_epochs_count_on(model, pixels, tmp_path):
+def test_after_a_head_training_that_only_harms_changes_nothing_and_epochs_count_on(
+    model, pixels, tmp_path
+):
     head = run(model, pixels, tmp_path, phase(lr=0.01, epochs=10))
     before, seen = model.get_weights(), []
-    tuned = run(model, pixels, tmp_path, phase(lr=5.0, epochs=1), previous=head.history, on_epoch=seen.append)
+    tuned = run(
+        model,
+        pixels,
+        tmp_path,
+        phase(lr=5.0, epochs=1),
+        previous=head.history,
+        on_epoch=seen.append,
+    )
     assert tuned.epochs == 1
     assert tuned.history.rows[:10] == head.history.rows
     assert (tuned.history.unfrozen_at, [row["epoch"] for row in seen]) == (10, [10])
     assert seen == list(tuned.history.fine_tuning)
-    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights()) if a.dtype.kind == "f")
+    assert all(
+        np.array_equal(a, b) for a, b in zip(before, model.get_weights()) if a.dtype.kind == "f"
+    )
     assert np.array_equal(tuned.predictions.probabilities, head.predictions.probabilities)
 
 
 @pytest.mark.parametrize(("lr", "torn"), [(5.0, True), (1e-4, False)])
-def test_a_rate_that_tears_the_network_is_said_with_its_key(model, pixels, tmp_path, capsys, lr, torn):
+def test_a_rate_that_tears_the_network_is_said_with_its_key(
+    model, pixels, tmp_path, capsys, lr, torn
+):
     head = run(model, pixels, tmp_path, phase(lr=0.01, epochs=10))
     run(model, pixels, tmp_path, phase(lr=lr, epochs=2), previous=head.history)
     assert ("tore the network" in capsys.readouterr().err) == torn
@@ -154,14 +200,24 @@ def test_a_rate_that_tears_the_network_is_said_with_its_key(model, pixels, tmp_p
 def test_what_smoothing_or_chance_explains_is_not_called_torn(capsys, losses, accuracy, torn):
     rows = [{"val_loss": 0.9, "val_accuracy": accuracy}]
     before = {"start_losses": np.full(12, 0.03), "start_accuracy": 1.0}
-    top_training.TrainingMonitor._warn_if_torn(SimpleNamespace(**before, losses=np.array(losses), rows=rows, phase=phase()))
+    top_training.TrainingMonitor._warn_if_torn(
+        SimpleNamespace(**before, losses=np.array(losses), rows=rows, phase=phase())
+    )
     assert ("tore the network" in capsys.readouterr().err) == torn
 
 
 def test_no_epochs_leave_the_head_and_its_curves_as_they_are(model, pixels, tmp_path):
     head = run(model, pixels, tmp_path)
     before, seen = model.get_weights(), []
-    tuned = run(model, pixels, tmp_path, phase(epochs=0), layers=20, previous=head.history, on_epoch=seen.append)
+    tuned = run(
+        model,
+        pixels,
+        tmp_path,
+        phase(epochs=0),
+        layers=20,
+        previous=head.history,
+        on_epoch=seen.append,
+    )
     assert (tuned.history, tuned.epochs, seen) == (head.history, 0, [])
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights()))
     assert np.allclose(tuned.predictions.probabilities, head.predictions.probabilities, rtol=1e-3)
@@ -170,9 +226,16 @@ def test_no_epochs_leave_the_head_and_its_curves_as_they_are(model, pixels, tmp_
 def test_what_the_phases_take_from_the_params(model):
     params = parameters.load(ROOT / "params.yaml")
     head, tuned = Phase.head(params), Phase.fine_tune(params)
-    assert (head.lr, head.lr_key, head.epochs, head.warmup) == (params.head.lr, "head.lr", params.head.epochs, 0.0)
+    assert (head.lr, head.lr_key, head.epochs, head.warmup) == (
+        params.head.lr,
+        "head.lr",
+        params.head.epochs,
+        0.0,
+    )
     assert (tuned.lr, tuned.lr_key, tuned.warmup) == (params.lr, "lr", params.fine_tune.warmup)
-    still = params.model_copy(update={"fine_tune": params.fine_tune.model_copy(update={"layers": 0})})
+    still = params.model_copy(
+        update={"fine_tune": params.fine_tune.model_copy(update={"layers": 0})}
+    )
     assert Phase.fine_tune(still).epochs == 0
 
 
@@ -180,11 +243,15 @@ def test_class_weights_balance_and_change_what_is_learnt(fresh, pixels, tmp_path
     params = parameters.load(ROOT / "params.yaml")
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
     for setting, expected in (("balanced", (7 / 12, 7 / 6, 7 / 3)), ("none", None)):
-        changed = params.model_copy(update={"head": params.head.model_copy(update={"class_weights": setting})})
+        changed = params.model_copy(
+            update={"head": params.head.model_copy(update={"class_weights": setting})}
+        )
         config = TrainConfig.of(changed, Phase.head(changed), labels)
         assert config.class_weights == (expected and pytest.approx(expected))
     plain, weighted = (
-        run(fresh(), pixels, tmp_path, phase(lr=0.01), weights=weights).predictions.probabilities[:, 0].mean()
+        run(fresh(), pixels, tmp_path, phase(lr=0.01), weights=weights)
+        .predictions.probabilities[:, 0]
+        .mean()
         for weights in (None, (100.0, 1.0, 1.0))
     )
     assert weighted > plain + 0.1
@@ -210,7 +277,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(fresh, pixels, tm
                 raise KeyboardInterrupt
 
         model = fresh()
-        result = run(model, pixels, tmp_path, phase(epochs=4), layers=20, name=name, on_epoch=on_epoch)
+        result = run(
+            model, pixels, tmp_path, phase(epochs=4), layers=20, name=name, on_epoch=on_epoch
+        )
         return result.history, model.get_weights(), seen
 
     whole = train("whole")
@@ -229,7 +298,10 @@ def test_a_prediction_does_not_depend_on_its_company(model, pixels, tmp_path):
     cut = find_cut(model, 50)
     top = top_training.split_at(model, cut)[1]
     extractor = FeatureExtractor(POOL, "litert", FeatureCache(tmp_path, max_gb=1))
-    predicted = [top_training.predict(top, extractor.extract(model, [cut], pixels(n, seed=4))[0]) for n in (3, 70)]
+    predicted = [
+        top_training.predict(top, extractor.extract(model, [cut], pixels(n, seed=4))[0])
+        for n in (3, 70)
+    ]
     few, many = pixels(3, seed=4).array, pixels(70, seed=4).array[:3]
     assert np.array_equal(few, many)
     assert np.array_equal(predicted[0], predicted[1][:3])
@@ -237,7 +309,9 @@ def test_a_prediction_does_not_depend_on_its_company(model, pixels, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_lr_and_key(model, pixels, tmp_path):
     model.layers[-1].kernel.assign(np.full((1280, 3), np.nan, np.float32))
-    words = r"the loss is nan in epoch 0 at lr 0.001: training diverged; lower head.lr in params.yaml"
+    words = (
+        r"the loss is nan in epoch 0 at lr 0.001: training diverged; lower head.lr in params.yaml"
+    )
     with pytest.raises(GraftError, match=words):
         run(model, pixels, tmp_path, phase(lr_key="head.lr"))
 
@@ -260,9 +334,13 @@ def test_xla_is_left_to_keras_on_a_gpu_and_off_on_a_cpu(model, pixels, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_gpu_is_fed_half_precision_which_gives_the_same_bits(fresh, pixels, tmp_path, monkeypatch):
+def test_a_gpu_is_fed_half_precision_which_gives_the_same_bits(
+    fresh, pixels, tmp_path, monkeypatch
+):
     compile = keras.Model.compile
-    monkeypatch.setattr(keras.Model, "compile", lambda top, **how: compile(top, **{**how, "jit_compile": False}))
+    monkeypatch.setattr(
+        keras.Model, "compile", lambda top, **how: compile(top, **{**how, "jit_compile": False})
+    )
     fed, ready = [], top_training._ready
     monkeypatch.setattr(top_training, "_ready", lambda values: fed.append(ready(values)) or fed[-1])
     results = []
@@ -272,12 +350,15 @@ def test_a_gpu_is_fed_half_precision_which_gives_the_same_bits(fresh, pixels, tm
         assert {values.dtype for values in fed} == {np.dtype(np.float16 if gpu else np.float32)}
         fed.clear()
     assert results[0].history == results[1].history
-    assert np.array_equal(results[0].predictions.probabilities, results[1].predictions.probabilities)
+    assert np.array_equal(
+        results[0].predictions.probabilities, results[1].predictions.probabilities
+    )
 
 
 @pytest.mark.slow
 def test_several_devices_get_a_batch_that_they_divide(description, tmp_path):
-    """Keras' symbolic build fails on a batch of 8 for 3 devices; a process of its own, since devices are made once."""
+    """Keras' symbolic build fails on a batch of 8 for 3 devices; a process of its own, since
+    devices are made once."""
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "network")!r}]
@@ -308,21 +389,30 @@ print(result.epochs, np.isfinite([row["val_loss"] for row in result.history.rows
     assert done.stdout.splitlines()[-1] == "2 True"
 
 
-def test_a_trained_head_has_the_weight_decay_that_validation_chose(fresh, pixels, tmp_path, capsys, monkeypatch):
+def test_a_trained_head_has_the_weight_decay_that_validation_chose(
+    fresh, pixels, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(top_training, "DECAYS", (0.0, 0.5, 5.0))
     told, seen = [], {}
 
     def one(decays, **options):
         monkeypatch.setattr(top_training, "DECAYS", decays)
-        return run(fresh(), pixels, tmp_path, phase(lr=0.05), learnable=True, fit="fit_head", **options)
+        return run(
+            fresh(), pixels, tmp_path, phase(lr=0.05), learnable=True, fit="fit_head", **options
+        )
 
     for decay in (0.0, 0.5, 5.0):
         seen[decay] = one((decay,), name=f"{decay} alone")
-    losses = {decay: calibrated_losses(r.predictions.probabilities, r.predictions.labels).mean() for decay, r in seen.items()}
+    losses = {
+        decay: calibrated_losses(r.predictions.probabilities, r.predictions.labels).mean()
+        for decay, r in seen.items()
+    }
     best = min(losses, key=losses.get)
     assert len({round(loss, 6) for loss in losses.values()}) == 3
     chosen = one((0.0, 0.5, 5.0), on_epoch=told.append)
     assert chosen.history == seen[best].history and told == list(chosen.history.rows)
-    np.testing.assert_array_equal(chosen.predictions.probabilities, seen[best].predictions.probabilities)
+    np.testing.assert_array_equal(
+        chosen.predictions.probabilities, seen[best].predictions.probabilities
+    )
     assert f"head: weight decay {best:g} of 0, 0.5, 5, " in capsys.readouterr().out
     assert not list((tmp_path / ".cache" / "checkpoints").glob("*"))

@@ -1,4 +1,5 @@
-"""Rows of the table of backbones through all six recipes, with random weights at the smallest size."""
+"""Rows of the table of backbones through all six recipes, with random weights at the smallest
+size."""
 
 import shutil
 from pathlib import Path
@@ -16,10 +17,14 @@ from tests.recipes.conftest import NullRun, changed, run
 
 ROOT = Path(__file__).parents[2]
 ALL = 999  # layers
-# Training all layers takes most of a row's minutes; that all cuts hold is tested without training in tests/network.
+# Training all layers takes most of a row's minutes; that all cuts hold is tested without training
+# in tests/network.
 ALL_TOO = ("xception", "efficientnet_lite1")
 NONE_TOO = ("mobilenet_v2", "densenet121", "efficientnet_b0")  # one of each kind
-CASES = {name: (50, *[ALL] * (name in ALL_TOO), *[0] * (name in NONE_TOO)) for name in backbones.BACKBONES}
+CASES = {
+    name: (50, *[ALL] * (name in ALL_TOO), *[0] * (name in NONE_TOO))
+    for name in backbones.BACKBONES
+}
 
 
 @pytest.fixture(scope="module")

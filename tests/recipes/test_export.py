@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """A clone in which everything before export has run. Its labels are what the classifier says, but for one test image."""
+    """A clone in which everything before export has run. Its labels are what the classifier says,
+    but for one test image."""
     root = tmp_path_factory.mktemp("clone")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, root)
@@ -41,7 +42,9 @@ def template(tmp_path_factory):
     images, rows = make_images(40), []
     inside = look_inside(model, [images], runtime="tensorflow")
     labels = inside.logits.argmax(1)
-    fit(inside.features, labels, inside.features, inside.logits, classes=3).write(root / paths.KNOWN)
+    fit(inside.features, labels, inside.features, inside.logits, classes=3).write(
+        root / paths.KNOWN
+    )
     labels[12] = (labels[12] + 1) % 3
     (root / "photos").mkdir()
     for i, split in enumerate(["test"] * 20 + ["train"] * 10 + ["val"] * 10):
@@ -51,7 +54,10 @@ def template(tmp_path_factory):
     listed = Manifest(tuple(rows), CLASSES)
     manifest.write(listed, root / paths.SPLIT)
     said = model(images, training=False).numpy().astype(np.float64) ** 0.5  # the temperature is 2
-    for stage, split, chosen in ((paths.EVALUATE, "test", said[:20]), (paths.FINE_TUNE, "val", said[30:])):
+    for stage, split, chosen in (
+        (paths.EVALUATE, "test", said[:20]),
+        (paths.FINE_TUNE, "val", said[30:]),
+    ):
         Predictions.of(listed.split(split), chosen).write(root / stage / "predictions.csv")
     return root
 
@@ -60,7 +66,13 @@ def template(tmp_path_factory):
 def clone(template, tmp_path, monkeypatch):
     root = tmp_path / "my clöne"
     shutil.copytree(template, root)
-    for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE"):
+    for key in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+        "DVC_ROOT",
+        "DVC_EXP_NAME",
+        "DVC_STAGE",
+    ):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.chdir(root)
     return root
@@ -82,11 +94,16 @@ def settings(*, calibrate=True, **changes):
 def unregistered(monkeypatch):
     """(model, description) of each model that would have been registered."""
     kept = []
-    monkeypatch.setattr(pyfunc, "register", lambda run, model, description, **_: kept.append((model, description)) or "1")
+    monkeypatch.setattr(
+        pyfunc,
+        "register",
+        lambda run, model, description, **_: kept.append((model, description)) or "1",
+    )
     return kept
 
 
-GENEROUS = {"min_agreement": 0.0, "max_accuracy_drop": 1.0}  # so small a network, untrained, bears no rounding
+# So small a network, untrained, bears no rounding.
+GENEROUS = {"min_agreement": 0.0, "max_accuracy_drop": 1.0}
 
 
 def test_all_formats_are_written_checked_logged_and_registered(clone):
@@ -96,17 +113,32 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     folder = clone / paths.EXPORT
     checks = read_json(folder / "checks.json")
     photos = checks.pop("from_photos")
-    assert {p.name for p in folder.iterdir()} == {*(FILES[name] for name in checks), "labels.txt", "checks.json", "known.npz"}
+    assert {p.name for p in folder.iterdir()} == {
+        *(FILES[name] for name in checks),
+        "labels.txt",
+        "checks.json",
+        "known.npz",
+    }
     assert list(checks) == list(params.export.formats)
     assert all(
-        set(c) == {"bytes", "n", "agreement", "clear_disagreements", "max_difference", "accuracy"} for c in checks.values()
+        set(c) == {"bytes", "n", "agreement", "clear_disagreements", "max_difference", "accuracy"}
+        for c in checks.values()
     )
     assert [c["n"] for c in checks.values()] == [20] * 7
-    assert (checks["keras"]["agreement"], checks["keras"]["accuracy"], checks["onnx"]["accuracy"]) == (1.0, 0.95, 0.95)
-    assert list(photos) == list(resizers.RESIZERS)  # none of which changes a photo that has the size already, but JPEG
+    assert (
+        checks["keras"]["agreement"],
+        checks["keras"]["accuracy"],
+        checks["onnx"]["accuracy"],
+    ) == (1.0, 0.95, 0.95)
+    # None of which changes a photo that has the size already, but JPEG.
+    assert list(photos) == list(resizers.RESIZERS)
     assert [c["agreement"] for c in photos.values()][:-1] == [1.0] * 5
     described = json.loads(zipfile.ZipFile(folder / "model.keras").read("graft.json"))
-    assert (described["classes"], described["temperature"], described["calibrated"]) == (list(CLASSES), 2.0, True)
+    assert (described["classes"], described["temperature"], described["calibrated"]) == (
+        list(CLASSES),
+        2.0,
+        True,
+    )
 
     logged = run.client.get_run(run.run_id)
     assert logged.info.status == "FINISHED"
@@ -117,7 +149,9 @@ def test_all_formats_are_written_checked_logged_and_registered(clone):
     assert version.tags["formats"] == ", ".join(checks)
     below = photos["jpeg_75"]["agreement"] < params.export.min_agreement
     assert ("warning" in version.tags) == below
-    assert version.tags["digest"] == pyfunc.shipped_digest(*writers.self_contained(*make_classifier()), folder, paths.KNOWN)
+    assert version.tags["digest"] == pyfunc.shipped_digest(
+        *writers.self_contained(*make_classifier()), folder, paths.KNOWN
+    )
     shipped = {path.name for path in (store.local_path(version.source) / pyfunc.FORMATS).iterdir()}
     assert shipped == {p.name for p in folder.iterdir()} - {"model.keras"}
 
@@ -137,8 +171,12 @@ def test_the_registered_model_is_the_exported_one(clone):
     mlflow.set_tracking_uri(store.tracking_uri())
     registered = Path(mlflow.artifacts.download_artifacts("models:/graft@exported"))
     assert list(registered.rglob("*.pyc")) == []
-    assert (registered / "artifacts" / "model.keras").read_bytes() == (clone / paths.EXPORT / "model.keras").read_bytes()
-    found = mlflow.pyfunc.load_model("models:/graft@exported").predict((clone / "photos" / "03.png").read_bytes())
+    assert (registered / "artifacts" / "model.keras").read_bytes() == (
+        clone / paths.EXPORT / "model.keras"
+    ).read_bytes()
+    found = mlflow.pyfunc.load_model("models:/graft@exported").predict(
+        (clone / "photos" / "03.png").read_bytes()
+    )
     expected = readers.load("keras", clone / paths.EXPORT)(make_images(30)[3:4])[0]
     np.testing.assert_allclose(list(found["probabilities"][0].values()), expected, atol=1e-6)
     opened = predict.open_model("models:/graft@exported")
@@ -166,31 +204,47 @@ def test_without_calibration_the_temperature_is_left_out(clone, unregistered):
     images = make_images(4)
     assert (found.description.temperature, found.description.calibrated) == (1.0, False)
     assert unregistered[0][1] == found.description
-    np.testing.assert_allclose(found(images), make_classifier()[0](images, training=False), atol=1e-5)
+    np.testing.assert_allclose(
+        found(images), make_classifier()[0](images, training=False), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("on_miss", ["drop", "fail"])
-def test_a_format_that_misses_is_left_out_and_the_others_stay(clone, unregistered, monkeypatch, capsys, on_miss):
+def test_a_format_that_misses_is_left_out_and_the_others_stay(
+    clone, unregistered, monkeypatch, capsys, on_miss
+):
     """The planted fault: a converter that mixes up the classes."""
     import keras
 
     model, _ = make_classifier()
     mixed = keras.Model(model.input, keras.ops.take(model.output, [1, 2, 0], axis=1))
     real = writers._converter
-    monkeypatch.setattr(writers, "_converter", lambda frozen, *rest: real(runtimes.freeze(mixed), *rest))
+    monkeypatch.setattr(
+        writers, "_converter", lambda frozen, *rest: real(runtimes.freeze(mixed), *rest)
+    )
     run = NullRun()
     params = settings(formats=("keras", "tflite", "tflite_fp16", "h5"), on_miss=on_miss)
     if on_miss == "fail":
-        with pytest.raises(GraftError, match=r"^export: tflite: a probability differs from the original's by 0\.\d+ on 20 "):
+        with pytest.raises(
+            GraftError,
+            match=r"^export: tflite: a probability differs from the original's by 0\.\d+ on 20 ",
+        ):
             export(params, run)
         assert unregistered == []
     else:
         export(params, run)
-        assert list(read_json(clone / paths.EXPORT / "checks.json")) == ["keras", "h5", "from_photos"]
+        assert list(read_json(clone / paths.EXPORT / "checks.json")) == [
+            "keras",
+            "h5",
+            "from_photos",
+        ]
         left = {p.name for p in (clone / paths.EXPORT).iterdir()}
         assert left == {"model.keras", "model.h5", "labels.txt", "checks.json", "known.npz"}
         said = capsys.readouterr().err
-        assert "warning: export: tflite left out: a probability differs from the original's by 0." in said
+        assert (
+            "warning: export: tflite left out: a probability differs from the original's by 0."
+            in said
+        )
         assert "warning: export: tflite_fp16 left out: agrees with the original on 0." in said
         assert len(unregistered) == 1
     assert run.metrics["tflite"]["agreement"] < 0.5  # what was found is logged even so
@@ -199,14 +253,19 @@ def test_a_format_that_misses_is_left_out_and_the_others_stay(clone, unregistere
 def test_int8_is_chosen_on_validation_images(clone, unregistered, monkeypatch):
     """Not on the training images that set its ranges, and not on the test images that judge it."""
     seen = []
-    monkeypatch.setattr(parity, "verdict", lambda format, folder, images, *_: seen.append((format, images.paths)) or "no")
+    monkeypatch.setattr(
+        parity,
+        "verdict",
+        lambda format, folder, images, *_: seen.append((format, images.paths)) or "no",
+    )
     export(settings(formats=("keras", "tflite_int8")), NullRun())
     assert seen == [("tflite_int8", tuple(f"{i}.png" for i in range(30, 40)))]
     assert "tflite_int8" not in read_json(clone / paths.EXPORT / "checks.json")
 
 
 def change_predictions(chosen, power):
-    """Of the images `chosen`, evaluate's probabilities p become p^power, normalised: below 0 the order turns round."""
+    """Of the images `chosen`, evaluate's probabilities p become p^power, normalised: below 0 the
+    order turns round."""
     path = paths.EVALUATE / "predictions.csv"
     said = Predictions.read(path)
     changed = said.probabilities.copy()
@@ -218,19 +277,26 @@ def test_a_model_that_answers_otherwise_than_evaluate_found_fails_the_stage(clon
     change_predictions(slice(None), 1.001)  # rounded otherwise
     export(settings(formats=("keras",)), NullRun())
     change_predictions([3, 7], -1.0)
-    with pytest.raises(GraftError, match=r"^export: the model answers otherwise on 2 of 20 test images than evaluate found"):
+    with pytest.raises(
+        GraftError,
+        match=r"^export: the model answers otherwise on 2 of 20 test images than evaluate found",
+    ):
         export(settings(formats=("keras",)), NullRun())
     assert len(unregistered) == 1
 
 
 def test_predictions_of_other_images_are_refused(clone, unregistered):
     shutil.copy(paths.FINE_TUNE / "predictions.csv", paths.EVALUATE)
-    with pytest.raises(GraftError, match=r"^export: predictions.csv is of other images than the split; run `dvc repro`$"):
+    with pytest.raises(
+        GraftError,
+        match=r"^export: predictions.csv is of other images than the split; run `dvc repro`$",
+    ):
         export(settings(formats=("keras",)), NullRun())
 
 
 def test_equal_networks_are_asked_once(clone, unregistered, monkeypatch):
-    """What the Keras files hold is the network that was written; one that differs in a bit is asked itself."""
+    """What the Keras files hold is the network that was written; one that differs in a bit is asked
+    itself."""
     asked = []
     real = readers.Loaded.__call__
 
@@ -271,6 +337,8 @@ def test_three_test_images_are_enough(clone, unregistered):
     rows = tuple(row for row in listed.rows if row.split != "test" or row.path < "03")
     few = Manifest(rows, listed.classes)
     manifest.write(few, paths.SPLIT)
-    Predictions.of(few.split("test"), said.probabilities[:3]).write(paths.EVALUATE / "predictions.csv")
+    Predictions.of(few.split("test"), said.probabilities[:3]).write(
+        paths.EVALUATE / "predictions.csv"
+    )
     export(settings(formats=("keras", "tflite_fp16"), **GENEROUS), NullRun())
     assert read_json(clone / paths.EXPORT / "checks.json")["tflite_fp16"]["n"] == 3

@@ -1,4 +1,5 @@
-"""train-head, fine-tune and evaluate as real functions on a few tiny images; MLflow is not what is tested here."""
+"""train-head, fine-tune and evaluate as real functions on a few tiny images; MLflow is not what is
+tested here."""
 
 import json
 import shutil
@@ -21,9 +22,15 @@ from tests.recipes.conftest import changed, run
 ROOT = Path(__file__).parents[2]
 CLASSES = ("dark", "light grey")
 FILES = {
-    "model.weights.h5", "model.json", "curves.csv", "predictions.csv", "metrics.json", "report.json", "report.txt",
+    "model.weights.h5",
+    "model.json",
+    "curves.csv",
+    "predictions.csv",
+    "metrics.json",
+    "report.json",
+    "report.txt",
     "confusion_matrix.csv",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,8 @@ def given():
 
 @pytest.fixture(scope="module")
 def clone(given, tmp_path_factory):
-    """A folder in which split, train-head, fine-tune and evaluate have run once; (root, their runs, what was registered)."""
+    """A folder in which split, train-head, fine-tune and evaluate have run once; (root, their runs,
+    what was registered)."""
     environment.quiet_tensorflow()
     root = tmp_path_factory.mktemp("stages") / "clone"
     rng = np.random.default_rng(0)
@@ -60,10 +68,17 @@ def clone(given, tmp_path_factory):
             patch.delenv(key, raising=False)
         patch.chdir(root)
         registered, challenges = [], []
-        patch.setattr("graft.serving.pyfunc.register", lambda *_, **options: registered.append(options) or "1")
+        patch.setattr(
+            "graft.serving.pyfunc.register", lambda *_, **options: registered.append(options) or "1"
+        )
         patch.setattr("graft.tracking.champion.record_head", lambda *_: None)
-        patch.setattr("graft.tracking.champion.challenge", lambda _, **options: challenges.append(options))
-        runs = {stage: run(stage, given) for stage in ("split", "train-head", "second-look", "fine-tune", "evaluate")}
+        patch.setattr(
+            "graft.tracking.champion.challenge", lambda _, **options: challenges.append(options)
+        )
+        runs = {
+            stage: run(stage, given)
+            for stage in ("split", "train-head", "second-look", "fine-tune", "evaluate")
+        }
         yield root, runs, registered, challenges
 
 
@@ -71,28 +86,38 @@ def clone(given, tmp_path_factory):
 def test_a_training_stage_writes_logs_and_registers_one_model(clone, stage):
     root, runs, registered, _ = clone
     folder = root / paths.STAGES[stage]
-    iterations = len(read_csv(root / paths.TRAIN_HEAD / "curves.csv"))  # of the head, which is solved
+    # Of the head, which is solved.
+    iterations = len(read_csv(root / paths.TRAIN_HEAD / "curves.csv"))
     epochs, first = (iterations, 0) if stage == "train-head" else (2, iterations)
     known = {"known.npz"} if stage == "fine-tune" else set()
-    assert {p.name for p in folder.iterdir()} == FILES | known  # no picture: a colour must not retrain a network
+    # No picture: a colour must not retrain a network.
+    assert {p.name for p in folder.iterdir()} == FILES | known
     assert [row["epoch"] for row in runs[stage].rows] == list(range(first, first + epochs))
     curves = read_csv(folder / "curves.csv")
     assert len(curves) == first + epochs  # fine-tune's curves go on where the head's end
-    assert [float(row["val_loss"]) for row in curves[first:]] == [row["val_loss"] for row in runs[stage].rows]
+    assert [float(row["val_loss"]) for row in curves[first:]] == [
+        row["val_loss"] for row in runs[stage].rows
+    ]
     metrics = read_json(folder / "metrics.json")
     assert metrics["n"] == 6
     assert metrics["epochs"] == epochs
     assert runs[stage].pictures >= {"curves.png", "confusion_matrix.png", "model_graph.png"}
-    assert registered[0 if stage == "train-head" else 1]["alias"] == {"train-head": "head", "fine-tune": "fine-tuned"}[stage]
+    assert (
+        registered[0 if stage == "train-head" else 1]["alias"]
+        == {"train-head": "head", "fine-tune": "fine-tuned"}[stage]
+    )
 
 
 def test_what_is_saved_gives_what_the_report_says(clone):
-    """The model as it lies on disk, run by Keras on the validation images, against the stage's own figures."""
+    """The model as it lies on disk, run by Keras on the validation images, against the stage's own
+    figures."""
     from graft.network import classifier
 
     root, *_ = clone
     model, description = classifier.load(root / paths.FINE_TUNE)
-    (val,) = images.image_sets(manifest.read(root / paths.SPLIT), root / "photos", description, "val")
+    (val,) = images.image_sets(
+        manifest.read(root / paths.SPLIT), root / "photos", description, "val"
+    )
     (pixels,) = val.read(range(len(val)))
     assert description.classes == CLASSES
     assert description.trainable_layers == 20
@@ -101,7 +126,8 @@ def test_what_is_saved_gives_what_the_report_says(clone):
     assert read_json(root / paths.FINE_TUNE / "metrics.json")["accuracy"] == pytest.approx(accuracy)
     written = Predictions.read(root / paths.FINE_TUNE / "predictions.csv")
     assert written.paths == val.paths
-    assert np.allclose(written.probabilities, probabilities, atol=1e-3)  # features are kept in half precision
+    # Features are kept in half precision.
+    assert np.allclose(written.probabilities, probabilities, atol=1e-3)
 
 
 def test_evaluate_measures_both_models_on_the_test_images_alone(clone):
@@ -109,16 +135,23 @@ def test_evaluate_measures_both_models_on_the_test_images_alone(clone):
 
     root, runs, *_ = clone
     model, description = classifier.load(root / paths.FINE_TUNE)
-    (test,) = images.image_sets(manifest.read(root / paths.SPLIT), root / "photos", description, "test")
+    (test,) = images.image_sets(
+        manifest.read(root / paths.SPLIT), root / "photos", description, "test"
+    )
     (pixels,) = test.read(range(len(test)))
     written = Predictions.read(root / paths.EVALUATE / "predictions.csv")
     assert written.paths == test.paths
-    expected = apply_temperature(np.asarray(model(pixels, training=False), np.float64), description.temperature)
+    expected = apply_temperature(
+        np.asarray(model(pixels, training=False), np.float64), description.temperature
+    )
     assert np.allclose(written.probabilities, expected, atol=1e-5)
     head, _ = classifier.load(root / paths.TRAIN_HEAD)
     figures = read_json(root / paths.EVALUATE / "metrics.json")
     assert figures["n"] == len(test) == 6
-    assert figures["head_accuracy"] == (np.asarray(head(pixels, training=False)).argmax(1) == test.labels).mean()
+    assert (
+        figures["head_accuracy"]
+        == (np.asarray(head(pixels, training=False)).argmax(1) == test.labels).mean()
+    )
     card = (root / paths.EVALUATE / "card.html").read_text(encoding="utf-8")
     assert "http://" not in card.replace("http://www.w3.org", "")
     assert "MLflow run" in runs["evaluate"].texts["card.html"]
@@ -145,15 +178,26 @@ def test_second_look_judges_every_photo_once(clone):
 
 
 def test_photos_are_logged_under_the_keys_that_the_view_in_mlflow_shows(clone):
-    shown = {key for chart in json.loads(store._view())["compareRunCharts"] for key in chart.get("imageKeys", ())}
+    shown = {
+        key
+        for chart in json.loads(store._view())["compareRunCharts"]
+        for key in chart.get("imageKeys", ())
+    }
     logged = clone[1]["evaluate"].images
     assert set(logged) <= shown
     assert {f"test photos/{number:02}" for number in range(1, 7)} <= set(logged)  # all six of them
     assert "Grad-CAM/01" in logged
     assert {(image.dtype.name, image.ndim) for image in logged.values()} == {("uint8", 3)}
     assert {*plots.KEYS.values(), second_look.KEY} == set(store.GRIDS)
-    assert store.GRIDS["test photos"] == plots.COMPARED and store.GRIDS[second_look.KEY] == second_look.LOGGED
-    assert min(plots.WORST, 2 * plots.EXPLAINED) == store.GRIDS["worst mistakes"] == store.GRIDS["Grad-CAM"]
+    assert (
+        store.GRIDS["test photos"] == plots.COMPARED
+        and store.GRIDS[second_look.KEY] == second_look.LOGGED
+    )
+    assert (
+        min(plots.WORST, 2 * plots.EXPLAINED)
+        == store.GRIDS["worst mistakes"]
+        == store.GRIDS["Grad-CAM"]
+    )
 
 
 def test_the_champion_is_challenged_on_validation_images(clone):
@@ -161,7 +205,10 @@ def test_the_champion_is_challenged_on_validation_images(clone):
     (challenge,) = challenges
     val = manifest.read(root / paths.SPLIT).split("val")
     assert challenge["predictions"].paths == val.paths
-    assert challenge["metrics"]["accuracy"] == read_json(root / paths.FINE_TUNE / "metrics.json")["accuracy"]
+    assert (
+        challenge["metrics"]["accuracy"]
+        == read_json(root / paths.FINE_TUNE / "metrics.json")["accuracy"]
+    )
     assert "min_class_recall" in challenge["metrics"]
 
 
@@ -185,7 +232,9 @@ def test_a_cluster_changes_no_byte_of_a_stages_outputs(clone, given, ray, monkey
     run("train-head", changed(given, features={"executor": "ray"}))
     assert list((copy / ".cache" / "features").glob("*/*.seg"))
     for name in FILES:
-        assert (copy / paths.TRAIN_HEAD / name).read_bytes() == (root / paths.TRAIN_HEAD / name).read_bytes(), name
+        assert (copy / paths.TRAIN_HEAD / name).read_bytes() == (
+            root / paths.TRAIN_HEAD / name
+        ).read_bytes(), name
 
 
 def test_no_layer_to_unfreeze_leaves_the_heads_model_as_it_is(clone, given, monkeypatch):
@@ -195,8 +244,12 @@ def test_no_layer_to_unfreeze_leaves_the_heads_model_as_it_is(clone, given, monk
     monkeypatch.chdir(root)
     made = run("fine-tune", changed(given, fine_tune={"layers": 0}))
     assert made.rows == []
-    head, tuned = (classifier.load(root / folder)[0] for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE))
+    head, tuned = (
+        classifier.load(root / folder)[0] for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(head.get_weights(), tuned.get_weights()))
-    head_curves, curves = (read_csv(root / folder / "curves.csv") for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE))
+    head_curves, curves = (
+        read_csv(root / folder / "curves.csv") for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE)
+    )
     assert curves == head_curves
     assert json.loads((root / paths.FINE_TUNE / "metrics.json").read_text())["epochs"] == 0

@@ -23,7 +23,10 @@ class Noise:
     def read(self, indices):
         self.asked = tuple(int(i) for i in indices)
         for some in np.array_split(np.array(self.asked), 2):  # in batches
-            made = [np.random.default_rng(i).integers(0, 256, (self.size, self.size, 3), np.uint8) for i in some]
+            made = [
+                np.random.default_rng(i).integers(0, 256, (self.size, self.size, 3), np.uint8)
+                for i in some
+            ]
             yield np.array(made, np.uint8).reshape(-1, self.size, self.size, 3)
 
 
@@ -37,7 +40,10 @@ def about():
     return About(
         Description("tiny & <small>", 0.35, 96, tuple(CLASSES), 1280, 0.25, "squash", 20, 1.23456),
         counts={"train": {"daisy": 5, "path": 7}, "test": dict.fromkeys(CLASSES, 30)},
-        problems=[{"path": f"daisy/{k}.jpg", "problem": "truncated", "action": "set aside"} for k in range(50)],
+        problems=[
+            {"path": f"daisy/{k}.jpg", "problem": "truncated", "action": "set aside"}
+            for k in range(50)
+        ],
         digests={"data": "ab12"},
     )
 
@@ -46,7 +52,10 @@ def about():
 def results(simulate, history):
     """90 test images of 3 classes in groups, calibrated with the temperature 2."""
     options = {"classes": CLASSES, "groups": ["" if i % 3 else f"g{i // 9}" for i in range(90)]}
-    bare, head = simulate(90, 3, signal=1.5, sharpness=2, **options), simulate(90, 3, signal=1, **options)
+    bare, head = (
+        simulate(90, 3, signal=1.5, sharpness=2, **options),
+        simulate(90, 3, signal=1, **options),
+    )
     calibration = Calibration(2.0, applied=True)
     return Results(calibration.shipped(bare), head, calibration, history)
 

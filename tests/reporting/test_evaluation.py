@@ -1,4 +1,5 @@
-"""The files of `evaluate`: all that they hold follows from the arguments, and predictions.csv proves the figures."""
+"""The files of `evaluate`: all that they hold follows from the arguments, and predictions.csv
+proves the figures."""
 
 import csv
 import dataclasses
@@ -20,23 +21,34 @@ from graft.scoring.statistics import compare_paired
 from graft.system.files import read_json
 
 PNG = {
-    "confusion_matrix", "confusion_matrix_normalised", "curves", "grad_cam", "head_against_fine_tuned", "model_graph",
-    "model_graph_head", "per_class", "precision_recall", "prediction_grid", "reliability", "roc", "top_confusions",
-    "worst_mistakes",
+    "confusion_matrix", "confusion_matrix_normalised", "curves", "grad_cam",
+    "head_against_fine_tuned", "model_graph", "model_graph_head", "per_class", "precision_recall",
+    "prediction_grid", "reliability", "roc", "top_confusions", "worst_mistakes",
 }  # fmt: skip
 CSV = {"per_class", "precision_recall", "reliability", "roc", "top_confusions", "worst_mistakes"}
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_everything_is_written(written):
     folder, _ = written
-    top = {"metrics.json", "predictions.csv", "report.json", "report.txt", "confusion_matrix.csv", "card.html"}
+    top = {
+        "metrics.json",
+        "predictions.csv",
+        "report.json",
+        "report.txt",
+        "confusion_matrix.csv",
+        "card.html",
+    }
     drawn = {f"plots/{name}.png" for name in PNG} | {f"plots/{name}.csv" for name in CSV}
     assert set(files(folder)) == top | drawn
-    assert not any(b"\r\n" in content for name, content in files(folder).items() if not name.endswith(".png"))
+    assert not any(
+        b"\r\n" in content for name, content in files(folder).items() if not name.endswith(".png")
+    )
 
 
 def test_written_twice_is_the_same_bytes(written, results, arguments, images, tmp_path):
@@ -63,7 +75,10 @@ def test_figures_follow_from_predictions_csv(written, results):
         bins = np.ceil(confidence * 15)
         return sum(abs((right[bins == b] - confidence[bins == b]).sum()) for b in range(1, 16)) / 90
 
-    only_head, only_tuned = ((head == y) & (predicted != y)).sum(), ((head != y) & (predicted == y)).sum()
+    only_head, only_tuned = (
+        ((head == y) & (predicted != y)).sum(),
+        ((head != y) & (predicted == y)).sum(),
+    )
     expected = {
         "n": 90,
         "accuracy": sk.accuracy_score(y, predicted),
@@ -87,9 +102,17 @@ def test_figures_follow_from_predictions_csv(written, results):
     again = metrics.summary(read, resamples=200, seed=7)
     ends = {key: again[key] for key in again if key.endswith(("_low", "_high"))}
     paired = compare_paired(head == y, predicted == y, groups=read.groups, resamples=200, seed=7)
-    ends |= {"head_difference_low": paired.low, "head_difference_high": paired.high, "head_p_value": paired.p_value}
-    ends |= dict(zip(("ece_by_chance", "ece_by_chance_high"), chance_calibration_error(read, seed=7)))
-    assert binomtest(int(only_tuned), int(only_tuned + only_head)).pvalue == pytest.approx(paired.p_value, abs=0.05)
+    ends |= {
+        "head_difference_low": paired.low,
+        "head_difference_high": paired.high,
+        "head_p_value": paired.p_value,
+    }
+    ends |= dict(
+        zip(("ece_by_chance", "ece_by_chance_high"), chance_calibration_error(read, seed=7))
+    )
+    assert binomtest(int(only_tuned), int(only_tuned + only_head)).pvalue == pytest.approx(
+        paired.p_value, abs=0.05
+    )
     report = read_json(folder / "report.json")
     assert report == evaluation.report
     assert set(report["summary"]) == set(expected) | set(ends)
@@ -100,25 +123,44 @@ def test_figures_follow_from_predictions_csv(written, results):
 def test_metrics_json_holds_what_a_table_has_room_for_and_the_report_everything(written):
     folder, evaluation = written
     figures = read_json(folder / "metrics.json")
-    assert list(figures) == ["n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "head_accuracy"]
-    assert figures == evaluation.metrics == {key: evaluation.report["summary"][key] for key in METRICS}
+    assert list(figures) == [
+        "n",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "macro_f1",
+        "loss",
+        "ece",
+        "head_accuracy",
+    ]
+    assert (
+        figures == evaluation.metrics == {key: evaluation.report["summary"][key] for key in METRICS}
+    )
 
 
 DEGENERATE = {
     "three images": ([0, 1, 0], [[0.2, 0.7, 0.1], [0.9, 0.05, 0.05], [0.4, 0.6, 0]]),
     "one class, all right, certain": ([1, 1, 1, 1], [[0, 1, 0]] * 4),
-    "a class missing, another never predicted": ([0, 1, 1, 0] * 5, [[0.6, 0.1, 0.3], [0.5, 0.2, 0.3]] * 10),
+    "a class missing, another never predicted": (
+        [0, 1, 1, 0] * 5,
+        [[0.6, 0.1, 0.3], [0.5, 0.2, 0.3]] * 10,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_test_sets_are_written_without_a_warning(name, results, arguments, images, tmp_path):
+def test_degenerate_test_sets_are_written_without_a_warning(
+    name, results, arguments, images, tmp_path
+):
     y, p = DEGENERATE[name]
     found = Predictions([str(i) for i in range(len(y))], y, p, results.predictions.classes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluation = write_evaluation(
-            tmp_path, dataclasses.replace(results, predictions=found, head=found), images=images, **arguments
+            tmp_path,
+            dataclasses.replace(results, predictions=found, head=found),
+            images=images,
+            **arguments,
         )
     summary = evaluation.report["summary"]
     assert (summary["head_difference"], summary["head_p_value"]) == (0, 1)
@@ -143,13 +185,20 @@ def test_a_hundred_classes(simulate, history, about, images, tmp_path):
     image = keras.Input((16, 16, 3), dtype="uint8", name="image")
     x = keras.layers.Conv2D(4, 3, name="features")(keras.layers.Rescaling(1 / 255)(image))
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
-    model = keras.Model(image, keras.layers.Dense(100, activation="softmax", name="probabilities")(x))
+    model = keras.Model(
+        image, keras.layers.Dense(100, activation="softmax", name="probabilities")(x)
+    )
     classes = [f"kind {k}" for k in range(100)]
     found, head = (simulate(2000, 100, signal=signal, classes=classes) for signal in (4, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluation = write_evaluation(
-            tmp_path, Results(found, head, history=history), models=(model, model), images=images, about=about, resamples=50
+            tmp_path,
+            Results(found, head, history=history),
+            models=(model, model),
+            images=images,
+            about=about,
+            resamples=50,
         )
     assert len(evaluation.page) < 5_000_000
     assert "most often confused" in evaluation.page
@@ -160,7 +209,12 @@ def test_a_hundred_classes(simulate, history, about, images, tmp_path):
 
 def test_top_confusions():
     matrix = np.array([[8, 2, 0], [5, 4, 1], [2, 0, 0]])
-    assert plots.top_confusions(matrix) == [(1, 0, 5, 0.5), (0, 1, 2, 0.2), (2, 0, 2, 1.0), (1, 2, 1, 0.1)]
+    assert plots.top_confusions(matrix) == [
+        (1, 0, 5, 0.5),
+        (0, 1, 2, 0.2),
+        (2, 0, 2, 1.0),
+        (1, 2, 1, 0.1),
+    ]
 
 
 def test_worst_mistakes_are_the_wrong_ones_by_confidence():

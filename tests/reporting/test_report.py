@@ -18,12 +18,22 @@ def test_a_training_stage_leaves_tables_and_no_picture(simulate, history, tmp_pa
     report.write_training(tmp_path / "b", trained, **shared)
     written = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
-    tables = {"metrics.json", "report.json", "report.txt", "confusion_matrix.csv", "curves.csv", "predictions.csv"}
+    tables = {
+        "metrics.json",
+        "report.json",
+        "report.txt",
+        "confusion_matrix.csv",
+        "curves.csv",
+        "predictions.csv",
+    }
     assert set(written) == tables
     assert summary == metrics.summary(found, resamples=50, seed=3)
     assert read_json(tmp_path / "a" / "report.json")["summary"] == summary
     figures = read_json(tmp_path / "a" / "metrics.json")
-    expected = {key: summary[key] for key in ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss")}
+    expected = {
+        key: summary[key]
+        for key in ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss")
+    }
     assert figures == expected | {"epochs": 2, "temperature": 1.25}
     assert History.read(tmp_path / "a" / "curves.csv") == history
     assert list(read_csv(tmp_path / "a" / "predictions.csv")[0])[-2:] == ["class 2", "group"]

@@ -1,4 +1,5 @@
-"""What second-look leaves: the same bytes twice, test photos apart, and an answer where there is nothing to say."""
+"""What second-look leaves: the same bytes twice, test photos apart, and an answer where there is
+nothing to say."""
 
 import csv
 
@@ -12,7 +13,9 @@ from tests.recipes.conftest import NullRun
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,13 @@ def test_suspects_go_to_mlflow_under_keys_that_do_not_change(written):
 def test_without_folds_there_is_a_map_and_no_accuracy(evidence, images, tmp_path):
     off = Evidence(evidence.predictions, evidence.features, evidence.splits, (), 0)
     found = second_look.write(tmp_path, off, images=images, seed=1)
-    assert found.metrics == {"photos": 60, "suspects": 0, "suspects_test": 0, "twins": 0, "weak_segments": 0}
+    assert found.metrics == {
+        "photos": 60,
+        "suspects": 0,
+        "suspects_test": 0,
+        "twins": 0,
+        "weak_segments": 0,
+    }
     assert "evaluate.folds is 0" in found.section
     assert "evaluate.folds is 0" in found.line
     assert (tmp_path / "plots/map.png").exists()
@@ -90,4 +99,7 @@ def test_a_hundred_classes_and_two(images, tmp_path, simulate):
         predictions = simulate(150, count, seed=count)
         features = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float16)
         given = Evidence(predictions, features, ("train",) * 150)
-        assert second_look.write(tmp_path / str(count), given, images=images, seed=0).metrics["photos"] == 150
+        assert (
+            second_look.write(tmp_path / str(count), given, images=images, seed=0).metrics["photos"]
+            == 150
+        )

@@ -18,7 +18,9 @@ from graft.scoring.predictions import Predictions
 
 def predictions(p, labels):
     p = np.asarray(p)
-    return Predictions([str(i) for i in range(len(p))], labels, p, [str(k) for k in range(p.shape[1])])
+    return Predictions(
+        [str(i) for i in range(len(p))], labels, p, [str(k) for k in range(p.shape[1])]
+    )
 
 
 def drawn(p, rng):
@@ -108,7 +110,8 @@ def test_a_calibration_tells_what_is_shipped_from_what_it_would_be(simulate):
 
 
 def test_chance_explains_the_calibration_error_of_a_calibrated_model_not_of_an_overconfident_one():
-    """In 300 data sets drawn from the confidences the error's mean is as said, and 5% lie above the quantile."""
+    """In 300 data sets drawn from the confidences the error's mean is as said, and 5% lie above the
+    quantile."""
     rng = np.random.default_rng(3)
     p = rng.dirichlet([4, 1, 1], 400)
     sets = [predictions(p, drawn(p, rng)) for _ in range(300)]

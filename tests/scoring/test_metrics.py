@@ -1,4 +1,5 @@
-"""Figures against values worked out by hand or by another road; degenerate test sets; do the intervals cover."""
+"""Figures against values worked out by hand or by another road; degenerate test sets; do the
+intervals cover."""
 
 import dataclasses
 import itertools
@@ -16,7 +17,9 @@ def certain(labels, predicted, n_classes, *, confidence=0.7, groups=()):
     """Predictions that put `confidence` on `predicted` and share the rest evenly."""
     p = np.full((len(predicted), n_classes), (1 - confidence) / (n_classes - 1))
     p[np.arange(len(predicted)), predicted] = confidence
-    return Predictions([str(i) for i in range(len(p))], labels, p, [f"class {k}" for k in range(n_classes)], groups)
+    return Predictions(
+        [str(i) for i in range(len(p))], labels, p, [f"class {k}" for k in range(n_classes)], groups
+    )
 
 
 def test_summary_and_report_by_hand():
@@ -28,14 +31,18 @@ def test_summary_and_report_by_hand():
     rows = {row["class"]: row for row in report["classes"]}
     f1 = {"a": 2 * 3 / (4 + 4), "b": 2 * 2 / (2 + 4), "c": 2 * 2 / (4 + 2)}
     for name, precision, recall in (("a", 3 / 4, 3 / 4), ("b", 2 / 4, 2 / 2), ("c", 2 / 2, 2 / 4)):
-        assert (rows[name]["precision"], rows[name]["recall"], rows[name]["f1"]) == pytest.approx((precision, recall, f1[name]))
+        assert (rows[name]["precision"], rows[name]["recall"], rows[name]["f1"]) == pytest.approx(
+            (precision, recall, f1[name])
+        )
         for figure in ("precision", "recall", "f1"):
             assert rows[name][f"{figure}_low"] <= rows[name][figure] <= rows[name][f"{figure}_high"]
     assert [row["support"] for row in report["classes"]] == [4, 2, 4]
     assert [row["predicted"] for row in report["classes"]] == [4, 4, 2]
     assert (rows["b"]["recall_low"], rows["b"]["recall_high"]) == pytest.approx(wilson(2, 2))
     jaccard = np.array(wilson(3, 5))  # of class a: 3 right among 5 that are or were called a
-    assert (rows["a"]["f1_low"], rows["a"]["f1_high"]) == pytest.approx(tuple(2 * jaccard / (1 + jaccard)))
+    assert (rows["a"]["f1_low"], rows["a"]["f1_high"]) == pytest.approx(
+        tuple(2 * jaccard / (1 + jaccard))
+    )
     summary = report["summary"]
     assert summary == metrics.summary(found)
     assert summary["n"] == 10
@@ -71,7 +78,9 @@ def test_figures_equal_those_of_scikit_learn(simulate):
     theirs = sk.classification_report(labels, predicted, output_dict=True)
     for k, row in enumerate(report["classes"]):
         names = ("precision", "recall", "f1-score", "support")
-        assert [row[name.removesuffix("-score")] for name in names] == pytest.approx([theirs[str(k)][name] for name in names])
+        assert [row[name.removesuffix("-score")] for name in names] == pytest.approx(
+            [theirs[str(k)][name] for name in names]
+        )
         assert row["roc_auc"] == pytest.approx(sk.roc_auc_score(labels == k, p[:, k]))
 
 
@@ -81,18 +90,22 @@ def test_top_k_where_there_are_more_classes(simulate, n_classes, keys):
     summary = metrics.summary(found, resamples=10)
     assert [k for k in (3, 5) if f"top_{k}_accuracy" in summary] == keys
     for k in keys:
-        expected = np.mean([label in np.argsort(-row)[:k] for label, row in zip(found.labels, found.probabilities)])
+        expected = np.mean(
+            [label in np.argsort(-row)[:k] for label, row in zip(found.labels, found.probabilities)]
+        )
         assert summary[f"top_{k}_accuracy"] == pytest.approx(expected, abs=1e-12)
 
 
-# --- degenerate test sets -----------------------------------------------------------------------------------------------------
+# --- degenerate test sets -------------------------------------------------------------------------
 
 DEGENERATE = {  # labels, predicted, classes, figures
     "one class only, all right": (
-        [0, 0, 0], [0, 0, 0], 2, {"accuracy": 1, "accuracy_low": 0.4385, "macro_f1": 1, "macro_f1_low": 0.4385}
+        [0, 0, 0], [0, 0, 0], 2, {"accuracy": 1, "accuracy_low": 0.4385, "macro_f1": 1,
+                                  "macro_f1_low": 0.4385}
     ),
     "three images, all wrong": (
-        [0, 1, 2], [1, 2, 0], 3, {"accuracy": 0, "accuracy_high": 0.5615, "macro_f1": 0, "macro_f1_high": 0.5615}
+        [0, 1, 2], [1, 2, 0], 3, {"accuracy": 0, "accuracy_high": 0.5615, "macro_f1": 0,
+                                  "macro_f1_high": 0.5615}
     ),
     "a class missing, and predicted": (
         [0, 0, 1, 1], [0, 2, 1, 1], 3, {"balanced_accuracy": 0.75, "macro_f1": (2 / 3 + 1) / 3}
@@ -101,7 +114,8 @@ DEGENERATE = {  # labels, predicted, classes, figures
         [0, 0, 1, 1], [0, 1, 1, 1], 3, {"balanced_accuracy": 0.75, "macro_f1": (2 / 3 + 0.8) / 2}
     ),
     "a class never predicted": (
-        [0, 1, 2, 2], [0, 1, 1, 1], 3, {"balanced_accuracy": 2 / 3, "macro_f1": 0.5, "min_class_recall": 0}
+        [0, 1, 2, 2], [0, 1, 1, 1], 3,
+        {"balanced_accuracy": 2 / 3, "macro_f1": 0.5, "min_class_recall": 0}
     ),
     "one image": ([1], [1], 2, {"accuracy": 1, "accuracy_low": 0.2065, "balanced_accuracy": 1}),
 }  # fmt: skip
@@ -113,7 +127,9 @@ def test_degenerate_sets_have_defined_values_and_warn_of_nothing(name, grouped):
     labels, predicted, n_classes, expected = DEGENERATE[name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = certain(labels, predicted, n_classes, groups=["same"] * len(labels) if grouped else ())
+        found = certain(
+            labels, predicted, n_classes, groups=["same"] * len(labels) if grouped else ()
+        )
         report = metrics.classification_report(found, resamples=200)
     summary = report["summary"]
     for key, value in expected.items():
@@ -128,10 +144,12 @@ def test_degenerate_sets_have_defined_values_and_warn_of_nothing(name, grouped):
         assert (row["roc_auc"] is None) == (row["support"] in (0, len(labels)))
         if not row["support"] or not row["predicted"]:
             assert row["f1"] == 0
-    assert ("roc_auc" in summary) == any(0 < row["support"] < len(labels) for row in report["classes"])
+    assert ("roc_auc" in summary) == any(
+        0 < row["support"] < len(labels) for row in report["classes"]
+    )
 
 
-# --- intervals ----------------------------------------------------------------------------------------------------------------
+# --- intervals ------------------------------------------------------------------------------------
 
 
 def test_accuracy_interval_covers_the_truth():
@@ -185,7 +203,8 @@ def test_bootstrap_equals_the_plain_one(simulate):
 
 
 def test_a_class_that_one_image_of_a_resample_speaks_of_counts_in_its_average():
-    """By hand, for each resample of three images: macro F1 over the classes that are there or were claimed."""
+    """By hand, for each resample of three images: macro F1 over the classes that are there or were
+    claimed."""
     labels, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
     found = certain(labels, predicted, 3)
     values = []
@@ -208,7 +227,8 @@ def test_groups_of_single_images_change_nothing_and_the_seed_decides(simulate):
 
 
 def test_photos_of_one_group_alone_count_as_one():
-    """A class of one patient: between what is right and what is wrong of it there is nothing to tell the spread by."""
+    """A class of one patient: between what is right and what is wrong of it there is nothing to
+    tell the spread by."""
     group = np.array([0, 0, 0, 0, 0, 0, 1, 2, 2])
     inside = np.stack([group == 0, group > 0], axis=1)
     right = inside & np.array([1, 1, 1, 0, 0, 0, 1, 0, 1], bool)[:, None]
@@ -218,13 +238,16 @@ def test_photos_of_one_group_alone_count_as_one():
 
 
 def test_the_interval_of_a_proportion_follows_the_spread_between_groups():
-    """The design effect, group by group: squared residuals of the ratio, over what single images would give."""
+    """The design effect, group by group: squared residuals of the ratio, over what single images
+    would give."""
     rng = np.random.default_rng(2)
     group = np.repeat(np.arange(12), rng.integers(1, 9, 12))
     inside = rng.random((len(group), 1)) < 0.9
     right = inside & (rng.random((len(group), 1)) < np.linspace(0.2, 0.95, 12)[group][:, None])
     n, p = inside.sum(), right.sum() / inside.sum()
-    of = [(inside[group == g].sum(), right[group == g].sum()) for g in np.unique(group[inside[:, 0]])]
+    of = [
+        (inside[group == g].sum(), right[group == g].sum()) for g in np.unique(group[inside[:, 0]])
+    ]
     robust = sum((hits - p * size) ** 2 for size, hits in of) / n**2 * len(of) / (len(of) - 1)
     effect = robust / (p * (1 - p) / n)
     assert 1 < effect < sum(size**2 for size, _ in of) / n  # neither bound decides here

@@ -16,7 +16,13 @@ def correct(both, only_first, only_second, neither):
 # Newcombe 1998, table I, method 3.
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718), (20, 20, 0.8389, 1)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1),
+    ],
 )
 def test_wilson_equals_published_intervals(successes, n, low, high):
     assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
@@ -55,13 +61,19 @@ def test_interval_is_that_of_the_plain_standard_error_and_of_a_plain_paired_boot
     delta = np.array(second, int) - np.array(first, int)
     rng = np.random.default_rng(1)
     means = delta[rng.integers(0, len(delta), (20_000, len(delta)))].mean(axis=1)
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.0026)  # one image
+    # One image.
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.percentile(means, [2.5, 97.5])), abs=0.0026
+    )
     assert found == compare_paired(first, second, resamples=20_000)  # seeded
-    assert compare_paired(first, second, resamples=101) != compare_paired(first, second, resamples=101, seed=1)
+    assert compare_paired(first, second, resamples=101) != compare_paired(
+        first, second, resamples=101, seed=1
+    )
 
 
 def test_interval_covers():
-    """In 400 simulated test sets the 95% interval of the difference holds the true one in 92-98%."""
+    """In 400 simulated test sets the 95% interval of the difference holds the true one in
+    92-98%."""
     rng, truth, held = np.random.default_rng(0), 0.06, 0
     for _ in range(400):
         kind = rng.choice(4, 250, p=[0.8, 0.04, 0.1, 0.06])
@@ -82,7 +94,8 @@ def test_groups_are_resampled_together():
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "groups"), [([], [], None), ([True], [True, False], None), ([True], [True], ["a", "b"])]
+    ("first", "second", "groups"),
+    [([], [], None), ([True], [True, False], None), ([True], [True], ["a", "b"])],
 )
 def test_unequal_lengths_are_refused(first, second, groups):
     with pytest.raises(ValueError, match=r"vectors|groups must name 1 images, not 2"):
@@ -105,16 +118,23 @@ def test_equal_models_differ_by_no_more_than_so_many_images_can_tell():
 
 def test_sign_flips_are_mcnemar_where_groups_are_single(simulate):
     first = simulate(200, 3, signal=1)
-    other = first.replace_probabilities(np.roll(first.probabilities, 1, axis=0) * 0.6 + first.probabilities)
+    other = first.replace_probabilities(
+        np.roll(first.probabilities, 1, axis=0) * 0.6 + first.probabilities
+    )
     single = compare_predictions(first, other)
-    paired = compare_predictions(dataclasses.replace(first, groups=["twin", "twin"] + [""] * 198), other)
+    paired = compare_predictions(
+        dataclasses.replace(first, groups=["twin", "twin"] + [""] * 198), other
+    )
     assert paired.test != single.test
     assert paired.p_value == pytest.approx(single.p_value, abs=0.03)
 
 
 def test_predictions_are_compared_by_path_whatever_their_order(simulate):
     groups = ["twin", "twin"] + [""] * 98
-    first, second = simulate(100, 3, signal=1, groups=groups), simulate(100, 3, signal=1.5, groups=groups)
+    first, second = (
+        simulate(100, 3, signal=1, groups=groups),
+        simulate(100, 3, signal=1.5, groups=groups),
+    )
     found = compare_predictions(first, second)
     assert found == compare_paired(first.correct, second.correct, groups=groups)
     back = compare_predictions(second, first)
@@ -124,7 +144,13 @@ def test_predictions_are_compared_by_path_whatever_their_order(simulate):
     def shuffled(predictions):
         names = (predictions.paths, predictions.groups)
         paths, groups = ([some[i] for i in order] for some in names)
-        return Predictions(paths, predictions.labels[order], predictions.probabilities[order], predictions.classes, groups)
+        return Predictions(
+            paths,
+            predictions.labels[order],
+            predictions.probabilities[order],
+            predictions.classes,
+            groups,
+        )
 
     assert compare_predictions(first, shuffled(second)) == found
     renamed = dataclasses.replace(second, classes=["class 2", "class 1", "class 0"])

@@ -53,7 +53,13 @@ def test_what_is_alike_across_the_split_comes_most_alike_first(monkeypatch):
     found = choice.across(x, splits, least=0.8)
     assert [pair[1:] for pair in found] == [(45, 55), (3, 45), (3, 55)]
     one, similarity = choice.nearest(x, x[45], 3)
-    assert one.tolist() == [45, 55, 3] and [pair[0] for pair in found[:2]] == pytest.approx(similarity[1:])
+    assert one.tolist() == [45, 55, 3] and [pair[0] for pair in found[:2]] == pytest.approx(
+        similarity[1:]
+    )
     monkeypatch.setattr(choice, "BLOCK", 7)
-    assert [pair[1:] for pair in choice.across(x, splits, least=0.8)] == [(45, 55), (3, 45), (3, 55)]
+    assert [pair[1:] for pair in choice.across(x, splits, least=0.8)] == [
+        (45, 55),
+        (3, 45),
+        (3, 55),
+    ]
     assert choice.across(x, splits, least=1.1) == choice.across(x[:1], splits[:1], least=0.0) == []

@@ -8,7 +8,8 @@ CLASSES = ("a", "b", "c")
 
 
 def photos(n, shares, seed, *, moved=0.0):
-    """(features (n, 8), calibrated probabilities (n, 3) where the shares are equal, labels): three clouds."""
+    """(features (n, 8), calibrated probabilities (n, 3) where the shares are equal, labels): three
+    clouds."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, n, p=shares)
     centres = np.eye(3, 8) * 2.5
@@ -40,7 +41,9 @@ def test_other_shares_of_the_classes_are_found_and_the_expected_accuracy_is_the_
     new = photos(1500, [0.7, 0.25, 0.05], 1)
     result = found(photos(600, [1 / 3] * 3, 0), new)
     for share, true in zip(result.shares, np.bincount(new[2]) / 1500):
-        assert share.low - 0.01 <= true <= share.high + 0.01 and share.now == pytest.approx(true, abs=0.04)
+        assert share.low - 0.01 <= true <= share.high + 0.01 and share.now == pytest.approx(
+            true, abs=0.04
+        )
     adapted = new[1] * [share.now / share.before for share in result.shares]
     assert result.accuracy == pytest.approx((adapted.argmax(axis=1) == new[2]).mean(), abs=0.03)
     assert result.accuracy_low < result.accuracy < result.accuracy_high

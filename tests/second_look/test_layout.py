@@ -7,7 +7,9 @@ from graft.second_look import layout
 @pytest.fixture(scope="module")
 def clusters():
     rng = np.random.default_rng(0)
-    return (rng.normal(size=(4, 40))[np.arange(120) % 4] * 4 + rng.normal(size=(120, 40))).astype(np.float16)
+    return (rng.normal(size=(4, 40))[np.arange(120) % 4] * 4 + rng.normal(size=(120, 40))).astype(
+        np.float16
+    )
 
 
 def test_what_is_alike_lies_together(clusters):
@@ -53,9 +55,10 @@ def test_principal_axes_are_the_same_from_rows_and_from_columns():
 @pytest.mark.parametrize("most", [40, 100])  # fewer rows than features, and more
 def test_axes_taken_from_some_photos_place_the_others_too(monkeypatch, most):
     rng = np.random.default_rng(0)
-    features = (rng.normal(size=(400, 3)) * [9, 5, 2] @ rng.normal(size=(3, 60)) + 0.01 * rng.normal(size=(400, 60))).astype(
-        np.float16
-    )
+    features = (
+        rng.normal(size=(400, 3)) * [9, 5, 2] @ rng.normal(size=(3, 60))
+        + 0.01 * rng.normal(size=(400, 60))
+    ).astype(np.float16)
     whole = layout.principal(features, 2)
     monkeypatch.setattr(layout, "MOST", most)
     found = layout.principal(features, 2)

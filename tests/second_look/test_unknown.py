@@ -6,7 +6,10 @@ from graft.second_look import unknown
 
 def test_what_is_told_apart_and_what_is_not():
     known = np.linspace(0.001, 1, 200)
-    apart, same = unknown.judge("x", known, np.full(50, 1e-5)), unknown.judge("y", known, known[::4])
+    apart, same = (
+        unknown.judge("x", known, np.full(50, 1e-5)),
+        unknown.judge("y", known, known[::4]),
+    )
     assert (apart.auroc, apart.caught, apart.unknown, apart.known) == (1, 1, 50, 200)
     assert 0.9 < apart.auroc_low < 1 == apart.auroc_high
     assert apart.caught_low > 0.9

@@ -21,7 +21,12 @@ CLASSES = ("a", "b c", "ä")
 def every_format():
     """All of FILES, as a parameter; those whose package is missing are skipped."""
     return [
-        pytest.param(name, marks=pytest.mark.skipif(name not in INSTALLED, reason=f"{name}: its package is not installed"))
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                name not in INSTALLED, reason=f"{name}: its package is not installed"
+            ),
+        )
         for name in FILES
         if name not in parity.UNCHECKED
     ]
@@ -34,7 +39,8 @@ def make_images(n, seed=0):
 
 
 def make_classifier(hidden=0, classes=CLASSES):
-    """(small classifier of three classes whose probabilities vary from image to image, its Description with temperature 2)."""
+    """(small classifier of three classes whose probabilities vary from image to image, its
+    Description with temperature 2)."""
     import keras
 
     description = Description("mobilenet_v2", 0.35, SIZE, classes, hidden, 0.2, "squash", 0, 2.0)
@@ -51,7 +57,12 @@ def write_all(folder):
     """All formats of `make_classifier` into `folder`, of those whose packages are installed."""
     from graft.serving import writers
 
-    writers.write(WRITABLE, *writers.self_contained(*make_classifier()), folder, representative=make_images(16, 5))
+    writers.write(
+        WRITABLE,
+        *writers.self_contained(*make_classifier()),
+        folder,
+        representative=make_images(16, 5),
+    )
 
 
 def encode(pixels, format="PNG"):

@@ -8,7 +8,8 @@ from graft import pixels, runtimes
 from graft.serving import any_size
 
 SIZE = 32
-SHAPES = [(1, 1), (32, 32), (64, 64), (100, 75), (75, 101), (300, 20), (20, 31), (257, 640)]  # height and width
+# Height and width.
+SHAPES = [(1, 1), (32, 32), (64, 64), (100, 75), (75, 101), (300, 20), (20, 31), (257, 640)]
 IDENTITY = """<ir_version: 8, opset_import: ["": 18]>
 g (uint8[n, 32, 32, 3] image) => (uint8[n, 32, 32, 3] same) { same = Identity(image) }"""
 
@@ -18,7 +19,11 @@ def rule(request):
     """(name of the rule, [photo], [what training sees of it])."""
     rng = np.random.default_rng(0)
     photos = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
-    return request.param, photos, [pixels.fit(Image.fromarray(photo), SIZE, request.param).astype(int) for photo in photos]
+    return (
+        request.param,
+        photos,
+        [pixels.fit(Image.fromarray(photo), SIZE, request.param).astype(int) for photo in photos],
+    )
 
 
 def test_tensorflow_gives_every_level_within_one(rule):
@@ -26,7 +31,11 @@ def test_tensorflow_gives_every_level_within_one(rule):
 
     name, photos, expected = rule
     spec = tf.TensorSpec((None, None, 3), tf.uint8)
-    fit = tf.function(lambda photo: any_size.tensorflow(photo, SIZE, name), input_signature=[spec], autograph=False)
+    fit = tf.function(
+        lambda photo: any_size.tensorflow(photo, SIZE, name),
+        input_signature=[spec],
+        autograph=False,
+    )
     for photo, small in zip(photos, expected):
         found = fit(photo).numpy()
         assert (found.dtype, found.shape) == (np.uint8, (SIZE, SIZE, 3))

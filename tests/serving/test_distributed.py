@@ -1,4 +1,5 @@
-"""Prediction on a cluster: the rows that one process gives, in their order, computed without TensorFlow."""
+"""Prediction on a cluster: the rows that one process gives, in their order, computed without
+TensorFlow."""
 
 import pickle
 import subprocess
@@ -35,14 +36,21 @@ def photos(tmp_path):
 
 def told(rows):
     return [
-        (row.path, row.predicted, None if row.probabilities is None else row.probabilities.tobytes(), row.problem)
+        (
+            row.path,
+            row.predicted,
+            None if row.probabilities is None else row.probabilities.tobytes(),
+            row.problem,
+        )
         for row in rows
     ]
 
 
 def job(path):
     model = open_model(path)
-    return model, PredictionJob(path.read_bytes(), path.suffix, model.description.image_size, model.description.resize)
+    return model, PredictionJob(
+        path.read_bytes(), path.suffix, model.description.image_size, model.description.resize
+    )
 
 
 @pytest.mark.parametrize("name", ["tflite", "onnx"])
@@ -56,7 +64,9 @@ def test_a_block_is_what_predict_gives_of_its_photos(exported, photos, name):
 def test_a_worker_is_told_apart_by_runtime_and_decoder(monkeypatch):
     made = PredictionJob(b"", ".tflite", 16, "crop")
     before = made.identity()
-    monkeypatch.setattr("graft.pixels.probe", lambda size, resize: np.zeros((size, size, 3), np.uint8))
+    monkeypatch.setattr(
+        "graft.pixels.probe", lambda size, resize: np.zeros((size, size, 3), np.uint8)
+    )
     assert made.identity() != before
     monkeypatch.setattr(runtimes, "version", lambda package: "0.0")
     assert "0.0" in made.identity()
@@ -64,8 +74,10 @@ def test_a_worker_is_told_apart_by_runtime_and_decoder(monkeypatch):
 
 def test_what_a_worker_imports_is_no_tensorflow(exported, photos):
     code = (
-        "import sys, pickle; from pathlib import Path; from graft.serving.distributed import PredictionJob\n"
-        f"made = PredictionJob(Path({str(exported / FILES['tflite'])!r}).read_bytes(), '.tflite', 32, 'squash')\n"
+        "import sys, pickle; from pathlib import Path; from graft.serving.distributed import "
+        "PredictionJob\n"
+        f"made = PredictionJob(Path({str(exported / FILES['tflite'])!r}).read_bytes(), '.tflite', "
+        "32, 'squash')\n"
         f"made.identity(); made.start()([Path({str(photos[0])!r})])\n"
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
@@ -73,12 +85,17 @@ def test_what_a_worker_imports_is_no_tensorflow(exported, photos):
 
 
 def test_a_model_that_needs_tensorflow_is_refused(exported, photos):
-    with pytest.raises(GraftError, match=r"--executor ray: .*model\.keras: workers run model\.tflite or model\.onnx"):
+    with pytest.raises(
+        GraftError,
+        match=r"--executor ray: .*model\.keras: workers run model\.tflite or model\.onnx",
+    ):
         list(predict_on_cluster(readers.load_file(exported / FILES["keras"]), photos))
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_rows_of_one_process_in_their_order(ray, exported, photos, monkeypatch):
+def test_two_workers_give_the_rows_of_one_process_in_their_order(
+    ray, exported, photos, monkeypatch
+):
     monkeypatch.setattr(distributed, "ROWS", 4)
     monkeypatch.chdir(photos[0].parent)
     model = open_model(exported / FILES["tflite"])

@@ -1,4 +1,5 @@
-"""Model files that were made to do harm, or that are damaged and load all the same: one clear line, and nothing is executed."""
+"""Model files that were made to do harm, or that are damaged and load all the same: one clear line,
+and nothing is executed."""
 
 import json
 import pickle
@@ -54,7 +55,9 @@ def refused(load, mark):
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 def test_a_lambda_layer_is_not_executed(tmp_path, mark, name):
-    (writers.write_keras if name.endswith("keras") else writers._write_h5)(*lambdas(mark), tmp_path / name)
+    (writers.write_keras if name.endswith("keras") else writers._write_h5)(
+        *lambdas(mark), tmp_path / name
+    )
     mark.unlink(missing_ok=True)
     assert "cannot be loaded as" in refused(lambda: readers.load_file(tmp_path / name), mark)
     assert "cannot be loaded as" in refused(lambda: predict.open_model(tmp_path / name), mark)
@@ -64,8 +67,18 @@ def test_a_lambda_layer_is_not_executed(tmp_path, mark, name):
     "harm",
     [
         {"module": "pathlib", "class_name": "Path", "config": {}, "registered_name": None},
-        {"module": "subprocess", "class_name": "Popen", "config": {"args": ["touch", "MARK"]}, "registered_name": "Popen"},
-        {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "function"},
+        {
+            "module": "subprocess",
+            "class_name": "Popen",
+            "config": {"args": ["touch", "MARK"]},
+            "registered_name": "Popen",
+        },
+        {
+            "module": "builtins",
+            "class_name": "function",
+            "config": "eval",
+            "registered_name": "function",
+        },
         {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"},
     ],
 )
@@ -85,10 +98,14 @@ def test_a_configuration_that_names_other_code_is_not_believed(tmp_path, mark, h
         with zipfile.ZipFile(tmp_path / "evil.keras", "w") as archive:
             for name, data in (members | {"config.json": json.dumps(tree).encode()}).items():
                 archive.writestr(name, data)
-        assert "cannot be loaded as keras" in refused(lambda: readers.load_file(tmp_path / "evil.keras"), mark)
+        assert "cannot be loaded as keras" in refused(
+            lambda: readers.load_file(tmp_path / "evil.keras"), mark
+        )
 
 
-@pytest.mark.parametrize("name", sorted(FILES[format] for format in ("keras", "h5", "tflite", "onnx")))
+@pytest.mark.parametrize(
+    "name", sorted(FILES[format] for format in ("keras", "h5", "tflite", "onnx"))
+)
 def test_a_pickle_is_not_unpickled(tmp_path, mark, name):
     (tmp_path / name).write_bytes(pickle.dumps(Harm(mark)))
     refused(lambda: predict.open_model(tmp_path / name), mark)
@@ -99,7 +116,9 @@ def test_what_a_model_knows_is_not_unpickled(exported, tmp_path, mark):
     shutil.copy(exported / "model.keras", tmp_path)
     with (tmp_path / "known.npz").open("wb") as file:
         np.savez(file, mean=np.array([Harm(mark)], object))
-    assert "not what graft exported" in refused(lambda: predict.open_model(tmp_path, knowing=True), mark)
+    assert "not what graft exported" in refused(
+        lambda: predict.open_model(tmp_path, knowing=True), mark
+    )
 
 
 @pytest.mark.parametrize("how", ["lambda", "pickle", "shape"])
@@ -115,7 +134,9 @@ def test_weights_of_a_backbone_that_do_harm_or_do_not_fit(tmp_path, mark, how):
         path = tmp_path / "mine.h5"
         path.write_bytes(pickle.dumps(Harm(mark)))
     else:
-        keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(5, 3, name="conv")]).save(path)
+        keras.Sequential(
+            [keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(5, 3, name="conv")]
+        ).save(path)
     said = refused(lambda: backbones._load(model, path, "mobilenet_v2"), mark)
     assert said.startswith(f"backbone.weights: {path} does not fit mobilenet_v2")
 

@@ -1,4 +1,5 @@
-"""`known` as it travels: the exported folder, the registered model and the network itself say the same."""
+"""`known` as it travels: the exported folder, the registered model and the network itself say the
+same."""
 
 import argparse
 import json
@@ -18,7 +19,8 @@ from graft.system.files import read_csv
 
 @pytest.fixture(scope="module")
 def knowing(trained, images, exported, tmp_path_factory):
-    """(export folder and MLflow folder with a known.npz, the p-values of `images` as the network gives them)."""
+    """(export folder and MLflow folder with a known.npz, the p-values of `images` as the network
+    gives them)."""
     model, _ = trained
     inside = look_inside(model, [images], runtime="tensorflow")
     labels = np.arange(len(images)) % 3
@@ -37,7 +39,8 @@ def test_each_says_what_the_network_says(knowing, images, expected, kind):
     model = predict.open_model(place / kind, knowing=True)
     probabilities, found = model.judged(images)
     np.testing.assert_allclose(probabilities, expected, atol=2e-5)
-    np.testing.assert_allclose(found, p_values, atol=0.041)  # a rank of 24: these images are those that calibrated it
+    # A rank of 24: these images are those that calibrated it.
+    np.testing.assert_allclose(found, p_values, atol=0.041)
 
 
 def test_photos_below_the_limit_are_called_unknown(knowing, images, tmp_path):
@@ -77,9 +80,15 @@ def test_a_table_has_it_where_the_model_carries_it(knowing, images, tmp_path, so
     args = argparse.ArgumentParser()
     command.add_arguments(args)
     with pytest.raises(SystemExit):  # status 2, of the damaged one
-        command.predict(args.parse_args([str(tmp_path), "--model", str(place / source), "--output", str(tmp_path / name)]))
+        command.predict(
+            args.parse_args(
+                [str(tmp_path), "--model", str(place / source), "--output", str(tmp_path / name)]
+            )
+        )
     first, second = read_table(tmp_path / name)
-    (row, _) = predict.predict(predict.open_model(place / source), [tmp_path / "a.png", tmp_path / "b.png"])
+    (row, _) = predict.predict(
+        predict.open_model(place / source), [tmp_path / "a.png", tmp_path / "b.png"]
+    )
     assert 0 <= row.known <= 1 and list(first)[-1] == "known"
     assert float(first["known"]) == pytest.approx(row.known, rel=1e-4) and not second.get("known")
 

@@ -25,7 +25,11 @@ def told(exported, tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (3 * SIZE + 1, 4 * SIZE, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    (block,) = [block for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) if "litert" in block]
+    (block,) = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+        if "litert" in block
+    ]
     names = {}
     exec(block, names)
     return names
@@ -33,7 +37,9 @@ def told(exported, tmp_path, monkeypatch):
 
 def test_its_pixels_and_probabilities_are_those_of_graft(told):
     assert np.array_equal(told["pixels"][0], pixels.fit(pixels.open_rgb("photo.jpg"), SIZE, "crop"))
-    assert np.allclose(told["probabilities"], readers.load("tflite", Path())(told["pixels"]), atol=1e-6)
+    assert np.allclose(
+        told["probabilities"], readers.load("tflite", Path())(told["pixels"]), atol=1e-6
+    )
     assert tuple(told["about"]["classes"]) == CLASSES
 
 

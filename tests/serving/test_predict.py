@@ -22,7 +22,8 @@ ORDER = ["0.png", "cut.png", "empty.jpg", "deep/no suffix", "deep/er/1.JPG"]
 
 @pytest.fixture
 def photos(tmp_path, images):
-    """Three photos, one of them under a wrong name, one damaged, one empty; a text and a hidden photo that do not count."""
+    """Three photos, one of them under a wrong name, one damaged, one empty; a text and a hidden
+    photo that do not count."""
     folder = tmp_path / "photos ü"
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -61,19 +62,28 @@ def test_find_looks_at_content_and_passes_over_the_rest(photos):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
 def test_find_goes_by_the_rule_of_split(photos):
-    """What a NAS left behind is no photo, a pipe would be waited for without an end, a link to nothing is told of."""
+    """What a NAS left behind is no photo, a pipe would be waited for without an end, a link to
+    nothing is told of."""
     (photos / "@eaDir").mkdir()
     (photos / "@eaDir" / "SYNOPHOTO_THUMB_M.png").write_bytes((photos / "0.png").read_bytes())
     os.mkfifo(photos / "pipe.png")
     os.mkfifo(photos / "pipe")
     (photos / "gone.png").symlink_to("nowhere.png")
     files, skipped = find([photos])
-    assert [f.relative_to(photos).as_posix() for f in files] == [*ORDER[:3], "gone.png", *ORDER[3:]] and skipped == 1
+    assert [f.relative_to(photos).as_posix() for f in files] == [
+        *ORDER[:3],
+        "gone.png",
+        *ORDER[3:],
+    ] and skipped == 1
 
 
 def test_the_limit_on_pixels_is_the_models(photos, images):
     description = Description("none", 1.0, SIZE, CLASSES, 0, 0.0, "squash", max_megapixels=0.0001)
-    model = readers.Loaded("tiny", description, lambda batch: np.full((len(batch), len(CLASSES)), 1 / len(CLASSES), np.float32))
+    model = readers.Loaded(
+        "tiny",
+        description,
+        lambda batch: np.full((len(batch), len(CLASSES)), 1 / len(CLASSES), np.float32),
+    )
     (row,) = predict.predict(model, [photos / "0.png"])
     assert row.problem.startswith("too_large")
     model = dataclasses.replace(model, description=description.replace(max_megapixels=120.0))
@@ -81,7 +91,12 @@ def test_the_limit_on_pixels_is_the_models(photos, images):
 
 
 def test_find_takes_files_patterns_and_nothing_twice(photos):
-    named = [photos / "notes.txt", str(photos / "*.png"), str(photos / "**" / "*.JPG"), photos / "0.png"]
+    named = [
+        photos / "notes.txt",
+        str(photos / "*.png"),
+        str(photos / "**" / "*.JPG"),
+        photos / "0.png",
+    ]
     files, skipped = find(named)
     assert [f.name for f in files] == ["notes.txt", "0.png", "cut.png", "1.JPG"]
     assert skipped == 0
@@ -108,9 +123,12 @@ def test_a_list_is_taken_line_by_line_in_its_order(photos, tmp_path, monkeypatch
 
 
 def test_sources_are_read_as_one_goes(photos):
-    """The second folder is not there any more when its turn comes, and nobody has asked for it before."""
+    """The second folder is not there any more when its turn comes, and nobody has asked for it
+    before."""
     (photos / "deep" / "later").mkdir()
-    files = iter(predict.Sources([photos / "deep" / "er", photos / "deep" / "later", photos / "0.png"]))
+    files = iter(
+        predict.Sources([photos / "deep" / "er", photos / "deep" / "later", photos / "0.png"])
+    )
     assert next(files).name == "1.JPG"
     (photos / "deep" / "later" / "new.png").write_bytes((photos / "0.png").read_bytes())
     assert [file.name for file in files] == ["new.png", "0.png"]
@@ -125,7 +143,9 @@ def test_find_refuses_a_folder_without_images(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_damaged_files_are_listed_at_their_place(batch_size, right, photos, expected):
     files, _ = find([photos])
-    rows = list(predict.predict(predict.open_model(right / "model.tflite"), files, batch_size=batch_size))
+    rows = list(
+        predict.predict(predict.open_model(right / "model.tflite"), files, batch_size=batch_size)
+    )
     assert [row.path for row in rows] == [(photos / name).as_posix() for name in ORDER]
     assert [row.problem.partition(":")[0] for row in rows] == ["", "truncated", "empty", "", ""]
     good = [row for row in rows if not row.problem]
@@ -138,19 +158,30 @@ def test_damaged_files_are_listed_at_their_place(batch_size, right, photos, expe
 
 def test_open_model_takes_every_kind(exported, trained, right, images, expected, tmp_path):
     pyfunc.save(tmp_path / "registered", *trained)
-    for source in (exported, exported / "model.keras", exported / "saved_model", tmp_path / "registered"):
+    for source in (
+        exported,
+        exported / "model.keras",
+        exported / "saved_model",
+        tmp_path / "registered",
+    ):
         opened = predict.open_model(source)
         assert (opened.description.classes, opened.description.image_size) == (CLASSES, SIZE)
         np.testing.assert_allclose(opened(images), expected, atol=2e-5)
     assert predict.open_model(exported).name == str(exported / "model.tflite")
-    assert predict.open_model(exported, suits_litert=lambda name: name != "mobilenet_v2").name == str(exported / "model.onnx")
+    assert predict.open_model(
+        exported, suits_litert=lambda name: name != "mobilenet_v2"
+    ).name == str(exported / "model.onnx")
     assert predict.open_model(right).name == str(right / "model.tflite")
 
 
 def test_a_model_with_an_unknown_rule_of_resizing_is_refused(trained, tmp_path):
     model, description = trained
-    writers.write(["keras"], *writers.self_contained(model, description.replace(resize="stretch")), tmp_path)
-    with pytest.raises(GraftError, match="resizes photos by a rule that is not known here: stretch"):
+    writers.write(
+        ["keras"], *writers.self_contained(model, description.replace(resize="stretch")), tmp_path
+    )
+    with pytest.raises(
+        GraftError, match="resizes photos by a rule that is not known here: stretch"
+    ):
         predict.open_model(tmp_path)
 
 
@@ -159,7 +190,9 @@ def test_photos_become_squares_as_in_training(trained, tmp_path, resize):
     from PIL import Image
 
     model, description = trained
-    writers.write(["keras"], *writers.self_contained(model, description.replace(resize=resize)), tmp_path)
+    writers.write(
+        ["keras"], *writers.self_contained(model, description.replace(resize=resize)), tmp_path
+    )
     wide = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     opened = predict.open_model(tmp_path)
@@ -170,8 +203,12 @@ def test_photos_become_squares_as_in_training(trained, tmp_path, resize):
 
 def test_onnx_is_passed_over_where_its_runtime_is_missing(exported, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
-    assert predict.open_model(exported, suits_litert=lambda name: False).name == str(exported / "model.tflite")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
+    )
+    assert predict.open_model(exported, suits_litert=lambda name: False).name == str(
+        exported / "model.tflite"
+    )
 
 
 @pytest.mark.parametrize("name", ["", "model.onnx"])
@@ -179,10 +216,15 @@ def test_an_onnx_or_tflite_model_needs_no_tensorflow(name, exported, photos):
     code = (
         "import sys; from graft.commands import main\n"
         "main.main(['predict', sys.argv[2], '--model', sys.argv[1]])\n"
-        "print([name for name in ('tensorflow', 'mlflow', 'matplotlib', 'sklearn', 'pandas') if name in sys.modules])"
+        "print([name for name in ('tensorflow', 'mlflow', 'matplotlib', 'sklearn', 'pandas') if "
+        "name in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, exported / name, photos / "0.png"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, exported / name, photos / "0.png"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert run.stdout.splitlines()[-1] == "[]"
 
@@ -207,7 +249,10 @@ def test_open_model_refuses_what_is_none(name, message, tmp_path):
 def test_a_store_that_is_not_there_is_not_made(address, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with pytest.raises(GraftError, match=r"^models:/graft@champion: no MLflow store at .*mlflow\.db; run `dvc repro` first"):
+    with pytest.raises(
+        GraftError,
+        match=r"^models:/graft@champion: no MLflow store at .*mlflow\.db; run `dvc repro` first",
+    ):
         predict.open_model("models:/graft@champion")
     assert list(tmp_path.iterdir()) == []
 
@@ -216,5 +261,8 @@ def test_a_registry_without_the_model_is_said_with_what_fills_it(tmp_path, monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "mlflow.db").touch()
-    with pytest.raises(GraftError, match=r"^models:/graft@champion: no such model in the registry; `dvc repro` makes one"):
+    with pytest.raises(
+        GraftError,
+        match=r"^models:/graft@champion: no such model in the registry; `dvc repro` makes one",
+    ):
         predict.open_model("models:/graft@champion")

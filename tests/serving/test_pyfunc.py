@@ -62,7 +62,12 @@ def figures(found):
 
 
 HOSTILE = {"KERAS_BACKEND": "torch", "TF_USE_LEGACY_KERAS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"}
-KERAS_JSON = {"backend": "jax", "floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.5}
+KERAS_JSON = {
+    "backend": "jax",
+    "floatx": "float16",
+    "image_data_format": "channels_first",
+    "epsilon": 0.5,
+}
 
 
 @pytest.mark.parametrize("hostile", [False, True], ids=["plain shell", "another project's shell"])
@@ -73,13 +78,19 @@ def test_loads_in_a_fresh_process_without_the_project(hostile, folder, tmp_path,
     for i in range(3):
         files.append(tmp_path / f"{i}.png")
         files[-1].write_bytes(encode(images[i]))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HOME": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "HOME": str(tmp_path)
+    }
     if hostile:
         environment |= HOSTILE
         (tmp_path / ".keras").mkdir()
         (tmp_path / ".keras" / "keras.json").write_text(json.dumps(KERAS_JSON))
     run = subprocess.run(
-        [sys.executable, "-c", ALONE, moved, *files], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", ALONE, moved, *files],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
@@ -129,7 +140,8 @@ def test_every_kind_of_input(kind, model, images, expected, tmp_path):
 
 
 def test_the_limit_on_pixels_is_the_models(model, images, monkeypatch):
-    """data.max_megapixels of the training travels in the description; a larger picture is a request that is refused."""
+    """data.max_megapixels of the training travels in the description; a larger picture is a request
+    that is refused."""
     from mlflow.exceptions import MlflowException
 
     served = model.unwrap_python_model()
@@ -157,12 +169,18 @@ def test_other_sizes_are_resized_as_in_training(model):
         (lambda p: [b"no picture"], "image 0: undecodable: "),
         (
             lambda p: "/etc/hostname",
-            "image 0: a str must hold the bytes of an image file in base64; give a path as pathlib.Path",
+            (
+                "image 0: a str must hold the bytes of an image file in base64; give a path as "
+                "pathlib.Path"
+            ),
         ),
         (lambda p: [Path("/nowhere/x.png")], "image 0: .*No such file"),
         (lambda p: p[:1] / 255, "image 0: pixels must be whole numbers 0..255, not scaled"),
         (lambda p: p[:1].astype(int) - 300, "image 0: pixels must be whole numbers 0..255"),
-        (lambda p: p[0, :, :, 0], "image 0: neither an image file's bytes, nor base64, nor RGB pixels"),
+        (
+            lambda p: p[0, :, :, 0],
+            "image 0: neither an image file's bytes, nor base64, nor RGB pixels",
+        ),
         (lambda p: np.zeros((1, 4, 4, 4), np.uint8), "image 0: neither an image file's bytes"),
         (lambda p: [None], "image 0: neither an image file's bytes"),
         (lambda p: {"a": [], "b": []}, "a dict of images must have one key, not 2"),
@@ -183,11 +201,17 @@ def test_a_broken_image_in_a_batch_is_an_error_of_its_row_alone(model, images, e
     found = model.predict(batch)
     assert found.columns.tolist() == ["label", "confidence", "probabilities", "problem"]
     np.testing.assert_allclose(figures(found.iloc[[0, 2]]), expected[[0, 2]], atol=1e-5)
-    assert found["problem"].tolist() == ["", found["problem"][1], ""] and "image 1: truncated: " in found["problem"][1]
-    assert (found["label"][1], found["probabilities"][1]) == (None, {}) and found["confidence"][1] is None
+    assert (
+        found["problem"].tolist() == ["", found["problem"][1], ""]
+        and "image 1: truncated: " in found["problem"][1]
+    )
+    assert (found["label"][1], found["probabilities"][1]) == (None, {}) and found["confidence"][
+        1
+    ] is None
     request = json.dumps({"inputs": [base64.b64encode(content).decode() for content in batch]})
     answer = scoring_server.invocations(request, "application/json", model, None)
-    row = json.loads(answer.response, parse_constant=pytest.fail)["predictions"][1]  # NaN is no JSON
+    # NaN is no JSON.
+    row = json.loads(answer.response, parse_constant=pytest.fail)["predictions"][1]
     assert (answer.status, row["label"], row["confidence"]) == (200, None, None)
 
 
@@ -198,7 +222,14 @@ def test_what_the_model_says_of_itself(folder, model, trained):
     assert about.get_output_schema().input_names() == ["label", "confidence", "probabilities"]
     assert about.metadata["input"].startswith("uint8 RGB pixels")  # which MLflow has no schema for
     required = (folder / "requirements.txt").read_text().split()
-    assert [line.split("==")[0] for line in required] == ["mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow"]
+    assert [line.split("==")[0] for line in required] == [
+        "mlflow",
+        "tensorflow",
+        "keras",
+        "numpy",
+        "pandas",
+        "pillow",
+    ]
     assert all(line.split("==")[1] for line in required)
 
 
@@ -208,11 +239,21 @@ def test_a_request_of_every_documented_form(key, kind, model, images, expected):
     """As MLflow's scoring server reads it, see the slow test for the server itself."""
     from mlflow.pyfunc import scoring_server
 
-    cells = [base64.b64encode(encode(p)).decode() if kind == "base64" else p.tolist() for p in images[:2]]
-    forms = {"dataframe_split": {"columns": ["image"], "data": [[c] for c in cells]},
-             "dataframe_records": [{"image": c} for c in cells]}  # fmt: skip
-    for content in [forms[key]] if key in forms else [cells, *([{"image": c} for c in cells],) * (key == "instances")]:
-        answer = scoring_server.invocations(json.dumps({key: content}), "application/json", model, None)
+    cells = [
+        base64.b64encode(encode(p)).decode() if kind == "base64" else p.tolist() for p in images[:2]
+    ]
+    forms = {
+        "dataframe_split": {"columns": ["image"], "data": [[c] for c in cells]},
+        "dataframe_records": [{"image": c} for c in cells],
+    }
+    for content in (
+        [forms[key]]
+        if key in forms
+        else [cells, *([{"image": c} for c in cells],) * (key == "instances")]
+    ):
+        answer = scoring_server.invocations(
+            json.dumps({key: content}), "application/json", model, None
+        )
         assert answer.status == 200, answer.response
         found = json.loads(answer.response)["predictions"]
         assert [row["label"] for row in found] == [CLASSES[k] for k in expected[:2].argmax(1)]
@@ -249,9 +290,14 @@ def test_large_images_are_decoded_one_at_a_time(folder, monkeypatch):
 @pytest.mark.parametrize("key", ["inputs", "instances", "dataframe_split", "dataframe_records"])
 def test_a_live_server_takes_every_documented_form(key, served, images, expected):
     cell = base64.b64encode(encode(images[0])).decode()
-    forms = {"dataframe_split": {"columns": ["image"], "data": [[cell]]}, "dataframe_records": [{"image": cell}]}
+    forms = {
+        "dataframe_split": {"columns": ["image"], "data": [[cell]]},
+        "dataframe_records": [{"image": cell}],
+    }
     body = json.dumps({key: forms.get(key, [cell])}).encode()
-    request = urllib.request.Request(f"{served}/invocations", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{served}/invocations", body, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         (row,) = json.loads(answer.read())["predictions"]
     assert row["label"] == CLASSES[expected[0].argmax()]
@@ -263,11 +309,27 @@ def served(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = ["-m", str(folder), "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    where = [
+        "-m",
+        str(folder),
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     command = [sys.executable, "-m", "mlflow", "models", "serve", *where]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     nothing = subprocess.DEVNULL
-    process = subprocess.Popen(command, env=environment, stdout=nothing, stderr=nothing, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=nothing, stderr=nothing, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 240
         while True:
@@ -275,7 +337,9 @@ def served(folder):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
                 break
             except OSError:
-                assert time.monotonic() < deadline and process.poll() is None, "the server does not start"
+                assert time.monotonic() < deadline and process.poll() is None, (
+                    "the server does not start"
+                )
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -346,7 +410,13 @@ def params(tmp_path, monkeypatch):
     """Of an empty clone, which is the working folder."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE"):
+    for key in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+        "DVC_ROOT",
+        "DVC_EXP_NAME",
+        "DVC_STAGE",
+    ):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.chdir(tmp_path)
     return parameters.load()
@@ -363,32 +433,61 @@ def test_register_saves_a_model_once(params, trained, monkeypatch):
     model, description = trained
     monkeypatch.setattr(pyfunc, "save", _stub)
     with runs.stage_run("fine-tune", params) as run:
-        assert pyfunc.register(run, model, description, alias="fine-tuned", tags={"note": "größer"}) == "1"
+        assert (
+            pyfunc.register(run, model, description, alias="fine-tuned", tags={"note": "größer"})
+            == "1"
+        )
         assert run.client.get_run(run.run_id).data.tags["model.version"] == "1"
         monkeypatch.setattr(pyfunc, "save", lambda *_, **__: pytest.fail("saved again"))
         assert pyfunc.register(run, model, description, alias="again") == "1"
-    with runs.stage_run("evaluate", params) as run:  # adds what it measured to the version that is there
-        found = pyfunc.register(run, model, description, alias="fine-tuned", stage="fine-tune", metrics={"accuracy": 0.97})
+    # Adds what it measured to the version that is there.
+    with runs.stage_run("evaluate", params) as run:
+        found = pyfunc.register(
+            run,
+            model,
+            description,
+            alias="fine-tuned",
+            stage="fine-tune",
+            metrics={"accuracy": 0.97},
+        )
         assert found == "1"
         monkeypatch.setattr(pyfunc, "save", _stub)
         assert pyfunc.register(run, model, description, alias="fine-tuned") == "2"  # another stage
         changed = description.replace(temperature=3.0)
         assert pyfunc.register(run, model, changed, alias="fine-tuned", stage="fine-tune") == "3"
-    first, last = (registry.by_alias(run.client, "graft", alias) for alias in ("again", "fine-tuned"))
-    assert (str(first.version), first.tags["accuracy"], first.tags["note"]) == ("1", "0.97", "größer")
+    first, last = (
+        registry.by_alias(run.client, "graft", alias) for alias in ("again", "fine-tuned")
+    )
+    assert (str(first.version), first.tags["accuracy"], first.tags["note"]) == (
+        "1",
+        "0.97",
+        "größer",
+    )
     shipped = pyfunc.shipped_digest(model, changed)
-    assert (str(last.version), last.tags["stage"], last.tags["digest"]) == ("3", "fine-tune", shipped)
+    assert (str(last.version), last.tags["stage"], last.tags["digest"]) == (
+        "3",
+        "fine-tune",
+        shipped,
+    )
 
 
-def test_serving_code_decoder_pins_and_formats_are_part_of_what_is_shipped(trained, tmp_path, monkeypatch):
+def test_serving_code_decoder_pins_and_formats_are_part_of_what_is_shipped(
+    trained, tmp_path, monkeypatch
+):
     def edited(module_or_path, name):
         copy = tmp_path / name
-        copy.write_text(Path(module_or_path).read_text(encoding="utf-8") + "\n# another line\n", encoding="utf-8")
+        copy.write_text(
+            Path(module_or_path).read_text(encoding="utf-8") + "\n# another line\n",
+            encoding="utf-8",
+        )
         return copy
 
     (tmp_path / "formats").mkdir()
     (tmp_path / "formats" / "model.tflite").write_bytes(b"a")
-    digests = [pyfunc.shipped_digest(*trained), pyfunc.shipped_digest(*trained, tmp_path / "formats")]
+    digests = [
+        pyfunc.shipped_digest(*trained),
+        pyfunc.shipped_digest(*trained, tmp_path / "formats"),
+    ]
     (tmp_path / "formats" / "model.tflite").write_bytes(b"b")
     digests.append(pyfunc.shipped_digest(*trained, tmp_path / "formats"))
     for target, name, value in (
@@ -402,7 +501,15 @@ def test_serving_code_decoder_pins_and_formats_are_part_of_what_is_shipped(train
     digests.append(pyfunc.shipped_digest(trained[0], trained[1].replace(temperature=2.5)))
     assert len(set(digests)) == 7
     assert pyfunc.shipped_digest(*trained) == digests[0]
-    assert len({pyfunc.network_digest(trained[0], trained[1].replace(temperature=t)) for t in (1.0, 2.5)}) == 1
+    assert (
+        len(
+            {
+                pyfunc.network_digest(trained[0], trained[1].replace(temperature=t))
+                for t in (1.0, 2.5)
+            }
+        )
+        == 1
+    )
 
 
 def test_other_serving_code_takes_the_aliases_along(params, trained, monkeypatch):
@@ -412,40 +519,73 @@ def test_other_serving_code_takes_the_aliases_along(params, trained, monkeypatch
         champion.set_champion(params, "1")
         monkeypatch.setattr(pyfunc, "_pins", lambda: ["keras==0"])
         assert pyfunc.register(run, *trained, alias="fine-tuned") == "2"
-    aliases = {alias: str(registry.by_alias(run.client, "graft", alias).version) for alias in ("fine-tuned", "champion")}
+    aliases = {
+        alias: str(registry.by_alias(run.client, "graft", alias).version)
+        for alias in ("fine-tuned", "champion")
+    }
     assert aliases == {"fine-tuned": "2", "champion": "2"}
-    assert [entry["action"] for entry in champion.history(run.client, "graft")] == ["set", "renewed"]
+    assert [entry["action"] for entry in champion.history(run.client, "graft")] == [
+        "set",
+        "renewed",
+    ]
 
 
 def test_without_calibration_the_registered_model_has_no_temperature(params, trained, monkeypatch):
     saved = []
     monkeypatch.setattr(
-        pyfunc, "save", lambda folder, _, description, knows, **__: saved.append(description) or _stub(folder, 0, 0)
+        pyfunc,
+        "save",
+        lambda folder, _, description, knows, **__: (
+            saved.append(description) or _stub(folder, 0, 0)
+        ),
     )
-    params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"calibrate": False})})
+    params = params.model_copy(
+        update={"evaluate": params.evaluate.model_copy(update={"calibrate": False})}
+    )
     with runs.stage_run("fine-tune", params) as run:
         pyfunc.register(run, *trained, alias="fine-tuned")
-    assert (trained[1].temperature, [description.temperature for description in saved]) == (2.0, [1.0])
+    assert (trained[1].temperature, [description.temperature for description in saved]) == (
+        2.0,
+        [1.0],
+    )
 
 
-def test_the_exported_version_holds_its_formats_and_is_linked_with_its_original(params, trained, tmp_path, monkeypatch):
+def test_the_exported_version_holds_its_formats_and_is_linked_with_its_original(
+    params, trained, tmp_path, monkeypatch
+):
     monkeypatch.setattr(pyfunc, "save", _stub)
     folder = tmp_path / "export"
     (folder / "saved_model").mkdir(parents=True)
     for name in ("model.keras", "model.tflite", "checks.json", "saved_model/saved_model.pb"):
         (folder / name).write_bytes(b"x")
     with runs.stage_run("fine-tune", params) as run:
-        pyfunc.register(run, *trained, alias="fine-tuned", tags={"evaluate.run": run.run_id, "val_accuracy": "0.9"})
+        pyfunc.register(
+            run,
+            *trained,
+            alias="fine-tuned",
+            tags={"evaluate.run": run.run_id, "val_accuracy": "0.9"},
+        )
     with runs.stage_run("export", params) as run:
         shipped = writers.self_contained(*trained)
-        version = pyfunc.register(run, *shipped, alias="exported", export=(folder, pyfunc.network_digest(*trained)))
-    original, exported = (run.client.get_model_version("graft", number) for number in ("1", version))
+        version = pyfunc.register(
+            run, *shipped, alias="exported", export=(folder, pyfunc.network_digest(*trained))
+        )
+    original, exported = (
+        run.client.get_model_version("graft", number) for number in ("1", version)
+    )
     assert (original.tags["exported.version"], exported.tags["fine-tuned.version"]) == ("2", "1")
-    assert (exported.tags["evaluate.run"], exported.tags["val_accuracy"]) == (original.tags["evaluate.run"], "0.9")
-    there = store.local_path(run.client.get_model_version_download_uri("graft", "2")) / pyfunc.FORMATS
+    assert (exported.tags["evaluate.run"], exported.tags["val_accuracy"]) == (
+        original.tags["evaluate.run"],
+        "0.9",
+    )
+    there = (
+        store.local_path(run.client.get_model_version_download_uri("graft", "2")) / pyfunc.FORMATS
+    )
     assert sorted(p.relative_to(there).as_posix() for p in there.rglob("*.*")) == [
-        "checks.json", "model.tflite", "saved_model/saved_model.pb",
-    ]  # fmt: skip
+        "checks.json",
+        "model.tflite",
+        "saved_model/saved_model.pb",
+    ]
 
 
 def test_a_contest_is_not_held_again_by_publishing(params, trained, monkeypatch):
@@ -453,16 +593,22 @@ def test_a_contest_is_not_held_again_by_publishing(params, trained, monkeypatch)
     import keras
 
     monkeypatch.setattr(pyfunc, "save", _stub)
-    rows = [ManifestRow(f"{i}.png", CLASSES[i % 3], ("train", "val", "test")[i // 3], f"{i:064x}", 8, 8) for i in range(9)]
+    rows = [
+        ManifestRow(f"{i}.png", CLASSES[i % 3], ("train", "val", "test")[i // 3], f"{i:064x}", 8, 8)
+        for i in range(9)
+    ]
     manifest.write(Manifest(tuple(rows), CLASSES), paths.SPLIT)
     for folder in (paths.TRAIN_HEAD, paths.FINE_TUNE):
         folder.mkdir(parents=True)
         val = Predictions([f"{i}.png" for i in range(3, 6)], np.arange(3), np.eye(3), CLASSES)
         val.write(folder / "predictions.csv")
-    params = params.model_copy(update={"tracking": params.tracking.model_copy(update={"promote": "always"})})
+    params = params.model_copy(
+        update={"tracking": params.tracking.model_copy(update={"promote": "always"})}
+    )
     other = keras.models.clone_model(trained[0])
     with runs.stage_run("evaluate", params) as run:
-        pyfunc.contest(run, trained, trained, {"accuracy": 1.0}, image_sets, once=True)  # versions 1, the head, and 2
+        # Versions 1, the head, and 2.
+        pyfunc.contest(run, trained, trained, {"accuracy": 1.0}, image_sets, once=True)
         pyfunc.register(run, other, trained[1], alias="other", stage="fine-tune")
         holders = [champion.set_champion(params, "3")]
         for once in (True, False):

@@ -20,7 +20,9 @@ def photo(shape, seed=0):
     """Smooth with grain: uint8 (*shape, 3)."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (shape[0] // 6 + 2, shape[1] // 6 + 2, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC)).astype(int)
+    smooth = np.asarray(
+        Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC)
+    ).astype(int)
     return np.clip(smooth + rng.integers(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
 
 
@@ -33,7 +35,10 @@ def largest(a, b):
 def test_opencv_is_rebuilt_to_the_level(shape, wanted):
     cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is an extra of developers")
     image = photo(shape)
-    for ours, theirs in ((resizers.opencv_linear, cv2.INTER_LINEAR), (resizers.opencv_area, cv2.INTER_AREA)):
+    for ours, theirs in (
+        (resizers.opencv_linear, cv2.INTER_LINEAR),
+        (resizers.opencv_area, cv2.INTER_AREA),
+    ):
         found, expected = ours(image, wanted), cv2.resize(image, wanted[::-1], interpolation=theirs)
         assert largest(found, expected) <= 1
         assert (found != expected).mean() < 0.01
@@ -59,7 +64,8 @@ def test_area_and_canvas_are_means_where_sides_are_halved_twice():
     image = photo((448, 448))
     mean = image.reshape(SIZE, 4, SIZE, 4, 3).mean((1, 3))
     assert np.abs(resizers.opencv_area(image, (SIZE, SIZE)) - mean).max() <= 0.5
-    assert np.abs(resizers.canvas(image, (SIZE, SIZE)) - mean).max() <= 1.5  # cut off at each halving
+    # Cut off at each halving.
+    assert np.abs(resizers.canvas(image, (SIZE, SIZE)) - mean).max() <= 1.5
 
 
 @pytest.mark.parametrize("name", resizers.RESIZERS)
@@ -108,7 +114,8 @@ PAGE = """%s<p id=out></p><script>addEventListener("load", () => {
 
 @pytest.mark.slow
 def test_canvas_is_chromiums(tmp_path):
-    """Means and largest differences in levels, on photos with grain: to the level where coordinates are not rounded apart."""
+    """Means and largest differences in levels, on photos with grain: to the level where coordinates
+    are not rounded apart."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here: apt-get install chromium")
@@ -117,10 +124,23 @@ def test_canvas_is_chromiums(tmp_path):
     for image in photos:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
-        tags.append(f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+        tags.append(
+            f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        )
     (tmp_path / "page.html").write_text(PAGE.replace("SIZE", "48") % "".join(tags))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run([browser, *options, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [browser, *options, (tmp_path / "page.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     (found,) = re.findall(r'<p id="out">(\[.+?\])</p>', done.stdout)
     for image, given in zip(photos, json.loads(found), strict=True):
         painted = np.frombuffer(base64.b64decode(given), np.uint8).reshape(48, 48, 4)[..., :3]
@@ -128,4 +148,5 @@ def test_canvas_is_chromiums(tmp_path):
         assert difference.mean() < 1.5, image.shape
         assert np.quantile(difference, 0.99) <= 8, image.shape
         without = np.abs(resizers.bilinear(image, (48, 48)).astype(int) - painted)
-        assert min(image.shape[:2]) < 96 or difference.mean() < without.mean() / 4  # it is no plain bilinear
+        # It is no plain bilinear.
+        assert min(image.shape[:2]) < 96 or difference.mean() < without.mean() / 4

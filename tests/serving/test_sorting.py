@@ -31,13 +31,23 @@ def lying(folder):
 @pytest.mark.parametrize("copy", [False, True])
 def test_photos_are_linked_or_copied_and_a_rerun_changes_nothing(photos, copy):
     sorter = Sorter(photos / "out", CLASSES, 0.5, copy)
-    rows = [row(photos / "a" / "1.jpg"), row(photos / "b" / "1.jpg"), row(photos / "b" / "1.jpg", confidence=0.4)]
+    rows = [
+        row(photos / "a" / "1.jpg"),
+        row(photos / "b" / "1.jpg"),
+        row(photos / "b" / "1.jpg", confidence=0.4),
+    ]
     rows += [row(photos / "a" / "1.jpg", "dog/wolf"), row(photos / "link.jpg", "..")]
     places = [sorter.place(each) for each in rows]
     assert [sorter.place(each) for each in rows] == places  # and again
     assert lying(photos / "out") == sorted(p.relative_to(photos / "out").as_posix() for p in places)
     assert [p.parent.name for p in places] == ["cat", "cat", "unsure", "dog_wolf", "_.."]
-    assert [p.read_text() for p in places] == ["photo a", "photo b", "photo b", "photo a", "photo a"]
+    assert [p.read_text() for p in places] == [
+        "photo a",
+        "photo b",
+        "photo b",
+        "photo a",
+        "photo a",
+    ]
     assert places[0].samefile(photos / "a" / "1.jpg") is not copy and not places[4].is_symlink()
     assert lying(photos / "a") == lying(photos / "b") == ["1.jpg"]
 
@@ -64,7 +74,9 @@ def test_where_no_link_is_allowed_the_photo_is_copied(photos, monkeypatch):
 
 
 def test_a_photo_with_a_problem_goes_nowhere(photos):
-    assert Sorter(photos / "out", CLASSES).place(Prediction("gone.jpg", problem="unreadable")) is None
+    assert (
+        Sorter(photos / "out", CLASSES).place(Prediction("gone.jpg", problem="unreadable")) is None
+    )
     assert not (photos / "out").exists()
 
 
@@ -72,7 +84,10 @@ def test_a_photo_with_a_problem_goes_nowhere(photos):
     ("sorter", "message"),
     [
         ({"classes": ("a/b", "a_b")}, "a_b/ would be the folder of two classes"),
-        ({"classes": ("unsure",), "unsure_below": 0.5}, "unsure/ would be the folder of two classes"),
+        (
+            {"classes": ("unsure",), "unsure_below": 0.5},
+            "unsure/ would be the folder of two classes",
+        ),
         ({"unsure_below": 1.5}, "--unsure-below 1.5: a confidence from 0 to 1"),
         ({"folder": "a/out"}, r"--sort-into a/out: lies in a, whose photos it shall sort"),
     ],

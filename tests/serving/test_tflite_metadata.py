@@ -41,7 +41,9 @@ def embedded(path):
     from tensorflow.lite.python import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(path.read_bytes(), 0))
-    (place,) = [entry.buffer for entry in model.metadata if bytes(entry.name) == tflite_metadata.METADATA]
+    (place,) = [
+        entry.buffer for entry in model.metadata if bytes(entry.name) == tflite_metadata.METADATA
+    ]
     return bytes(model.buffers[place].data)
 
 
@@ -62,7 +64,9 @@ def test_what_a_file_says_of_its_tensors_is_what_they_are(format, exported):
     said = json.loads(zipfile.ZipFile(path).read("graft.json"))
     interpreter = Interpreter(model_path=str(path))
     (pixels,), (scores,) = interpreter.get_input_details(), interpreter.get_output_details()
-    assert (said["input"].split()[0], said["output"].split()[0]) == tuple(np.dtype(t["dtype"]).name for t in (pixels, scores))
+    assert (said["input"].split()[0], said["output"].split()[0]) == tuple(
+        np.dtype(t["dtype"]).name for t in (pixels, scores)
+    )
     assert ("256 times the probability" in said["output"]) == (scores["quantization"][0] == 1 / 256)
     assert (b"in steps of 1/256" in embedded(path)) == (scores["dtype"] == np.uint8)
 
@@ -71,7 +75,9 @@ def test_what_a_file_says_of_its_tensors_is_what_they_are(format, exported):
 @pytest.mark.parametrize("format", TFLITE)
 def test_mediapipe_classifies_twenty_photos_as_graft_does(format, exported, tmp_path):
     if subprocess.run([PYTHON, "-c", "import mediapipe"], capture_output=True).returncode:
-        pytest.skip("MediaPipe is not installed; MEDIAPIPE_PYTHON may name an interpreter that has it")
+        pytest.skip(
+            "MediaPipe is not installed; MEDIAPIPE_PYTHON may name an interpreter that has it"
+        )
     images = make_images(20, seed=8)
     np.save(tmp_path / "images.npy", images)
     command = [PYTHON, "-c", CLASSIFY, str(exported / FILES[format]), str(tmp_path / "images.npy")]

@@ -1,4 +1,5 @@
-"""Blocks on a cluster: each result once and in order, whoever is killed; who differs takes none; mistakes in one line."""
+"""Blocks on a cluster: each result once and in order, whoever is killed; who differs takes none;
+mistakes in one line."""
 
 import builtins
 import os
@@ -17,7 +18,8 @@ from graft.system.console import GraftError
 
 @dataclass(frozen=True)
 class Doubler:
-    """Twice the block, and who computed it. marks: folder where the first to come to block `kill` leaves a mark, and dies."""
+    """Twice the block, and who computed it. marks: folder where the first to come to block `kill`
+    leaves a mark, and dies."""
 
     marks: Path
     kill: int = -1
@@ -32,7 +34,12 @@ class Doubler:
                 os.kill(os.getpid(), signal.SIGKILL)
             if block == "ten":
                 raise GraftError("ten is no number")
-            return 2 * block, os.getpid(), prefetch.processors(), os.environ.get("GRAFT_TEST_MACHINE")
+            return (
+                2 * block,
+                os.getpid(),
+                prefetch.processors(),
+                os.environ.get("GRAFT_TEST_MACHINE"),
+            )
 
         return double
 
@@ -59,10 +66,15 @@ def test_a_worker_answers_with_the_blocks_number_its_result_and_what_went_wrong(
 
 def test_what_a_machine_has_instead_of_what_is_wanted_is_said(given, monkeypatch):
     assert cluster.differences(["litert", "2.1"], ["litert", "2.1"]) == ""
-    assert cluster.differences(["litert", "2.1", "avx2"], ["litert", "2.0", "avx2"]) == "it has 2.0; wanted 2.1"
+    assert (
+        cluster.differences(["litert", "2.1", "avx2"], ["litert", "2.0", "avx2"])
+        == "it has 2.0; wanted 2.1"
+    )
     monkeypatch.setattr(cluster, "_fetched", lambda job: job)
     assert cluster.look(Doubler(given), str(given)) == (["doubler 1", "like the others"], "")
-    assert cluster.look(Doubler(given), "/no/such/folder")[1].startswith("it does not see /no/such/folder, which must be")
+    assert cluster.look(Doubler(given), "/no/such/folder")[1].startswith(
+        "it does not see /no/such/folder, which must be"
+    )
     assert cluster.look(None, str(given))[1].startswith("AttributeError: ")
 
 
@@ -74,22 +86,33 @@ def test_a_missing_package_is_named_with_the_extra(given, monkeypatch):
 
     real = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", lacking)
-    with pytest.raises(GraftError, match=r"ray: needs the package ray: pip install 'graft-vision\[ray\]'"), cluster.connect():
+    with (
+        pytest.raises(
+            GraftError, match=r"ray: needs the package ray: pip install 'graft-vision\[ray\]'"
+        ),
+        cluster.connect(),
+    ):
         pass
 
 
 def test_an_address_where_nobody_listens_is_said_at_once(given):
-    with pytest.raises(GraftError, match=r"ray: 127\.0\.0\.1:1: Connection refused; RAY_ADDRESS says where the cluster is"):
+    with pytest.raises(
+        GraftError,
+        match=r"ray: 127\.0\.0\.1:1: Connection refused; RAY_ADDRESS says where the cluster is",
+    ):
         cluster._check("127.0.0.1:1")
     cluster._check("auto")
     cluster._check(None)
 
 
 @pytest.mark.slow
-def test_every_result_comes_once_and_in_order_though_a_worker_is_killed(ray, given, monkeypatch, capfd):
+def test_every_result_comes_once_and_in_order_though_a_worker_is_killed(
+    ray, given, monkeypatch, capfd
+):
     from ray import cloudpickle
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have graft, and not the tests
+    # Workers have graft, and not the tests.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(cluster, "WINDOW", 7)
     with cluster.connect() as workers:
         (address,) = {node["NodeManagerAddress"] for node in ray.nodes()}
@@ -99,9 +122,14 @@ def test_every_result_comes_once_and_in_order_though_a_worker_is_killed(ray, giv
             list(workers.run(Doubler(given), ["ten"]))
     assert [(block, result[0]) for block, result in answers] == [(n, 2 * n) for n in range(20)]
     assert {result[2] for _, result in answers} == {1}  # threads
-    assert len(list(given.glob("4-*"))) == 2  # begun by the one that was killed, and done by another
+    # Begun by the one that was killed, and done by another.
+    assert len(list(given.glob("4-*"))) == 2
     assert not ray.is_initialized()
-    assert not [folder for folder in Path("/tmp").glob("graft-ray-*") if folder.stat().st_mtime > given.stat().st_ctime]
+    assert not [
+        folder
+        for folder in Path("/tmp").glob("graft-ray-*")
+        if folder.stat().st_mtime > given.stat().st_ctime
+    ]
     assert capfd.readouterr().err == ""
 
 
@@ -111,14 +139,18 @@ def test_a_machine_that_differs_takes_no_block_and_says_so(ray, given, monkeypat
     from ray.cluster_utils import Cluster
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    machines = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     try:
         machines.add_node(num_cpus=1, env_vars={"GRAFT_TEST_MACHINE": "another processor"})
         monkeypatch.setenv("RAY_ADDRESS", machines.address)
         with cluster.connect() as workers:
             answers = [result for _, result in workers.run(Doubler(given), range(12))]
             assert {machine for *_, machine in answers} == {None}
-        with pytest.raises(GraftError, match="no machine of the cluster computes what this one would"):
+        with pytest.raises(
+            GraftError, match="no machine of the cluster computes what this one would"
+        ):
             monkeypatch.setenv("GRAFT_TEST_MACHINE", "a third")
             with cluster.connect() as workers:
                 list(workers.run(Doubler(given), [1]))

@@ -1,4 +1,5 @@
-"""A hostile shell: what another project has exported, or left in the home folder, changes no number."""
+"""A hostile shell: what another project has exported, or left in the home folder, changes no
+number."""
 
 import json
 import os
@@ -12,11 +13,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # What people export for other projects, and what Keras keeps in the home folder.
 EXPORTED = {
-    "KERAS_BACKEND": "torch", "TF_ENABLE_ONEDNN_OPTS": "0", "TF_USE_LEGACY_KERAS": "1", "KERAS_MAX_EPOCHS": "1",
-    "KERAS_MAX_STEPS_PER_EPOCH": "1", "TF_XLA_FLAGS": "--tf_xla_auto_jit=2", "MPLBACKEND": "module://no_such_module",
+    "KERAS_BACKEND": "torch",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "TF_USE_LEGACY_KERAS": "1",
+    "KERAS_MAX_EPOCHS": "1",
+    "KERAS_MAX_STEPS_PER_EPOCH": "1",
+    "TF_XLA_FLAGS": "--tf_xla_auto_jit=2",
+    "MPLBACKEND": "module://no_such_module",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
-}  # fmt: skip
-KEPT = {"backend": "jax", "floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.5}
+}
+KEPT = {
+    "backend": "jax",
+    "floatx": "float16",
+    "image_data_format": "channels_first",
+    "epsilon": 0.5,
+}
 
 
 @pytest.fixture
@@ -29,7 +40,9 @@ def hostile(tmp_path):
 
 
 def python(code, environment, folder):
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True
+    )
     return done.returncode, done.stdout.strip(), done.stderr
 
 
@@ -38,14 +51,27 @@ def test_what_decides_numbers_is_set_outright(hostile, tmp_path):
         "import json, os\nfrom graft.system import environment\n"
         "environment.quiet_mlflow(); environment.quiet_tensorflow()\n"
         "import keras, matplotlib; from keras.src.backend import config\n"
-        "print(json.dumps([keras.config.backend(), keras.config.floatx(), keras.config.image_data_format(),"
-        " keras.config.epsilon(), keras.config.dtype_policy().name, config.max_epochs(), config.max_steps_per_epoch(),"
-        " os.environ['TF_ENABLE_ONEDNN_OPTS'], 'TF_XLA_FLAGS' in os.environ, matplotlib.get_backend(),"
-        " os.environ['MLFLOW_ENABLE_ASYNC_LOGGING']]))"
+        "print(json.dumps([keras.config.backend(), keras.config.floatx(), "
+        "keras.config.image_data_format(), keras.config.epsilon(), "
+        "keras.config.dtype_policy().name, config.max_epochs(), config.max_steps_per_epoch(), "
+        "os.environ['TF_ENABLE_ONEDNN_OPTS'], 'TF_XLA_FLAGS' in os.environ, "
+        "matplotlib.get_backend(), os.environ['MLFLOW_ENABLE_ASYNC_LOGGING']]))"
     )
     status, out, error = python(code, hostile, tmp_path)
     assert status == 0, error
-    found = ["tensorflow", "float32", "channels_last", 1e-7, "float32", None, None, "1", False, "agg", "false"]
+    found = [
+        "tensorflow",
+        "float32",
+        "channels_last",
+        1e-7,
+        "float32",
+        None,
+        None,
+        "1",
+        False,
+        "agg",
+        "false",
+    ]
     assert json.loads(out.splitlines()[-1]) == found
 
 
@@ -85,18 +111,30 @@ def test_a_locale_without_utf_8_is_refused_in_a_line(changes, status, out, tmp_p
 @pytest.mark.parametrize("option", ["-O", "-OO"])
 def test_the_command_works_without_asserts_and_docstrings(option, tmp_path):
     command = [sys.executable, option, "-m", "graft.commands.main", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, "predict" in done.stdout) == (0, True), done.stderr
 
 
 def test_no_check_is_an_assert():
     """`python -O` drops them."""
     sources = [p for folder in ("graft", "stages") for p in (ROOT / folder).rglob("*.py")]
-    assert [str(p) for p in sources if re.search(r"^\s+assert\b", p.read_text(encoding="utf-8"), re.MULTILINE)] == []
+    assert [
+        str(p)
+        for p in sources
+        if re.search(r"^\s+assert\b", p.read_text(encoding="utf-8"), re.MULTILINE)
+    ] == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
-def test_where_home_cannot_be_written_matplotlib_keeps_its_things_with_the_cache(tmp_path, monkeypatch):
+def test_where_home_cannot_be_written_matplotlib_keeps_its_things_with_the_cache(
+    tmp_path, monkeypatch
+):
     from graft.system import environment, paths
 
     monkeypatch.delenv("MPLCONFIGDIR", raising=False)

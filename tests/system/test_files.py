@@ -16,7 +16,9 @@ def test_sha256_of_file_and_folder(tmp_path):
     (folder / "x.txt").write_bytes(b"one")
     assert files.sha256(folder / "x.txt") == hashlib.sha256(b"one").hexdigest()
     before = files.sha256(str(folder))
-    assert before == hashlib.sha256(f"x.txt\0{files.sha256(folder / 'x.txt')}\n".encode()).hexdigest()
+    assert (
+        before == hashlib.sha256(f"x.txt\0{files.sha256(folder / 'x.txt')}\n".encode()).hexdigest()
+    )
     (folder / "cache.pyc").write_bytes(b"ignored")
     (folder / ".DS_Store").write_bytes(b"ignored")
     assert files.sha256(folder) == before
@@ -29,18 +31,28 @@ def test_sha256_of_file_and_folder(tmp_path):
 def test_sha256_of_several_files_is_of_their_bytes_in_that_order(tmp_path):
     (tmp_path / "a").write_bytes(b"weights")
     (tmp_path / "b").write_bytes(b"{}")
-    assert files.sha256_of(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"weights{}").hexdigest()
+    assert (
+        files.sha256_of(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"weights{}").hexdigest()
+    )
 
 
 def test_dvc_md5_is_what_dvc_records(tmp_path):
     (tmp_path / "data" / "deep").mkdir(parents=True)
-    for name in ("data/B.txt", "data/a.txt", "data/deep/ü b.txt", "data/deep.txt", "data/deep-er.txt"):
+    for name in (
+        "data/B.txt",
+        "data/a.txt",
+        "data/deep/ü b.txt",
+        "data/deep.txt",
+        "data/deep-er.txt",
+    ):
         (tmp_path / name).write_text(name, encoding="utf-8")
     (tmp_path / "large").write_bytes(os.urandom(3 * files.BLOCK // 2))
     (tmp_path / ".dvcignore").write_text("*.pyc\n")
     (tmp_path / "data" / "code.pyc").write_bytes(b"ignored")
     for command in (["init", "-q", "--no-scm"], ["add", "-q", "data", "large"]):
-        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, cwd=tmp_path, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *command], check=True, cwd=tmp_path, capture_output=True
+        )
     for name in ("data", "large"):
         recorded = (tmp_path / f"{name}.dvc").read_text(encoding="utf-8")
         assert f"md5: {files.dvc_md5(tmp_path / name)}\n" in recorded
@@ -77,7 +89,10 @@ def test_csv(tmp_path):
 def test_a_bare_carriage_return_survives(tmp_path):
     """Readers take it for the end of a line unless it is in quotes; file names may hold one."""
     files.write_csv(tmp_path / "x.csv", ["path", "size"], [["a\rb.png", 1], ["c", 2]])
-    assert files.read_csv(tmp_path / "x.csv") == [{"path": "a\rb.png", "size": "1"}, {"path": "c", "size": "2"}]
+    assert files.read_csv(tmp_path / "x.csv") == [
+        {"path": "a\rb.png", "size": "1"},
+        {"path": "c", "size": "2"},
+    ]
     assert (tmp_path / "x.csv").read_bytes().endswith(b"\nc,2\n")
 
 

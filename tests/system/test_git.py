@@ -4,7 +4,17 @@ import pytest
 
 from graft.system import git
 
-COMMIT = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first"]
+COMMIT = [
+    "-c",
+    "user.name=a",
+    "-c",
+    "user.email=a@b",
+    "commit",
+    "-q",
+    "--allow-empty",
+    "-m",
+    "first",
+]
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ from graft.system import installed
 from graft.system.console import GraftError
 
 DIGEST = hashlib.sha256(b"a wheel").hexdigest()
-WHEEL = {"url": "file:///d/graft%20vision-0.1.0-py3-none-any.whl", "archive_info": {"hashes": {"sha256": DIGEST}}}
+WHEEL = {
+    "url": "file:///d/graft%20vision-0.1.0-py3-none-any.whl",
+    "archive_info": {"hashes": {"sha256": DIGEST}},
+}
 COMMIT = {"url": "https://x/graft.git", "vcs_info": {"vcs": "git", "commit_id": "a" * 40}}
 
 
@@ -48,7 +51,9 @@ def test_a_pin_is_met_by_what_it_pins_and_by_nothing_else(noted, line, origin, t
     ]
     for other in others:
         origin(*other)
-        with pytest.raises(GraftError, match=r"asks for graft-vision.* and graft 1.3.0 is installed.* -r .*\.txt$"):
+        with pytest.raises(
+            GraftError, match=r"asks for graft-vision.* and graft 1.3.0 is installed.* -r .*\.txt$"
+        ):
             installed.check_pin(file)
 
 
@@ -76,5 +81,7 @@ def test_what_a_user_wrote_is_taken_as_pip_takes_it(origin, tmp_path):
 
 def test_a_clone_cannot_be_pinned(origin):
     origin({"url": "file:///clone", "dir_info": {"editable": True}})
-    with pytest.raises(GraftError, match="graft runs from a clone, which no project can pin: `make wheel` there"):
+    with pytest.raises(
+        GraftError, match="graft runs from a clone, which no project can pin: `make wheel` there"
+    ):
         installed.pin()

@@ -1,4 +1,5 @@
-"""A small clone in a folder with a space and Unicode in its name, with MLflow in a SQLite database of its own."""
+"""A small clone in a folder with a space and Unicode in its name, with MLflow in a SQLite database
+of its own."""
 
 import multiprocessing
 import re
@@ -18,7 +19,10 @@ STAGES = {
     "split": {"params": ["seed", "data"], "metrics": ["data/split/metrics.json"]},
     "train-head": {"params": ["seed", "head"], "metrics": ["data/train-head/metrics.json"]},
     "second-look": {"params": ["seed", "evaluate"], "metrics": ["data/second-look/metrics.json"]},
-    "fine-tune": {"params": ["lr", "seed", "fine_tune"], "metrics": ["data/fine-tune/metrics.json"]},
+    "fine-tune": {
+        "params": ["lr", "seed", "fine_tune"],
+        "metrics": ["data/fine-tune/metrics.json"],
+    },
     "evaluate": {"params": ["seed", "evaluate"], "metrics": ["data/evaluate/metrics.json"]},
     "export": {"params": ["export"], "outs": ["data/export"]},
 }
@@ -31,8 +35,16 @@ def clone(tmp_path, monkeypatch):
     root.mkdir()
     YAML().dump({"stages": STAGES}, root / "dvc.yaml")
     defaults = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    (root / "params.yaml").write_text(re.sub(r"^lr: \S+", "lr: 1.0e-4", defaults, flags=re.MULTILINE), encoding="utf-8")
-    for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE"):
+    (root / "params.yaml").write_text(
+        re.sub(r"^lr: \S+", "lr: 1.0e-4", defaults, flags=re.MULTILINE), encoding="utf-8"
+    )
+    for key in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+        "DVC_ROOT",
+        "DVC_EXP_NAME",
+        "DVC_STAGE",
+    ):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.chdir(root)
     return root
@@ -58,7 +70,8 @@ def params(clone):
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
-    """An MLflow database with its tables and nothing in them: making one takes seconds, copying it none."""
+    """An MLflow database with its tables and nothing in them: making one takes seconds, copying it
+    none."""
     environment.quiet_mlflow()
     from mlflow import MlflowClient
 
@@ -77,7 +90,8 @@ def database(clone, empty_database):
 
 @pytest.fixture(scope="session")
 def processes():
-    """Multiprocessing context whose workers have MLflow imported already, and none of the threads of this process."""
+    """Multiprocessing context whose workers have MLflow imported already, and none of the threads
+    of this process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"])
     return context
@@ -100,18 +114,30 @@ def with_params(clone):
 
 @pytest.fixture
 def write_manifest(clone):
-    """write_manifest(n=9, labels="ab"): n images of two classes, every third a test image. Returns {split: [path]}.
+    """write_manifest(n=9, labels="ab"): n images of two classes, every third a test image. Returns
+    {split: [path]}.
 
-    first: number of the first image, by which path and bytes are told apart; another residue of 3 is another split.
+    first: number of the first image, by which path and bytes are told apart; another residue of 3
+    is another split.
     """
 
     def write(*, n=9, labels="ab", first=0):
         numbers = range(first, first + n)
-        images = [(f"{labels[i % 2]}/{i}.png", labels[i % 2], ("train", "val", "test")[(i - first) % 3]) for i in numbers]
+        images = [
+            (f"{labels[i % 2]}/{i}.png", labels[i % 2], ("train", "val", "test")[(i - first) % 3])
+            for i in numbers
+        ]
         columns = ["path", "label", "split", "sha256", "width", "height", "group"]
-        files.write_csv(paths.SPLIT / "manifest.csv", columns, [(*i, f"{k:064x}", 8, 8, "") for k, i in zip(numbers, images)])
+        files.write_csv(
+            paths.SPLIT / "manifest.csv",
+            columns,
+            [(*i, f"{k:064x}", 8, 8, "") for k, i in zip(numbers, images)],
+        )
         files.write_json(paths.SPLIT / "classes.json", sorted(labels))
-        return {split: [path for path, _, found in images if found == split] for split in ("train", "val", "test")}
+        return {
+            split: [path for path, _, found in images if found == split]
+            for split in ("train", "val", "test")
+        }
 
     return write
 
@@ -125,7 +151,8 @@ def manifest(write_manifest):
 
 @pytest.fixture
 def register(tmp_path):
-    """register(run, digest, alias, stage=None, write=write_stub): a model's version, as the stages register theirs."""
+    """register(run, digest, alias, stage=None, write=write_stub): a model's version, as the stages
+    register theirs."""
 
     def do(run, digest, alias, *, stage=None, write=write_stub):
         with registry.lock():
@@ -170,6 +197,8 @@ def write_model():
         signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 8, 8, 3))]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            mlflow.pyfunc.save_model(str(folder), python_model=str(code), pip_requirements=["numpy"], signature=signature)
+            mlflow.pyfunc.save_model(
+                str(folder), python_model=str(code), pip_requirements=["numpy"], signature=signature
+            )
 
     return write

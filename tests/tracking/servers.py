@@ -29,30 +29,58 @@ def free_port():
 
 @contextlib.contextmanager
 def mlflow_server(folder, backend, *, port=None, password=None):
-    """Address of an `mlflow server` on the database `backend`, its artifacts, which it hands on itself, below `folder`.
+    """Address of an `mlflow server` on the database `backend`, its artifacts, which it hands on
+    itself, below `folder`.
 
     password: of its user `admin`; without one it asks nobody. The address holds neither.
     """
     port = port or free_port()
-    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--artifacts-destination", str(folder / "served")]
+    where = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        str(folder / "served"),
+    ]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, *where]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**kept, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PATH": path}
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1")
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+    )
     if password:
         if importlib.util.find_spec("flask_wtf") is None:
             pytest.skip("MLflow's basic authentication needs Flask-WTF: pip install 'mlflow[auth]'")
         command += ["--app-name", "basic-auth"]
         settings = folder / "basic_auth.ini"
-        users = f"database_uri = sqlite:///{folder}/users.db\nadmin_username = admin\ndefault_permission = READ"
+        users = (
+            f"database_uri = sqlite:///{folder}/users.db\nadmin_username = "
+            "admin\ndefault_permission = READ"
+        )
         rule = "authorization_function = mlflow.server.auth:authenticate_request_basic_auth"
         settings.write_text(f"[mlflow]\n{users}\n{rule}\n")
-        environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-                        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex()}  # fmt: skip
-        asked.add_header("Authorization", "Basic " + base64.b64encode(f"admin:{password}".encode()).decode())
+        environment |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
+        }
+        asked.add_header(
+            "Authorization", "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+        )
     with (folder / f"server-{port}.log").open("ab") as output:
-        options = {"env": environment, "cwd": folder, "stdout": output, "stderr": output, "start_new_session": True}
+        options = {
+            "env": environment,
+            "cwd": folder,
+            "stdout": output,
+            "stderr": output,
+            "start_new_session": True,
+        }
         process = subprocess.Popen(command, **options)
     try:
         _wait(process, asked)
@@ -70,7 +98,9 @@ def _wait(process, address):
             urllib.request.urlopen(address, timeout=10).close()
             return
         except OSError:
-            assert time.monotonic() < deadline and process.poll() is None, "the server does not start"
+            assert time.monotonic() < deadline and process.poll() is None, (
+                "the server does not start"
+            )
             time.sleep(0.5)
 
 
@@ -83,7 +113,8 @@ def _programs():
 
 @contextlib.contextmanager
 def postgresql(password):
-    """Address of an empty database of a PostgreSQL server of the test's own, which asks for `password`."""
+    """Address of an empty database of a PostgreSQL server of the test's own, which asks for
+    `password`."""
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
@@ -98,10 +129,29 @@ def postgresql(password):
             become = {"user": _account()}
             for path in (place, secret):
                 shutil.chown(path, become["user"])
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", "check": True, **become}
-        made = ["-D", str(data), "-U", "graft", "-A", "scram-sha-256", "--pwfile", str(secret), "-E", "UTF8"]
+        quiet = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "cwd": "/",
+            "check": True,
+            **become,
+        }
+        made = [
+            "-D",
+            str(data),
+            "-U",
+            "graft",
+            "-A",
+            "scram-sha-256",
+            "--pwfile",
+            str(secret),
+            "-E",
+            "UTF8",
+        ]
         subprocess.run([programs / "initdb", *made], **quiet)
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        options = (
+            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        )
         start = ["-D", data, "-w", "-t", "120", "-l", Path(place) / "log", "-o", options, "start"]
         subprocess.run([programs / "pg_ctl", *start], **quiet)
         try:

@@ -9,7 +9,8 @@ from graft.tracking import champion, compare, runs
 
 @pytest.fixture
 def evaluate(params, database, write_manifest, with_params, declare, monkeypatch):
-    """evaluate(name, lr, wrong): one experiment that got that many of 40 test images wrong, of the validation half."""
+    """evaluate(name, lr, wrong): one experiment that got that many of 40 test images wrong, of the
+    validation half."""
     declare("evaluate", outs=[paths.EVALUATE / "predictions.csv"])
 
     def run_it(name, lr, wrong, *, labels="ab", group=lambda i: "", seed=42):
@@ -19,7 +20,9 @@ def evaluate(params, database, write_manifest, with_params, declare, monkeypatch
         def predictions(images, wrong):
             truth = np.array([labels.index(path[0]) for path in images])
             said = np.where(np.arange(40) < wrong, 1 - truth, truth)
-            return Predictions(images, truth, np.eye(2)[said], tuple(labels), tuple(group(i) for i in range(40)))
+            return Predictions(
+                images, truth, np.eye(2)[said], tuple(labels), tuple(group(i) for i in range(40))
+            )
 
         with runs.stage_run("evaluate", with_params(lr=lr, seed=seed)) as run:
             tested = predictions(images["test"], wrong)
@@ -49,7 +52,8 @@ def test_rows_params_that_differ_and_pairs(evaluate, params):
 
 
 def test_many_comparisons_raise_p(evaluate, params):
-    """Eight runs without any merit: one of them looks better than the first by p = 0.008, which is 0.06 among eight."""
+    """Eight runs without any merit: one of them looks better than the first by p = 0.008, which is
+    0.06 among eight."""
     evaluate("base", 1e-4, 8)
     best = evaluate("best", 2e-4, 0)
     for k in range(7):
@@ -61,10 +65,17 @@ def test_many_comparisons_raise_p(evaluate, params):
 
 @pytest.mark.parametrize(
     ("given", "adjusted"),
-    [([], []), ([0.03], [0.03]), ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.9, 0.5], [1.0, 1.0]), ([0.01] * 2, [0.02] * 2)],
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.9, 0.5], [1.0, 1.0]),
+        ([0.01] * 2, [0.02] * 2),
+    ],
 )
 def test_holm(given, adjusted):
-    """The worked example of Holm's procedure, [0.01, 0.04, 0.03]: 3 * 0.01, then 2 * 0.03, then no less than that."""
+    """The worked example of Holm's procedure, [0.01, 0.04, 0.03]: 3 * 0.01, then 2 * 0.03, then no
+    less than that."""
     assert compare.holm(given) == pytest.approx(adjusted)
 
 
@@ -77,10 +88,16 @@ def test_over_seeds(evaluate, params):
     evaluate("lonely", 1e-3, 9)
     base, tuned = compare.compare_over(params, "seed")
     assert (base.params, list(base.rows), tuned.params, list(tuned.rows)) == (
-        {"lr": "0.0001"}, ["1", "2", "3"], {"lr": "1e-05"}, ["2", "3"],
-    )  # fmt: skip
+        {"lr": "0.0001"},
+        ["1", "2", "3"],
+        {"lr": "1e-05"},
+        ["2", "3"],
+    )
     assert base.rows["1"].name == "base 1 again"
-    assert [row.name for row in compare.compare_over(params, "seed", ["base 1", "base 2"])[0].rows.values()] == [
+    assert [
+        row.name
+        for row in compare.compare_over(params, "seed", ["base 1", "base 2"])[0].rows.values()
+    ] == [
         "base 1",
         "base 2",
     ]
@@ -89,7 +106,8 @@ def test_over_seeds(evaluate, params):
 
 
 def test_images_of_one_group_count_as_one(evaluate, params):
-    """Eight near-duplicates that only the second gets right are one piece of evidence, not eight (exact McNemar: p = 0.008)."""
+    """Eight near-duplicates that only the second gets right are one piece of evidence, not eight
+    (exact McNemar: p = 0.008)."""
     evaluate("base", 1e-4, 8, group=lambda i: "burst" if i < 8 else "")
     tuned = evaluate("tuned", 1e-5, 0, group=lambda i: "burst" if i < 8 else "")
     paired = compare.compare_runs(params).paired["test"][tuned.pipeline_id]
@@ -107,7 +125,9 @@ def test_names_ids_and_order(evaluate, params):
 def test_predictions_that_are_gone(evaluate, params, database):
     base, tuned = evaluate("base", 1e-4, 10), evaluate("tuned", 1e-5, 2)
     (database.parent / "artifacts" / base.run_id / "artifacts" / "predictions.csv").unlink()
-    assert compare.compare_runs(params).paired["test"] == {tuned.pipeline_id: "no predictions at hand"}
+    assert compare.compare_runs(params).paired["test"] == {
+        tuned.pipeline_id: "no predictions at hand"
+    }
 
 
 def test_unknown_names(evaluate, params):

@@ -9,11 +9,20 @@ from graft.tracking import dvc_lock
 
 def test_stage_keys_are_those_of_dvc_yaml(params, clone):
     (clone / "dvc.yaml").write_text(
-        "stages:\n  split: {cmd: x, params: [seed, data]}\n  fine-tune: {cmd: x, params: [lr, head.class_weights, features]}\n"
+        "stages:\n  split: {cmd: x, params: [seed, data]}\n  fine-tune: {cmd: x, params: [lr, "
+        "head.class_weights, features]}\n"
     )
-    assert set(dvc_lock.stage_keys("split", params)) == {"seed", *(k for k in params.flat() if k.startswith("data."))}
+    assert set(dvc_lock.stage_keys("split", params)) == {
+        "seed",
+        *(k for k in params.flat() if k.startswith("data.")),
+    }
     tuned = dvc_lock.stage_keys("fine-tune", params)
-    assert tuned == {"lr": 1e-4, "head.class_weights": "balanced", "features.runtime": "auto", "features.executor": "local"}
+    assert tuned == {
+        "lr": 1e-4,
+        "head.class_weights": "balanced",
+        "features.runtime": "auto",
+        "features.executor": "local",
+    }
     assert dvc_lock.stage_keys("no such stage", params) == params.flat()
 
 
@@ -34,8 +43,13 @@ stages:
 """
     )
     inputs, outputs = dvc_lock.stage_files("split")
-    assert inputs == {"split/manifest.csv": Path("data/split/manifest.csv"), "weights": Path("data/weights")}
-    assert list(map(str, outputs)) == [f"data/split/{name}" for name in ("classes.json", "plots", "metrics.json", "curves.csv")]
+    assert inputs == {
+        "split/manifest.csv": Path("data/split/manifest.csv"),
+        "weights": Path("data/weights"),
+    }
+    assert list(map(str, outputs)) == [
+        f"data/split/{name}" for name in ("classes.json", "plots", "metrics.json", "curves.csv")
+    ]
     assert dvc_lock.stage_files("empty") == dvc_lock.stage_files("no such stage") == ({}, [])
     (clone / "dvc.yaml").unlink()
     assert dvc_lock.stage_files("split") == ({}, [])
@@ -54,7 +68,9 @@ def locked(clone):
     (clone / "code" / "deep" / "ü b.py").write_text("b")
     (clone / ".dvcignore").write_text("__pycache__\n*.pyc\n")
     for command in (["init", "-q", "--no-scm"], ["repro", "-q"]):
-        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, cwd=clone, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *command], check=True, cwd=clone, capture_output=True
+        )
     return clone
 
 
@@ -66,7 +82,9 @@ def test_lock_matches_what_dvc_recorded(locked):
     assert dvc_lock.matches_lock("evaluate")
     for file, new in (("in.txt", "two"), ("code/deep/ü b.py", "c"), ("params.yaml", None)):
         before = (locked / file).read_text(encoding="utf-8")
-        (locked / file).write_text(new or before.replace("lr: 1.0e-4", "lr: 1.0e-05"), encoding="utf-8")
+        (locked / file).write_text(
+            new or before.replace("lr: 1.0e-4", "lr: 1.0e-05"), encoding="utf-8"
+        )
         assert not dvc_lock.matches_lock("evaluate"), file
         (locked / file).write_text(before, encoding="utf-8")
     assert dvc_lock.matches_lock("evaluate")

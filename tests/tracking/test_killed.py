@@ -1,4 +1,5 @@
-"""A stage killed at every step in which it changes MLflow's database or writes a file: experiment, run, version, title."""
+"""A stage killed at every step in which it changes MLflow's database or writes a file: experiment,
+run, version, title."""
 
 import os
 import shutil
@@ -11,12 +12,14 @@ from graft.scoring.predictions import Predictions
 from graft.tracking import champion, registry, runs
 from tests import faults
 
-STRIDE = int(os.environ.get("GRAFT_TEST_STRIDE", 29))  # of the some 250 steps, each of which costs two stages; 1: all of them
+# Of the some 250 steps, each of which costs two stages; 1: all of them.
+STRIDE = int(os.environ.get("GRAFT_TEST_STRIDE", 29))
 
 
 @pytest.fixture
 def contest(write_manifest, register, params, monkeypatch):
-    """contest(name, wrong): the stage evaluate registers a model and lets it challenge the champion, in a fork."""
+    """contest(name, wrong): the stage evaluate registers a model and lets it challenge the
+    champion, in a fork."""
 
     def challenge(name, wrong):
         monkeypatch.setenv("DVC_EXP_NAME", name)
@@ -43,17 +46,31 @@ def record(database):
         return {
             "aliases": all_of("SELECT alias, version FROM registered_model_aliases"),
             "digests": all_of("SELECT version, value FROM model_version_tags WHERE key = 'digest'"),
-            "titles": [v for (v,) in all_of("SELECT version FROM model_version_tags WHERE key LIKE 'champion.at.%'")],
-            "decided": all_of("SELECT version, value FROM model_version_tags WHERE key = 'champion.decision'"),
+            "titles": [
+                v
+                for (v,) in all_of(
+                    "SELECT version FROM model_version_tags WHERE key LIKE 'champion.at.%'"
+                )
+            ],
+            "decided": all_of(
+                "SELECT version, value FROM model_version_tags WHERE key = 'champion.decision'"
+            ),
             "models": [name for (name,) in all_of("SELECT name FROM registered_models")],
-            "running": [name for (name,) in all_of("SELECT name FROM runs WHERE status = 'RUNNING'")],
-            "rows": all_of("SELECT t.value, r.status FROM runs r JOIN tags t USING (run_uuid) WHERE t.key = 'pipeline' "
-                           "AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'pipeline')"),
-        }  # fmt: skip
+            "running": [
+                name for (name,) in all_of("SELECT name FROM runs WHERE status = 'RUNNING'")
+            ],
+            "rows": all_of(
+                "SELECT t.value, r.status FROM runs r JOIN tags t USING (run_uuid) WHERE t.key = "
+                "'pipeline' AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'kind' AND "
+                "value = 'pipeline')"
+            ),
+        }
 
 
 @pytest.mark.slow
-def test_a_contest_killed_at_any_step_ends_as_one_that_was_not(contest, database, clone, tmp_path, monkeypatch):
+def test_a_contest_killed_at_any_step_ends_as_one_that_was_not(
+    contest, database, clone, tmp_path, monkeypatch
+):
     monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.01)
     faults.apart(lambda: contest("one", 8))
     kept = tmp_path / "kept"
@@ -68,7 +85,9 @@ def test_a_contest_killed_at_any_step_ends_as_one_that_was_not(contest, database
 
     faults.apart(lambda: contest("two", 0))
     undisturbed = record(database)
-    assert undisturbed["aliases"] == [("champion", 2), ("fine-tuned", 2)] and undisturbed["titles"] == [1, 2]
+    assert undisturbed["aliases"] == [("champion", 2), ("fine-tuned", 2)] and undisturbed[
+        "titles"
+    ] == [1, 2]
     at, again = 1, True
     while again:
         fresh()

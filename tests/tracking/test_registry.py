@@ -21,36 +21,64 @@ def versions(run):
     return sorted(int(v.version) for v in run.client.search_model_versions("name = 'graft'"))
 
 
-def test_create_describe_and_load_in_a_fresh_process(params, database, manifest, write_model, register, clone):
+def test_create_describe_and_load_in_a_fresh_process(
+    params, database, manifest, write_model, register, clone
+):
     with runs.stage_run("fine-tune", params) as run:
         version = register(run, DIGEST, "fine-tuned", write=write_model)
         for _ in range(2):
             registry.show_output(run, version)
         registry.describe(run, version, tags={"note": "größer"})
-        registry.describe(run, version, metrics={"accuracy": 0.97123456, "text": "x"}, tags={"test.digest": "t", "none": None})
+        registry.describe(
+            run,
+            version,
+            metrics={"accuracy": 0.97123456, "text": "x"},
+            tags={"test.digest": "t", "none": None},
+        )
     assert version == "1"
     found = registry.by_alias(run.client, "graft", "fine-tuned")
-    assert (found.tags["accuracy"], found.tags["note"], found.tags["test.digest"]) == ("0.971235", "größer", "t")
-    assert (found.tags["stage"], found.tags["digest"], found.run_id) == ("fine-tune", DIGEST, run.run_id)
+    assert (found.tags["accuracy"], found.tags["note"], found.tags["test.digest"]) == (
+        "0.971235",
+        "größer",
+        "t",
+    )
+    assert (found.tags["stage"], found.tags["digest"], found.run_id) == (
+        "fine-tune",
+        DIGEST,
+        run.run_id,
+    )
     assert found.tags["pipeline"] == run.pipeline_name
     assert found.tags["data.digest"] == run.dataset.digest[:12]
     assert "none" not in found.tags
     model = run.client.get_logged_model(found.tags["model_id"])
-    assert [(m.key, m.value, m.dataset_name) for m in model.metrics] == [("accuracy", 0.97123456, "fashion")]
-    assert (model.status, model.params["lr"], model.source_run_id) == ("READY", "0.0001", run.run_id)
+    assert [(m.key, m.value, m.dataset_name) for m in model.metrics] == [
+        ("accuracy", 0.97123456, "fashion")
+    ]
+    assert (model.status, model.params["lr"], model.source_run_id) == (
+        "READY",
+        "0.0001",
+        run.run_id,
+    )
     (link,) = json.loads(model.tags["mlflow.modelVersions"])
     assert (link["name"], int(link["version"])) == ("graft", 1)
     for run_id in (run.run_id, run.pipeline_id):
-        assert [output.model_id for output in run.client.get_run(run_id).outputs.model_outputs] == [model.model_id]
+        assert [output.model_id for output in run.client.get_run(run_id).outputs.model_outputs] == [
+            model.model_id
+        ]
 
     code = (
         "import mlflow, numpy as np\n"
         "model = mlflow.pyfunc.load_model('models:/graft@fine-tuned')\n"
-        "print(model.predict(np.zeros((3, 8, 8, 3), 'uint8')), model.metadata.model_id, model.metadata.run_id)"
+        "print(model.predict(np.zeros((3, 8, 8, 3), 'uint8')), model.metadata.model_id, "
+        "model.metadata.run_id)"
     )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store.tracking_uri()}
     out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert out.stdout.split("\n")[0] == f"[3] {model.model_id} {run.run_id}"
 
@@ -67,13 +95,23 @@ def test_a_clone_that_was_moved_or_copied_writes_into_its_own_folder(
     kept = files.sha256(clone) if how == "copied" else None
     monkeypatch.chdir(other)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # what comes now is another process
-    place = registry.files_of("models:/graft@champion") if store.use() else ""  # a command that reads, before any that writes
+    # A command that reads, before any that writes.
+    place = registry.files_of("models:/graft@champion") if store.use() else ""
     assert Path(place).is_relative_to(other) and (Path(place) / "MLmodel").exists()
     with runs.stage_run("fine-tune", params) as run:
         run.log_text('{"n": 2}', "note.json")
     said = capsys.readouterr().err
-    assert said.count("warning: this project was copied or moved: MLflow knows artifacts of earlier runs under ") == 1
-    link = f"`mkdir -p '{clone}/mlruns' && ln -s '{other}/mlruns/artifacts' '{clone}/mlruns/artifacts'`"
+    assert (
+        said.count(
+            "warning: this project was copied or moved: MLflow knows artifacts of earlier runs "
+            "under "
+        )
+        == 1
+    )
+    link = (
+        f"`mkdir -p '{clone}/mlruns' && ln -s '{other}/mlruns/artifacts' "
+        f"'{clone}/mlruns/artifacts'`"
+    )
     assert (link in said) == (how == "moved")
     assert kept == (files.sha256(clone) if how == "copied" else None)
     assert clone.exists() == (how == "copied")
@@ -95,7 +133,9 @@ def test_a_clone_that_is_moved_back_goes_on_where_it_was(params, database, clone
     assert ids[0] == ids[2] != ids[1]
 
 
-def test_a_link_at_the_old_place_keeps_a_moved_clone_together(params, database, clone, monkeypatch, capsys):
+def test_a_link_at_the_old_place_keeps_a_moved_clone_together(
+    params, database, clone, monkeypatch, capsys
+):
     first = store.connect(params).experiment_id
     (clone / "mlruns" / "artifacts").mkdir()
     moved = clone.with_name("moved")
@@ -111,14 +151,21 @@ def test_a_model_whose_files_are_gone_is_named(params, database, register, clone
     with runs.stage_run("fine-tune", params) as run:
         register(run, DIGEST, "champion")
     shutil.rmtree(clone / "mlruns" / "artifacts")
-    with pytest.raises(Exception, match=r"its files are gone from .*; `graft publish` registers it anew"):
+    with pytest.raises(
+        Exception, match=r"its files are gone from .*; `graft publish` registers it anew"
+    ):
         registry.files_of("models:/graft@champion")
 
 
 def test_same_stage_and_digest_is_the_same_version(params, database, register):
     with runs.stage_run("fine-tune", params) as run:
         assert registry.find(run, "1") is None  # there is no registered model at all
-        wanted = [(None, "1", "a"), ("fine-tune", "2", "a"), ("export", "1", "b"), ("fine-tune", "1", "a")]
+        wanted = [
+            (None, "1", "a"),
+            ("fine-tune", "2", "a"),
+            ("export", "1", "b"),
+            ("fine-tune", "1", "a"),
+        ]
         made = [register(run, digest, alias, stage=stage) for stage, digest, alias in wanted]
         assert made == ["1", "2", "3", "1"]
         assert (registry.find(run, "1", "export"), registry.find(run, "2", "export")) == ("3", None)
@@ -150,7 +197,10 @@ def test_unknown_version(params, database, register, missing):
         with pytest.raises(GraftError, match=missing):
             registry.get_version(run.client, "graft", missing)
         register(run, DIGEST, "head")
-        assert registry.get_version(run.client, "graft", "head").version == registry.get_version(run.client, "graft", 1).version
+        assert (
+            registry.get_version(run.client, "graft", "head").version
+            == registry.get_version(run.client, "graft", 1).version
+        )
         with pytest.raises(GraftError, match=missing):
             registry.get_version(run.client, "graft", missing)
 
@@ -207,7 +257,9 @@ def test_two_clones_with_one_store_take_turns(database, processes, tmp_path):
     uri = f"sqlite:///{database}"
     client = mlflow_client(uri)
     client.create_registered_model("graft")
-    workers = [processes.Process(target=_count, args=(tmp_path / f"clone {k}", uri, 8)) for k in range(2)]
+    workers = [
+        processes.Process(target=_count, args=(tmp_path / f"clone {k}", uri, 8)) for k in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -222,8 +274,14 @@ def test_the_turn_of_one_that_was_killed_passes_on(holder, database, clone, monk
     monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.01)
     monkeypatch.setattr(registry, "LEASE_SECONDS", 60 if holder == "of this clone" else 0.3)
     client = mlflow_client(f"sqlite:///{database}")
-    file = Path(".cache/champion.lock").resolve() if holder == "of this clone" else Path("/elsewhere/.cache/champion.lock")
-    client.create_registered_model("graft.lock", tags={"owner": f"{socket.gethostname()}:{file}:killed"})
+    file = (
+        Path(".cache/champion.lock").resolve()
+        if holder == "of this clone"
+        else Path("/elsewhere/.cache/champion.lock")
+    )
+    client.create_registered_model(
+        "graft.lock", tags={"owner": f"{socket.gethostname()}:{file}:killed"}
+    )
     with registry.exclusive(client, "graft"):
         assert "killed" not in client.get_registered_model("graft.lock").tags["owner"]
     assert client.search_registered_models() == []
@@ -239,7 +297,9 @@ def test_a_turn_that_never_comes_is_one_line(database, clone, monkeypatch):
     assert client.get_registered_model("graft.lock").tags["owner"] == "elsewhere:/x:alive"
 
 
-def test_an_alias_that_another_clone_makes_meanwhile_is_set_all_the_same(database, clone, monkeypatch):
+def test_an_alias_that_another_clone_makes_meanwhile_is_set_all_the_same(
+    database, clone, monkeypatch
+):
     from mlflow.exceptions import MlflowException
 
     client = mlflow_client(f"sqlite:///{database}")

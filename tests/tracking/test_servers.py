@@ -1,4 +1,5 @@
-"""graft against real servers: they go away, come back, ask for passwords, and stand on PostgreSQL."""
+"""graft against real servers: they go away, come back, ask for passwords, and stand on
+PostgreSQL."""
 
 import secrets
 import time
@@ -11,7 +12,14 @@ from graft.tracking import registry, runs, spool, store
 from tests.tracking import servers
 
 pytestmark = pytest.mark.slow
-EPOCH = {"lr": 1e-4, "train_loss": 0.5, "train_accuracy": 0.8, "val_loss": 0.6, "val_accuracy": 0.7, "seconds": 1.0}
+EPOCH = {
+    "lr": 1e-4,
+    "train_loss": 0.5,
+    "train_accuracy": 0.8,
+    "val_loss": 0.6,
+    "val_accuracy": 0.7,
+    "seconds": 1.0,
+}
 
 
 def work(run, epochs):
@@ -19,7 +27,9 @@ def work(run, epochs):
         run.log_epoch({"epoch": epoch, **EPOCH})
 
 
-def test_a_server_that_goes_away_in_the_middle(params, clone, manifest, tmp_path, monkeypatch, capsys):
+def test_a_server_that_goes_away_in_the_middle(
+    params, clone, manifest, tmp_path, monkeypatch, capsys
+):
     """One warning; the stage ends; the next one sends what was missed."""
     backend, port = f"sqlite:///{tmp_path}/server.db", servers.free_port()
     with servers.mlflow_server(tmp_path, backend, port=port) as address:
@@ -56,7 +66,9 @@ def test_a_server_that_goes_away_in_the_middle(params, clone, manifest, tmp_path
     assert "sent to MLflow what it had missed of 1 run" in capsys.readouterr().out
 
 
-def test_a_whole_stage_on_postgresql_behind_a_server(params, manifest, tmp_path, monkeypatch, register, clone):
+def test_a_whole_stage_on_postgresql_behind_a_server(
+    params, manifest, tmp_path, monkeypatch, register, clone
+):
     password = secrets.token_hex(12)
     with (
         servers.postgresql(password) as database,
@@ -73,8 +85,11 @@ def test_a_whole_stage_on_postgresql_behind_a_server(params, manifest, tmp_path,
     assert not (clone / "mlruns").exists()
 
 
-def test_postgresql_itself_and_its_password(params, manifest, tmp_path, monkeypatch, register, clone, capsys):
-    """Artifacts lie in the clone, from a throw-away folder too, and the password in no file, tag or output."""
+def test_postgresql_itself_and_its_password(
+    params, manifest, tmp_path, monkeypatch, register, clone, capsys
+):
+    """Artifacts lie in the clone, from a throw-away folder too, and the password in no file, tag or
+    output."""
     password = secrets.token_hex(12)
     working = clone / ".dvc" / "tmp" / "exps" / "temporary"
     working.mkdir(parents=True)
@@ -87,7 +102,10 @@ def test_postgresql_itself_and_its_password(params, manifest, tmp_path, monkeypa
             run.log_text("here", "note.txt")
             register(run, "ab" * 32, "head")
         place = store.local_path(run.client.get_run(run.run_id).info.artifact_uri)
-        assert place.is_relative_to(clone / "mlruns" / "artifacts") and (place / "note.txt").read_text() == "here"
+        assert (
+            place.is_relative_to(clone / "mlruns" / "artifacts")
+            and (place / "note.txt").read_text() == "here"
+        )
         with pytest.raises(GraftError) as failed, runs.stage_run("split", params) as broken:
             raise GraftError(f"cannot reach {database}")
         tags = broken.client.get_run(broken.run_id).data.tags
@@ -99,4 +117,6 @@ def test_postgresql_itself_and_its_password(params, manifest, tmp_path, monkeypa
         assert time.monotonic() - started < 3
         assert "wrong-one" not in str(refused.value)
     assert failed.value and password not in "".join(capsys.readouterr())
-    assert [p for p in clone.rglob("*") if p.is_file() and password.encode() in p.read_bytes()] == []
+    assert [
+        p for p in clone.rglob("*") if p.is_file() and password.encode() in p.read_bytes()
+    ] == []

@@ -24,11 +24,15 @@ def test_first_use_makes_database_and_artifacts_in_the_root(params, clone, monke
     monkeypatch.setenv("DVC_ROOT", str(clone))
     monkeypatch.chdir(working)
     (clone / "mlruns").mkdir()
-    (clone / "mlruns" / "mlflow.db.new").write_bytes(b"left by a process that was killed while it made the tables")
+    (clone / "mlruns" / "mlflow.db.new").write_bytes(
+        b"left by a process that was killed while it made the tables"
+    )
     with runs.stage_run("split", params) as run:
         run.log_text("hello", "note.txt")
     assert sorted(p.name for p in (clone / "mlruns").iterdir()) == ["artifacts", "mlflow.db"]
-    assert (clone / "mlruns" / "artifacts" / run.run_id / "artifacts" / "note.txt").read_text() == "hello"
+    assert (
+        clone / "mlruns" / "artifacts" / run.run_id / "artifacts" / "note.txt"
+    ).read_text() == "hello"
     note = Path(run.client.download_artifacts(run.run_id, "note.txt", str(clone)))
     assert note.read_text() == "hello"
     assert [p.name for p in working.iterdir()] == ["params.yaml"]
@@ -98,9 +102,12 @@ def answering(status):
 
 
 def test_user_and_password_are_sent_and_shown_nowhere(params, monkeypatch):
-    """Python's urllib takes `user:secret@127.0.0.1` for a host's name; MLflow would show the address in its errors."""
+    """Python's urllib takes `user:secret@127.0.0.1` for a host's name; MLflow would show the
+    address in its errors."""
     with answering(200) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s%40cret@127.0.0.1:{server.server_port}")
+        monkeypatch.setenv(
+            "MLFLOW_TRACKING_URI", f"http://me:s%40cret@127.0.0.1:{server.server_port}"
+        )
         assert store.use() == f"http://127.0.0.1:{server.server_port}"
         from mlflow import MlflowClient
 
@@ -132,7 +139,9 @@ def test_a_password_is_taken_out_of_what_an_error_says(monkeypatch):
     )
 
 
-def test_versions_go_to_the_roots_registry_from_a_throw_away_folder(params, clone, monkeypatch, database, register):
+def test_versions_go_to_the_roots_registry_from_a_throw_away_folder(
+    params, clone, monkeypatch, database, register
+):
     """MLFLOW_REGISTRY_URI=sqlite:///reg.db with `dvc exp run --temp`."""
     working = clone / ".dvc" / "tmp" / "exps" / "temporary"
     working.mkdir(parents=True)
@@ -145,7 +154,10 @@ def test_versions_go_to_the_roots_registry_from_a_throw_away_folder(params, clon
         register(run, "ab" * 32, "champion")
     assert [path.name for path in working.iterdir()] == ["params.yaml"]
     monkeypatch.chdir(clone)
-    assert store.connect(params).client.get_model_version_by_alias("graft", "champion").run_id == run.run_id
+    assert (
+        store.connect(params).client.get_model_version_by_alias("graft", "champion").run_id
+        == run.run_id
+    )
     with contextlib.closing(sqlite3.connect(clone / "reg.db")) as registry:
         assert registry.execute("SELECT count(*) FROM model_versions").fetchone() == (1,)
 
@@ -188,7 +200,9 @@ def test_file_store_is_refused(params, monkeypatch, uri):
 def test_damaged_database_is_one_line(params, clone):
     (clone / "mlruns").mkdir()
     (clone / "mlruns" / "mlflow.db").write_bytes(b"this is no database" * 100)
-    with pytest.raises(GraftError, match=r"^MLflow at sqlite:///.*mlflow\.db: .*not a database") as caught:
+    with pytest.raises(
+        GraftError, match=r"^MLflow at sqlite:///.*mlflow\.db: .*not a database"
+    ) as caught:
         store.connect(params)
     assert "\n" not in str(caught.value)
 
@@ -213,19 +227,30 @@ def _worker(root, barrier, number, name):
 def test_processes_that_meet_an_empty_store_together(params, clone, processes):
     """Ten queue workers of five experiments, none of which finds a database."""
     barrier = processes.Barrier(10)
-    workers = [processes.Process(target=_worker, args=(clone, barrier, i, f"exp-{i % 5}")) for i in range(10)]
+    workers = [
+        processes.Process(target=_worker, args=(clone, barrier, i, f"exp-{i % 5}"))
+        for i in range(10)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0] * 10
     found = store.connect(params)
-    assert sorted(run.info.run_name for run in found.search(kind="pipeline")) == [f"exp-{i}" for i in range(5)]
-    assert sorted(run.data.metrics["number"] for run in found.search(kind="stage")) == list(range(10))
+    assert sorted(run.info.run_name for run in found.search(kind="pipeline")) == [
+        f"exp-{i}" for i in range(5)
+    ]
+    assert sorted(run.data.metrics["number"] for run in found.search(kind="stage")) == list(
+        range(10)
+    )
 
 
 def test_a_lock_that_is_not_given_back(clone):
-    with store.lock("held"), pytest.raises(GraftError, match=r"held\.lock: another process"), store.lock("held", seconds=0.05):
+    with (
+        store.lock("held"),
+        pytest.raises(GraftError, match=r"held\.lock: another process"),
+        store.lock("held", seconds=0.05),
+    ):
         pytest.fail("two at once")
     with store.lock("held", seconds=0.05):
         pass
@@ -240,9 +265,12 @@ def test_the_view_that_the_ui_opens_with(params, database):
         view = json.loads(text)
         assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`fine-tune/accuracy`", False)
         assert view["selectedColumns"][0] == view["orderByKey"]
-        assert (len(view["selectedColumns"]), len(text) < 5000) == (10, True)  # as long as a tag may be on PostgreSQL
+        # As long as a tag may be on PostgreSQL.
+        assert (len(view["selectedColumns"]), len(text) < 5000) == (10, True)
         assert view["columnOrder"] == view["selectedColumns"]
-        assert [chart["metricKey"] for chart in view["compareRunCharts"] if chart["type"] == "BAR"] == list(store.BARS)
+        assert [
+            chart["metricKey"] for chart in view["compareRunCharts"] if chart["type"] == "BAR"
+        ] == list(store.BARS)
         assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == 6
         sections = [section["uuid"] for section in view["compareRunSections"]]
         assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == set(sections)

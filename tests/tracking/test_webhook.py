@@ -18,17 +18,36 @@ from graft.tracking import champion, runs
 
 @pytest.fixture
 def server(clone, empty_database, monkeypatch):
-    """The address of a server on a copy of an empty database, which may send to this host, and does so at once."""
+    """The address of a server on a copy of an empty database, which may send to this host, and does
+    so at once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     (clone / "server.db").write_bytes(empty_database.read_bytes())
     allowed = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
     environment = {**os.environ, **allowed, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    options = ["--backend-store-uri", f"sqlite:///{clone / 'server.db'}", "--default-artifact-root", (clone / "files").as_uri()]
-    command = [sys.executable, "-m", "mlflow", "server", *options, "--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
+    options = [
+        "--backend-store-uri",
+        f"sqlite:///{clone / 'server.db'}",
+        "--default-artifact-root",
+        (clone / "files").as_uri(),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        *options,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        address.rpartition(":")[2],
+    ]
     with subprocess.Popen(
-        [*command, "--workers", "1"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--workers", "1"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as started:
         for _ in range(240):
             try:
@@ -55,7 +74,9 @@ def test_a_webhook_hears_of_a_new_champion(server, params, register):
         threading.Thread(target=receiver.serve_forever, daemon=True).start()
         with runs.stage_run("fine-tune", params) as run:
             url = f"http://127.0.0.1:{receiver.server_port}/"
-            run.client.create_webhook(name="champion", url=url, events=["model_version_alias.created"])
+            run.client.create_webhook(
+                name="champion", url=url, events=["model_version_alias.created"]
+            )
             version = register(run, "a", "fine-tuned")
         champion.set_champion(params, version)
         messages = [heard.get(timeout=60) for _ in range(2)]

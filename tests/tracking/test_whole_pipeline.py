@@ -1,4 +1,5 @@
-"""The whole pipeline under DVC where MLflow is a server that asks for a password, and in a shell that grants little."""
+"""The whole pipeline under DVC where MLflow is a server that asks for a password, and in a shell
+that grants little."""
 
 import secrets
 import sys
@@ -18,14 +19,19 @@ def rows(database):
     import psycopg
 
     with psycopg.connect(database) as connection:
-        names = connection.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
-        return [str(row) for (name,) in names for row in connection.execute(f'select * from "{name}"')]
+        names = connection.execute(
+            "select tablename from pg_tables where schemaname = 'public'"
+        ).fetchall()
+        return [
+            str(row) for (name,) in names for row in connection.execute(f'select * from "{name}"')
+        ]
 
 
 def test_a_server_on_postgresql_with_a_password_that_is_left_nowhere(tmp_path, monkeypatch):
     import mlflow
 
-    asked, inside = secrets.token_hex(12), secrets.token_hex(12)  # of MLflow's server; of its database
+    # Of MLflow's server; of its database.
+    asked, inside = secrets.token_hex(12), secrets.token_hex(12)
     served = tmp_path / "server"
     served.mkdir()
     made = small_clone.make(tmp_path)
@@ -40,7 +46,9 @@ def test_a_server_on_postgresql_with_a_password_that_is_left_nowhere(tmp_path, m
         made.env["MLFLOW_TRACKING_URI"] = address.replace("//", "//admin:another-one@")
         made.dvc("repro", "--force", "--single-item", "split", check=False)
         said += made.out
-        assert "error: " in made.out and "Traceback" not in made.out and "another-one" not in made.out
+        assert (
+            "error: " in made.out and "Traceback" not in made.out and "another-one" not in made.out
+        )
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", asked)
         client = mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
@@ -55,7 +63,11 @@ def test_a_server_on_postgresql_with_a_password_that_is_left_nowhere(tmp_path, m
     assert [line for line in (*tables, *said.splitlines()) if asked in line or inside in line] == []
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 100
-    assert [path for path in written if any(word.encode() in path.read_bytes() for word in (asked, inside))] == []
+    assert [
+        path
+        for path in written
+        if any(word.encode() in path.read_bytes() for word in (asked, inside))
+    ] == []
 
 
 def test_a_strict_umask_and_a_home_that_cannot_be_written(tmp_path):
