@@ -252,7 +252,7 @@ def test_a_trial_of_another_worker_is_left_alone(dvc, clone, capsys):
         ("lr=0..1e-2:log", "only numbers above 0 have a logarithm"),
         ("lr=-1..1e-2", "-S lr must be above 0"),
         ("lr=1e..2", "numbers are wanted on both sides"),
-        ("fine_tune.layers=1.5..3", "whole numbers are wanted on both sides"),
+        ("fine_tune.epochs=1.5..3", "whole numbers are wanted on both sides"),
         ("lr=", "neither KEY=LOW..HIGH"),
         ("lr=a b", "neither KEY=LOW..HIGH"),
         ("lr=fast,slow", "-S lr must be a number"),
