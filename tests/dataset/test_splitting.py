@@ -67,6 +67,15 @@ def test_of_groups_that_are_all_too_large_the_first_that_helps_is_taken_not_the_
     assert set(tested) == {5, 6}
 
 
+def test_a_class_that_lacks_a_split_gives_it_its_smallest_group():
+    items = grouped("a", [3, 2, 4]) + alone(
+        "b", 20
+    )  # 1 wanted in a split: no group is nearer to that than none
+    for seed in range(10):
+        splits = splitting.assign(items, **(SHARES | {"seed": seed}))
+        assert tally(items, splits)["a"] == (4, 3, 2)
+
+
 def test_an_item_carries_what_its_image_is_ordered_and_grouped_by():
     images = [ScannedImage(f"a/{k}", "a", "train", f"sha{k}", 9, 9, None) for k in range(2)]
     grouping = Grouping(groups={"a/0": "g"}, orders={"a/0": "patient 1"}, problems=(), near={})
