@@ -74,19 +74,22 @@ def test_damage_is_found(run):
 
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_a_process_of_the_run_is_killed_and_no_other(run, interrupt):
-    code = "import time; time.sleep(60)"
+    code = "import time; print(flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code])
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         env={kills.MARK: str(run.clone)},
         start_new_session=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    process.stdout.readline()  # it runs: an interrupt while Python starts may be swallowed
     try:
         kills.striking(run, random.Random(0), 0.5, interrupt=interrupt)(process)
         assert process.wait(10) == (-signal.SIGINT if interrupt else -signal.SIGKILL)
         assert other.poll() is None
         assert (run.kills, kills.alive(run)) == (1, [])
     finally:
+        process.stdout.close()
         other.kill()
         other.wait()
