@@ -219,11 +219,12 @@ class Study:
                 for t in self._study.get_trials(deepcopy=False, states=self._states("RUNNING"))
             ]
 
-    def best(self) -> Trial:
-        """The trial of least value, the first of equal ones."""
+    def leading(self, n: int) -> list[Trial]:
+        """The n trials of least value, the least first, and the first of equal ones."""
         done = self.finished()
-        (best,) = self._frozen([min(done, key=lambda number: (done[number], number))])
-        return Trial(best.number, best.params)
+        numbers = sorted(done, key=lambda number: (done[number], number))[:n]
+        found = {trial.number: trial.params for trial in self._frozen(numbers)}
+        return [Trial(number, found[number]) for number in numbers]
 
     def same_images(self, digest: str) -> bool:
         """Whether every trial so far was measured on the same images, by the `digest` of their
