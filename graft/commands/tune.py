@@ -5,12 +5,10 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -32,26 +30,6 @@ RANGE = re.compile(r"([-+.\deE]+)\.\.([-+.\deE]+?)(:log)?")
 WORD = re.compile(r"[\w.+/-]+")  # what neither a shell nor Hydra takes apart
 FAILURES = 3  # in a row: something else is wrong than the params
 METRICS = {"loss": 1.0, "accuracy": -1.0}  # sign with which less is better
-EPOCHS = "fine_tune.epochs"
-SHARE = 4  # of short trials, one in so many is trained in full
-
-
-@dataclass(frozen=True)
-class Search:
-    """epochs: of a trial, fewer than today's; None: each is trained in full."""
-
-    study: Study
-    run: StudyRun
-    metric: str
-    epochs: int | None
-
-    def experiment(self, trial: Trial, *, full: bool = False) -> str:
-        name = f"{self.study.name}-{trial.number}"
-        return f"{name}-full" if full and self.epochs else name
-
-    def overrides(self, trial: Trial, *, full: bool = False) -> dict[str, str]:
-        short = {} if full or self.epochs is None else {EPOCHS: str(self.epochs)}
-        return _overrides(trial.values) | short
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,13 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the validation photos (default: %(default)s)",
     )
     parser.add_argument(
-        "--trial-epochs",
-        type=int,
-        metavar="N",
-        help=f"a trial is trained for N epochs; the best of every {SHARE}, and today's params, "
-        "then in full (default: every trial is)",
-    )
-    parser.add_argument(
         "--name", help="of the study; by default made of params, code and what is searched"
     )
     parser.add_argument(
@@ -101,12 +72,10 @@ def tune(args: argparse.Namespace) -> None:
     base = parameters.load()
     space = dict(_dimension(text, base) for text in args.space)
     flat = base.flat()
-    _check_epochs(args.trial_epochs, space, flat[EPOCHS])
     # May differ from clone to clone.
     elsewhere = ("data.path", *(key for key in flat if key.startswith("tracking.")))
     fixed = {key: value for key, value in flat.items() if key not in elsewhere}
-    told = (args.metric, *([args.trial_epochs] if args.trial_epochs else []))
-    name = args.name or study_name(space, fixed, *told, dvc_lock.code_digest())
+    name = args.name or study_name(space, fixed, args.metric, dvc_lock.code_digest())
     folder = paths.root().resolve() / "mlruns"
     folder.mkdir(exist_ok=True)
     study = Study(
@@ -115,14 +84,14 @@ def tune(args: argparse.Namespace) -> None:
         {key: flat[key] for key in space},
         args.storage or f"sqlite:///{folder / 'tune.db'}",
     )
-    search = Search(study, StudyRun(base, name, space), args.metric, args.trial_epochs)
+    run = StudyRun(base, name, space)
     os.environ |= client.lend()
     log(
         f"tune: study {name}, {len(study.finished())} of {args.trials} trials done; what they "
         f"print is in {study.folder}"
     )
     try:
-        _search(search, args.trials, base.seed)
+        _search(study, run, args.trials, args.metric, base.seed)
         if study.running():
             numbers = ", ".join(map(str, study.running()))
             log(
@@ -130,23 +99,22 @@ def tune(args: argparse.Namespace) -> None:
                 "runs the best one through"
             )
             return
-        _conclude(search, base)
+        _conclude(study, run, base)
     except KeyboardInterrupt:
         log("tune: interrupted; the same command goes on with the study")
         raise
     finally:
-        search.run.end()
+        run.end()
 
 
-def _search(search: Search, trials: int, seed: int) -> None:
-    study, failed = search.study, 0
+def _search(study: Study, run: StudyRun, trials: int, metric: str, seed: int) -> None:
+    failed = 0
     while True:
         with study.next(trials, seed) as trial:
             if trial is None:
                 return
             try:
-                same = study.seen(trial)
-                figures = _figures(search, trial if same is None else same, trial.log)
+                value, figures = _value(study, trial, metric)
             except GraftError as error:
                 study.fail(trial)
                 failed += 1
@@ -155,75 +123,42 @@ def _search(search: Search, trials: int, seed: int) -> None:
                 warn(f"trial {trial.number} ({_shown(trial.values)}) failed: {error}")
                 continue
             failed = 0
-            study.finish(trial, _value(search, figures))
-            search.run.record(trial.number, search.experiment(trial), figures)
+            study.finish(trial, value)
+            run.record(trial.number, _experiment(study, trial), figures)
+            best = study.best().number
+            told = ", ".join(f"{key} {figures[key]:.4f}" for key in METRICS)
             log(
-                f"tune: trial {trial.number}: {_shown(trial.values)}: {_told(figures)}; best so "
-                f"far: trial {study.leading(1)[0].number}"
+                f"tune: trial {trial.number}: {_shown(trial.values)}: {told}; best so far: trial "
+                f"{best}"
             )
 
 
-def _figures(
-    search: Search, trial: Trial, file: BinaryIO | None, *, full: bool = False
-) -> dict[str, float]:
-    """Of the trial's experiment, which is run if it was not before; what it prints into `file`."""
-    name = search.experiment(trial, full=full)
+def _value(study: Study, trial: Trial, metric: str) -> tuple[float, dict[str, float]]:
+    """(what is made small, the figures) of a trial, run if no earlier one was the same."""
+    same = study.seen(trial)
+    name = _experiment(study, trial if same is None else same)
     commit = experiments.commit(name) or experiments.run(
-        name, search.overrides(trial, full=full), cast(BinaryIO, file), UP_TO
+        name, _overrides(trial.values), cast(BinaryIO, trial.log), UP_TO
     )
     lock = experiments.read(commit, dvc_lock.DVC_LOCK)
-    if not search.study.same_images(_manifest_digest(lock)):
+    if not study.same_images(_manifest_digest(lock)):
         raise GraftError(
             "its validation photos are not those of the trials before: the data have changed; "
             "--name OTHER"
         )
     seen = _predictions(commit)
     # By its own temperature, as epochs are chosen: overconfidence alone is no fault of a trial.
-    losses = calibrated_losses(seen.probabilities, seen.labels)
-    return {"loss": float(losses.mean()), "accuracy": float(seen.correct.mean())}
+    figures = {
+        "loss": calibrated_losses(seen.probabilities, seen.labels).mean(),
+        "accuracy": seen.correct.mean(),
+    }
+    return METRICS[metric] * float(figures[metric]), {key: float(figures[key]) for key in METRICS}
 
 
-def _value(search, figures):
-    """What is made small."""
-    return METRICS[search.metric] * figures[search.metric]
-
-
-def _told(figures):
-    return ", ".join(f"{key} {figures[key]:.4f}" for key in METRICS)
-
-
-def _best(search: Search) -> Trial | None:
-    """The best trial; of short ones, among those that are worth it and today's params, once they
-    are trained in full. None where another worker trains one of these."""
-    study = search.study
-    if search.epochs is None:
-        return study.leading(1)[0]
-    worth = study.leading(math.ceil(len(study.finished()) / SHARE))
-    first = Trial(0, study.start)
-    values = {}
-    for trial in (first, *(trial for trial in worth if trial.number)):
-        with contextlib.ExitStack() as held:
-            file = study.hold(f"{trial.number:04}-full.log", held)
-            if file is None:
-                return None
-            figures = _figures(search, trial, file, full=True)
-        search.run.record(
-            trial.number,
-            search.experiment(trial, full=True),
-            {f"full_{key}": value for key, value in figures.items()},
-        )
-        log(f"tune: trial {trial.number} in full: {_shown(trial.values)}: {_told(figures)}")
-        values[_value(search, figures), trial.number] = trial
-    return values[min(values)]
-
-
-def _conclude(search: Search, base: Params) -> None:
+def _conclude(study: Study, run: StudyRun, base: Params) -> None:
     """The best trial through evaluate and export, and whether the search has gained anything."""
-    study, best = search.study, _best(search)
-    if best is None:
-        log("tune: another worker trains the best trials in full")
-        return
-    search.run.end(best=search.experiment(best, full=True))
+    best = study.best()
+    run.end(best=_experiment(study, best))
     if best.number == 0:
         log(
             f"tune: today's params are the best of {len(study.finished())} trials: nothing was "
@@ -241,8 +176,8 @@ def _conclude(search: Search, base: Params) -> None:
             log("tune: another worker does that")
             return
         commit = experiments.commit(name) or experiments.run(name, _overrides(best.values), file)
-    search.run.record(best.number, name, {})
-    first = experiments.commit(search.experiment(Trial(0, {}), full=True))
+    run.record(best.number, name, {})
+    first = experiments.commit(_experiment(study, Trial(0, {})))
     options = {"resamples": base.evaluate.bootstrap, "seed": base.seed}
     log(gain(compare_predictions(_predictions(first), _predictions(commit), **options)))
     log(f"tune: to take it over: dvc exp apply {name}")
@@ -282,6 +217,10 @@ def _manifest_digest(lock: str) -> str:
     return next(
         dep["md5"] for dep in deps if dep["path"] == (paths.SPLIT / "manifest.csv").as_posix()
     )
+
+
+def _experiment(study, trial):
+    return f"{study.name}-{trial.number}"
 
 
 def _overrides(values: Mapping[str, Value]) -> dict[str, str]:
@@ -359,18 +298,6 @@ def _choice(text, given, today):
 
 def _ends(dimension: Range | Choice) -> Iterator[Value]:
     yield from (dimension.low, dimension.high) if isinstance(dimension, Range) else dimension.values
-
-
-def _check_epochs(epochs, space, today):
-    """Raise GraftError for --trial-epochs that make no trial shorter."""
-    if epochs is None:
-        return
-    if EPOCHS in space:
-        raise GraftError(f"--trial-epochs {epochs}: {EPOCHS} is searched; one of the two")
-    if not 1 <= epochs < today:
-        raise GraftError(
-            f"--trial-epochs {epochs}: no whole number from 1 to below {EPOCHS}, which is {today}"
-        )
 
 
 def _check(key, value):

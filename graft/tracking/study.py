@@ -219,12 +219,11 @@ class Study:
                 for t in self._study.get_trials(deepcopy=False, states=self._states("RUNNING"))
             ]
 
-    def leading(self, n: int) -> list[Trial]:
-        """The n trials of least value, the least first, and the first of equal ones."""
+    def best(self) -> Trial:
+        """The trial of least value, the first of equal ones."""
         done = self.finished()
-        numbers = sorted(done, key=lambda number: (done[number], number))[:n]
-        found = {trial.number: trial.params for trial in self._frozen(numbers)}
-        return [Trial(number, found[number]) for number in numbers]
+        (best,) = self._frozen([min(done, key=lambda number: (done[number], number))])
+        return Trial(best.number, best.params)
 
     def same_images(self, digest: str) -> bool:
         """Whether every trial so far was measured on the same images, by the `digest` of their

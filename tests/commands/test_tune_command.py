@@ -36,12 +36,6 @@ def loss(values):
     )
 
 
-def wrong(values):
-    """How many photos of 1,000 are: a short trial likes few layers."""
-    few = "fine_tune.epochs" in values and values["fine_tune.layers"] == "20"
-    return int(np.ceil(100 * (loss(values) - 0.9 * few)).clip(0))
-
-
 class Dvc:
     """Experiments by name: what they were run with, and how often."""
 
@@ -71,8 +65,8 @@ class Dvc:
         """More wrong ones, and so a larger loss after the temperature, the larger `loss` is; all of
         one confidence."""
         labels = np.arange(1000) % 2
-        missed = np.arange(1000) < wrong(self.kept[commit])
-        probabilities = np.where(np.stack([labels == missed, labels != missed], axis=1), 0.99, 0.01)
+        wrong = np.arange(1000) < 100 * loss(self.kept[commit])
+        probabilities = np.where(np.stack([labels == wrong, labels != wrong], axis=1), 0.99, 0.01)
         return Predictions(tuple(map(str, range(1000))), labels, probabilities, ("a", "b"))
 
 
@@ -129,55 +123,6 @@ def test_todays_params_are_first_and_the_best_alone_runs_through(dvc, capsys):
     assert [number for number, *_ in Run.last.recorded[:-1]] == list(range(14)) and Run.last.tags[
         "best"
     ] in dvc.kept
-
-
-def test_short_trials_choose_whom_to_train_in_full_and_full_ones_who_is_best(dvc, capsys):
-    tune("--trials", 14, "--trial-epochs", 2, *SPACE)
-    names = [name.partition("-")[2].partition("-")[2] for name, *_ in dvc.ran]
-    short, (*full, best) = dvc.ran[:14], dvc.ran[14:]
-    assert names[:14] == [str(n) for n in range(14)] and names[-1] == "best"
-    assert all(values["fine_tune.epochs"] == "2" for _, values, _ in short)
-    assert all(targets == ("fine-tune",) for *_, targets in dvc.ran[:-1]) and best[2] == ()
-    # Short trials are judged by a loss that leans towards few layers: not the best of them wins.
-    order = sorted(range(14), key=lambda n: wrong(short[n][1]))[:4]
-    assert set(names[14:-1]) == {f"{n}-full" for n in {0, *order}}
-    assert not any("fine_tune.epochs" in values for _, values, _ in (*full, best))
-    assert wrong(best[1]) == min(wrong(values) for _, values, _ in full)
-    assert best[1] != {k: short[order[0]][1][k] for k in best[1]}
-    assert Run.last.tags["best"] in dvc.kept and Run.last.tags["best"].endswith("-full")
-    recorded = [figures for _, name, figures in Run.last.recorded if name.endswith("-full")]
-    assert all({*figures} == {"full_loss", "full_accuracy"} for figures in recorded)
-    out = capsys.readouterr().out
-    assert "tune: trial 0 in full: lr=0.0003 fine_tune.layers=auto: loss" in out
-    before = len(dvc.ran)
-    tune("--trials", 14, "--trial-epochs", 2, *SPACE)  # nothing is left to do
-    assert len(dvc.ran) == before
-
-
-def test_a_worker_leaves_a_trial_in_full_to_the_one_that_trains_it(dvc, capsys, monkeypatch):
-    hold = study.Study.hold
-
-    def busy(self, name, held):
-        return None if name == "0000-full.log" else hold(self, name, held)
-
-    monkeypatch.setattr(study.Study, "hold", busy)
-    tune("--trials", 4, "--trial-epochs", 2, *SPACE)
-    assert len(dvc.ran) == 4 and "another worker trains the best trials" in capsys.readouterr().out
-    monkeypatch.undo()
-
-
-@pytest.mark.parametrize(
-    "words, told",
-    [
-        (["--trial-epochs", 5], "no whole number from 1 to below fine_tune.epochs, which is 5"),
-        (["--trial-epochs", 0], "no whole number from 1 to below"),
-        (["--trial-epochs", 2, "-S", "fine_tune.epochs=2,8"], "fine_tune.epochs is searched"),
-    ],
-)
-def test_trials_of_no_fewer_epochs_are_refused(dvc, words, told):
-    with pytest.raises(GraftError, match=told):
-        tune(*words, *SPACE)
-    assert not dvc.ran
 
 
 def test_a_study_is_gone_on_with_and_no_trial_runs_twice(dvc, capsys):
