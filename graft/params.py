@@ -198,6 +198,10 @@ class Augment(Block):
     contrast: float = Field(
         ge=0, lt=1, description="contrast of copies differs by at most this fraction, more or less"
     )
+    resizers: Literal["own", "mixed"] = Field(
+        description="what makes copies small: own, as everywhere; mixed: also the resizers of "
+        "phones, browsers and other libraries, for a model that export warns of them"
+    )
 
 
 class Head(Block):

@@ -93,7 +93,7 @@ def test_a_dropped_photo_gets_the_models_answer(tmp_path):
     from graft import pixels
     from graft.serving import readers, writers
     from tests.serving.conftest import CLASSES, SIZE, make_classifier
-    from tests.serving.test_resizers import photo
+    from tests.test_resizers import photo
 
     model, description = make_classifier()
     network, described = writers.self_contained(model, description.replace(resize="crop"))

@@ -21,6 +21,7 @@ ROOMS = {
     "graft/system/console.py": (),
     "graft/system/cluster.py": (),  # where features are computed changes no byte
     "graft/pixels.py": ALL,
+    "graft/resizers.py": ALL,
     "graft/looks.py": ("split", "second-look", "evaluate"),
     "graft/known.py": NETWORK,
     "graft/params.py": ALL,

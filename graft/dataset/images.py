@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from graft import pixels
+from graft import pixels, resizers
 from graft.dataset.manifest import Manifest
 from graft.system.console import GraftError
 from graft.system.prefetch import prefetch, processors
@@ -29,10 +29,11 @@ def load_images(
     resize: str = "squash",
     sha256: Iterable[str] | None = None,
     white: int = 0,
+    by: Iterable[str | None] | None = None,
     workers: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Iterate over the images at `root`/path, in the order of `paths`: uint8 (size, size, 3), as
-    `pixels.load`.
+    `pixels.load`, or by the resizer that `by` names for each.
 
     Threads (Pillow decodes outside the interpreter lock) stay 8 images per worker ahead of the
     reader, no further: memory does not grow with the number of images. sha256: what the files' must
@@ -43,21 +44,22 @@ def load_images(
     root, workers = Path(root), workers or processors()
 
     def load(item):
-        path, expected = item
+        path, expected, resizer = item
         try:
             content = (root / path).read_bytes()
             if expected is not None and hashlib.sha256(content).hexdigest() != expected:
                 raise pixels.ImageProblem("changed", "its content is not what the manifest says")
-            return pixels.load(
-                content, size, resize=resize, max_megapixels=None, white=white
-            )  # split has applied data.max_megapixels already
+            # split has applied data.max_megapixels already
+            return resizers.load(content, size, resize, resizer, white=white)
         except (OSError, pixels.ImageProblem) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise GraftError(
                 f"{root / path}: {why}; the folder has changed since the split, run `dvc repro`"
             ) from None
 
-    items = zip(paths, repeat(None) if sha256 is None else sha256)
+    items = zip(
+        paths, repeat(None) if sha256 is None else sha256, repeat(None) if by is None else by
+    )
     yield from prefetch(load, items, workers=workers, depth=8 * workers)
 
 
@@ -70,10 +72,11 @@ def iter_batches(
     resize: str = "squash",
     sha256: Sequence[str] | None = None,
     white: int = 0,
+    by: Sequence[str | None] | None = None,
 ) -> Iterator[np.ndarray]:
     """`load_images` in stacks: uint8 (b, size, size, 3) with b = batch_size, the last one what is
     left."""
-    images = load_images(root, paths, size, resize=resize, sha256=sha256, white=white)
+    images = load_images(root, paths, size, resize=resize, sha256=sha256, white=white, by=by)
     while stack := list(islice(images, batch_size)):
         yield np.stack(stack)
 
@@ -141,15 +144,18 @@ class ImageSet:
             for row in self.manifest.rows
         )
 
-    def read(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+    def read(
+        self, indices: Iterable[int], by: Sequence[str | None] | None = None
+    ) -> Iterator[np.ndarray]:
         """Iterate over batches uint8 (b, S, S, 3) of the images at `indices` (positions in the
-        manifest), in that order.
+        manifest), in that order; `by`: the resizer of each, one of `resizers.RESIZERS`, or None for
+        Pillow's.
 
         Raises GraftError for a file that is not what the manifest says.
         """
         chosen = [self.manifest.rows[i] for i in indices]
         names, digests = (row.path for row in chosen), [row.sha256 for row in chosen]
-        return iter_batches(self.root, names, self.size, batch_size=self.batch_size,
+        return iter_batches(self.root, names, self.size, batch_size=self.batch_size, by=by,
                             resize=self.resize, sha256=digests, white=self.white)  # fmt: skip
 
     def select(self, indices: Iterable[int]) -> ImageSet:

@@ -32,8 +32,8 @@ SEEN_SECONDS = 60
 class Images(Protocol):
     """A list of images that can be read again and again: `sha256` of each file, `paths` to name
     them, `size` in pixels, `resize`, the rule of resizing; `read` gives the images at some
-    positions, in that order, in batches uint8 (b, S, S, 3); `select` those at some positions as a
-    list of their own."""
+    positions, in that order, in batches uint8 (b, S, S, 3), each by the resizer that `by` names;
+    `select` those at some positions as a list of their own."""
 
     @property
     def sha256(self) -> Sequence[str]: ...
@@ -46,7 +46,9 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]: ...
+    def read(
+        self, indices: Sequence[int] | np.ndarray, by: Sequence[str | None] | None = None
+    ) -> Iterator[np.ndarray]: ...
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Images: ...
 
@@ -92,8 +94,7 @@ class Work:
         """What rows depend on where they are computed: runtime, versions, instruction set, decoded
         and augmented pixels."""
         probe = pixels.probe(self.size, self.resize)
-        seen = self.augmentation.view(probe, "probe", 1)
-        digest = hashlib.sha256(probe.tobytes() + seen.tobytes()).hexdigest()
+        digest = hashlib.sha256(probe.tobytes() + self.augmentation.probe(probe)).hexdigest()
         return [*runtimes.computer(self.program.runtime), f"pixels {digest[:12]}"]
 
     def start(self) -> Callable[[Block], Done]:
@@ -177,6 +178,9 @@ def augmented(
     if view == 0 or augmentation.is_identity:
         return batch
     names = images.sha256
+    if augmentation.is_mixed:
+        by = [augmentation.resizer(names[i], view) for i in indices]
+        batch = np.concatenate(list(images.read(indices, by)))
     pairs = zip(batch, (names[i] for i in indices))
     made = prefetch(
         lambda pair: augmentation.view(*pair, view),

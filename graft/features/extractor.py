@@ -102,7 +102,7 @@ class FeatureExtractor:
         as."""
         a = params.augment
         augmentation = Augmentation(
-            a.flip, a.rotation, a.zoom, a.translation, a.contrast, params.seed
+            a.flip, a.rotation, a.zoom, a.translation, a.contrast, params.seed, a.resizers
         )
         return cls(
             augmentation,
@@ -156,7 +156,7 @@ class FeatureExtractor:
         (tensor,) = cut.tensors
         probe = pixels.probe(images.size, images.resize)
         plain = view == 0 or self.augmentation.is_identity
-        seen = probe if plain else self.augmentation.view(probe, "probe", view)
+        seen = b"" if plain else self.augmentation.probe(probe)
         identity = {
             "format": FORMAT,
             "cut": cut.digest,
@@ -165,7 +165,7 @@ class FeatureExtractor:
             "view": 0 if plain else view,
             "augmentation": None if plain else asdict(self.augmentation),
             # Pixels and not digests of code: a comment voids nothing, another JPEG library does.
-            "probe": hashlib.sha256(probe.tobytes() + seen.tobytes()).hexdigest(),
+            "probe": hashlib.sha256(probe.tobytes() + seen).hexdigest(),
             "runtime": runtimes.identity(self.runtime),
         }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

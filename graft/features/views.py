@@ -8,7 +8,8 @@ SHA-256, so that another photo more redraws nothing.
 The four geometric changes are one affine map and one bilinear interpolation, with the ranges and
 the conventions (a fraction of a full turn; a fraction of the side; pixels beyond the edge
 reflected) of Keras' RandomFlip, RandomRotation, RandomZoom, RandomTranslation and RandomContrast.
-Only Pillow and NumPy are needed.
+Before them, with `resizers: mixed`, the photo comes out of one of Pillow's and six other resizers
+(`graft.resizers`). Only Pillow and NumPy are needed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from graft.resizers import RESIZERS
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,39 @@ class Augmentation:
     translation: float
     contrast: float
     seed: int
+    resizers: str = "own"
+
+    @property
+    def is_mixed(self) -> bool:
+        return self.resizers == "mixed"
 
     @property
     def is_identity(self) -> bool:
-        return self.flip == "none" and not (
-            self.rotation or self.zoom or self.translation or self.contrast
+        return not (
+            self.flip != "none"
+            or self.rotation
+            or self.zoom
+            or self.translation
+            or self.contrast
+            or self.is_mixed
         )
+
+    def resizer(self, sha256: str, view: int) -> str | None:
+        """Which of RESIZERS makes view `view`, >= 1, of the image with this SHA-256 small; None:
+        Pillow, as everywhere else."""
+        if not self.is_mixed:
+            return None
+        digest = hashlib.sha256(f"{self.seed}:{sha256}:{view}:resizer".encode()).digest()
+        kinds = (None, *RESIZERS)
+        return kinds[int.from_bytes(digest[:8], "big") % len(kinds)]
+
+    def probe(self, image: np.ndarray) -> bytes:
+        """What this library's versions make of `image`, uint8 (S, S, 3): bytes that change where
+        the pixels of views do."""
+        shape = (max(1, len(image) // 3), len(image) // 2 + 1)
+        kernels = RESIZERS.values() if self.is_mixed else ()
+        small = (kernel(image, shape).tobytes() for kernel in kernels)
+        return self.view(image, "probe", 1).tobytes() + b"".join(small)
 
     def draw(self, sha256: str, view: int) -> Change:
         """The change of view `view`, >= 1, of the image with this SHA-256."""

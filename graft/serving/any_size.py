@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graft.serving.resizers import GREY
+from graft.resizers import GREY
 
 if TYPE_CHECKING:
     import onnx

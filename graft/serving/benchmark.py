@@ -28,7 +28,7 @@ class Measured:
     """One format. bytes: of its file or folder. n: test photos; accuracy: share classified right;
     agreement: share with the original's top class, from the pixels of training. photos,
     photo_agreement, worst: from the photo, the smallest agreement and the resizer that gives it
-    (`graft.serving.resizers`). ms: {batch: (median, p95)}, milliseconds per photo from pixels to
+    (`graft.resizers`). ms: {batch: (median, p95)}, milliseconds per photo from pixels to
     probabilities. memory_mb: most that a process needs which does nothing else, in 10^6 bytes.
     of_predict: `beside_predict`."""
 

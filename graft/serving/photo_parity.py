@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graft import pixels
+from graft import pixels, resizers
 from graft.description import ANY_SIZE
-from graft.serving import parity, readers, resizers
+from graft.serving import parity, readers
 from graft.system.console import warn
 from graft.system.prefetch import prefetch, processors
 
@@ -155,7 +155,8 @@ def warn_below(checks: Sequence[PhotoCheck], min_agreement: float) -> None:
         warn(
             f"export: photos resized by {', '.join(c.resizer for c in below)} keep their class on "
             f"{worst.agreement:.4f} of {worst.n}, below {min_agreement:.4g} "
-            "(export.min_agreement); resize as the model was trained"
+            "(export.min_agreement); resize as the model was trained, or train it with all of "
+            "these: augment.resizers: mixed"
         )
 
 

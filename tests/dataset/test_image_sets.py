@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graft import pixels
+from graft import pixels, resizers
 from graft.dataset import images
 from graft.dataset.manifest import Manifest, ManifestRow
 from graft.system.console import GraftError
@@ -26,6 +26,19 @@ def test_images_come_in_order(tmp_path, workers):
     assert [b.shape for b in batches] == [(20, 16, 16, 3), (20, 16, 16, 3), (10, 16, 16, 3)]
     assert batches[0].dtype == np.uint8 and (np.concatenate(batches) == np.stack(got)).all()
     assert list(images.iter_batches(tmp_path, [], 16, batch_size=4)) == []
+
+
+def test_each_image_may_come_by_a_resizer_of_its_own(tmp_path):
+    folder(tmp_path, each=3)
+    paths = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.jpg"))
+    rows = tuple(ManifestRow(path, "cat", "train", sha256(tmp_path / path), 9, 9) for path in paths)
+    held = images.ImageSet(Manifest(rows, ("cat",)), tmp_path, 24, batch_size=2, resize="crop")
+    by = ["nearest", None, "jpeg_75"]
+    (first, second) = held.read([4, 0, 2], by)
+    for got, i, name in zip((*first, *second), (4, 0, 2), by):
+        assert (got == resizers.load(tmp_path / paths[i], 24, "crop", name)).all()
+    plain = np.concatenate(list(held.read([4, 0, 2])))
+    assert (plain[1] == first[1]).all() and (plain[0] != first[0]).any()
 
 
 def test_no_more_is_decoded_than_the_reader_will_soon_need(tmp_path, monkeypatch):

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from graft import runtimes
+from graft import resizers, runtimes
+from graft.dataset.images import ImageSet
+from graft.dataset.manifest import Manifest, ManifestRow
 from graft.features.cache import FeatureCache
 from graft.features.extractor import FeatureExtractor
 from graft.features.views import Augmentation
-from graft.system import environment
+from graft.system import environment, files
 from graft.system.console import GraftError
 
 POOL = Augmentation("horizontal", 0.1, 0.1, 0, 0, seed=5)
@@ -80,6 +83,28 @@ def test_features_are_what_the_frozen_layers_give_of_each_view_in_half_precision
         assert np.allclose(
             got, np.asarray(model(made, training=False))[[7, 2]], rtol=2e-3, atol=1e-3
         )
+
+
+def test_mixed_resizers_make_every_view_but_the_first(model, extract, tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(12):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+        rows.append(ManifestRow(path.name, "cat", "train", files.sha256(path), 50, 40))
+    images = ImageSet(Manifest(tuple(rows), ("cat",)), tmp_path, 16, resize="crop")
+    pool = replace(POOL, resizers="mixed")
+    (held,) = extract(images, pool=pool)
+    made = []
+    for row in rows:
+        by = pool.resizer(row.sha256, 1)
+        made.append(pool.view(resizers.load(tmp_path / row.path, 16, "crop", by), row.sha256, 1))
+    expected = np.asarray(model(np.stack(made), training=False))
+    assert np.allclose(held.take(np.arange(12), 1), expected, rtol=2e-3, atol=1e-3)
+    (own,) = extract(images)
+    assert np.array_equal(own.take(np.arange(12), 0), held.take(np.arange(12), 0))
+    differ = (own.take(np.arange(12), 1) != held.take(np.arange(12), 1)).any(axis=1)
+    drawn = [pool.resizer(row.sha256, 1) is not None for row in rows]
+    assert differ.tolist() == drawn and any(drawn) and not all(drawn)
 
 
 def test_each_image_may_be_asked_for_in_a_view_of_its_own(extract, images):

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from graft.features.views import Augmentation, Change, transform
+from graft.resizers import RESIZERS
 
 FULL = Augmentation(flip="both", rotation=0.1, zoom=0.2, translation=0.1, contrast=0.3, seed=7)
 STILL = Augmentation("none", 0, 0, 0, 0, seed=7)
@@ -40,6 +42,29 @@ def test_one_switch_does_not_change_what_the_others_give(pixels):
     name = pixels(1).sha256[0]
     assert replace(FULL, contrast=0).draw(name, 1).matrix == FULL.draw(name, 1).matrix
     assert replace(FULL, translation=0).draw(name, 1).matrix[:4] == FULL.draw(name, 1).matrix[:4]
+
+
+def test_resizers_are_drawn_evenly_and_change_nothing_else():
+    mixed = replace(FULL, resizers="mixed")
+    names = [f"{i:064x}" for i in range(7000)]
+    drawn = Counter(mixed.resizer(name, 1) for name in names)
+    assert set(drawn) == {None, *RESIZERS}
+    assert all(850 < count < 1150 for count in drawn.values())
+    assert mixed.draw(names[0], 1) == FULL.draw(names[0], 1)
+    assert {FULL.resizer(name, 1) for name in names[:50]} == {None}
+    others = (mixed.resizer(names[3], view) for view in range(1, 30))
+    assert len(set(others)) > 3  # another view, another draw
+    assert replace(STILL, resizers="mixed").is_identity is False
+
+
+def test_the_bytes_of_a_probe_change_with_a_resizer(monkeypatch):
+    image, mixed = (
+        np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3),
+        replace(FULL, resizers="mixed"),
+    )
+    own, before = FULL.probe(image), mixed.probe(image)
+    monkeypatch.setitem(RESIZERS, "nearest", lambda image, shape: np.zeros((*shape, 3), np.uint8))
+    assert mixed.probe(image) != before and FULL.probe(image) == own
 
 
 @pytest.mark.parametrize(

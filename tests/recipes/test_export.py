@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from graft import params as parameters
-from graft import runtimes
+from graft import resizers, runtimes
 from graft.dataset import manifest
 from graft.dataset.manifest import Manifest, ManifestRow
 from graft.description import FILES
@@ -18,7 +18,7 @@ from graft.network import classifier
 from graft.network.prediction import look_inside
 from graft.run import execute
 from graft.scoring.predictions import Predictions
-from graft.serving import parity, predict, pyfunc, readers, resizers, writers
+from graft.serving import parity, predict, pyfunc, readers, writers
 from graft.system import paths
 from graft.system.console import GraftError
 from graft.system.files import read_json, sha256

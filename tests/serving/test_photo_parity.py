@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graft import resizers
 from graft.dataset.images import ImageSet
 from graft.dataset.manifest import Manifest, ManifestRow
 from graft.description import Description
-from graft.serving import parity, photo_parity, readers, resizers
+from graft.serving import parity, photo_parity, readers
 
 SIZE = 16
 DESCRIPTION = Description("mobilenet_v2", 0.35, SIZE, ("even", "rough"), 0, 0.2, "squash")

@@ -1,9 +1,10 @@
 """How phones, browsers and other libraries make a photo small, rebuilt in NumPy: what a model meets
 where it is used.
 
-A classifier learns and is measured on photos that Pillow made small, bilinear with antialiasing
-(`graft.pixels`). Elsewhere the same photo gives other pixels. Each function takes uint8 (h, w, 3)
-and (height, width), returns uint8 (height, width, 3).
+A classifier is measured on photos that Pillow made small, bilinear with antialiasing
+(`graft.pixels`). Elsewhere the same photo gives other pixels: export asks for the class that each
+of these gives it, `augment.resizers: mixed` trains with all of them. Each function takes uint8
+(h, w, 3) and (height, width), returns uint8 (height, width, 3).
 """
 
 from __future__ import annotations
@@ -117,6 +118,19 @@ def fit(image: np.ndarray, size: int, resize: str, kernel: Kernel) -> np.ndarray
     top, left = ((size - n) // 2 for n in inner.shape[:2])
     sheet[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
     return sheet
+
+
+def load(
+    source: pixels.Source, size: int, resize: str, resizer: str | None, *, white: int = 0
+) -> np.ndarray:
+    """One photo as uint8 (size, size, 3) by one of RESIZERS, or None: as `pixels.load` gives it.
+
+    white: as of `pixels.open_rgb`. Raises as that does.
+    """
+    if resizer is None:
+        return pixels.load(source, size, resize=resize, max_megapixels=None, white=white)
+    whole = np.asarray(pixels.open_rgb(source, max_megapixels=None, white=white))
+    return fit(whole, size, resize, RESIZERS[resizer])
 
 
 def each(

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graft import pixels
-from graft.serving import resizers
+from graft import pixels, resizers
 
 SHAPES = [(300, 400), (97, 131), (28, 28), (448, 448), (224, 300), (112, 112), (150, 90)]
 SIZE = 112
