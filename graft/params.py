@@ -243,8 +243,8 @@ class Head(Block):
 class FineTune(Block):
     layers: Annotated[int, Ge(0), Le(1_000_000), BeforeValidator(_whole)] | Literal["auto"] = Field(
         description="top layers of the backbone that are unfrozen, or auto: above the lowest that "
-        "the head sees, more for pictures that are enlarged; 0 skips it; BatchNorm always stays "
-        "frozen"
+        "the head sees, more for pictures that are enlarged at least threefold; 0 skips it; "
+        "BatchNorm always stays frozen"
     )
     epochs: Whole = Field(
         ge=0, le=1_000_000, description="epochs of fine-tuning, at most; 0 skips it"
@@ -267,6 +267,11 @@ class FineTune(Block):
     )
     label_smoothing: float = Field(
         ge=0, lt=1, description="share of each label that is spread over all classes in training"
+    )
+    mixup: Annotated[float, Ge(0), Le(10)] | Literal["auto"] = Field(
+        description="a: examples are mixed with others of their batch, by shares drawn from "
+        "Beta(a, a) (mixup); 0: none are; auto: 0.2 for pictures that are enlarged at least "
+        "threefold, 0 for others"
     )
 
 

@@ -29,7 +29,9 @@ def fine_tune(params, run):
     (val_seen,) = extractor.extract(model, [cut], val, label="val")
 
     checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})
-    config = TrainConfig.of(params, Phase.fine_tune(params), train.labels)
+    enlarged = classifier.are_enlarged(description.image_size, rows.shorter_sides)
+    config = TrainConfig.of(params, Phase.fine_tune(params, enlarged=enlarged), train.labels)
+    log(f"fine-tune: the top {layers} layers, mixup {config.phase.mixup:g}")
     head = History.read(paths.TRAIN_HEAD / "curves.csv")
     trained = top_training.train(
         model,

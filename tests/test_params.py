@@ -50,7 +50,7 @@ def test_the_projects_own_file_loads_with_the_types_that_it_declares():
     others = {"tflite_dynamic", *asked_for}  # the first is what int8 falls back to
     assert given.export.formats == tuple(name for name in known if name not in others)
     assert given.flat()["fine_tune.layers"] == "auto"
-    assert len(given.flat()) == 57
+    assert len(given.flat()) == 58
 
 
 def test_every_format_has_a_file_name_and_the_other_way_round():

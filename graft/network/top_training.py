@@ -32,6 +32,8 @@ PREDICT_BATCH = 64
 CLIP = 1.0  # of the gradients' global norm
 # Of a head that is trained: what suits depends on the number of photos.
 DECAYS = (0.0, 0.01, 0.1, 1.0)
+# Of images that are enlarged: they gain by it what photos lose (see benchmarks/README.md).
+MIXUP = 0.2
 SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
 # Times the validation loss before training, after its first epoch: too much where the end is no
 # better.
@@ -48,7 +50,8 @@ class Phase:
     that it came from. patience: epochs without a smaller validation loss before training stops.
     warmup: share of all steps over which the rate first rises to lr, in [0, 1).
     weight_decay: AdamW's, decoupled. label_smoothing: share of each label that is spread over all
-    classes."""
+    classes. mixup: a, where each example is mixed with another of its batch, label and all, its own
+    share the larger part of a draw from Beta(a, a) (Zhang et al. 2018); 0: not mixed."""
 
     lr: float
     lr_key: str
@@ -57,6 +60,7 @@ class Phase:
     warmup: float = 0.0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
 
     @classmethod
     def head(cls, params: Params) -> Phase:
@@ -64,10 +68,12 @@ class Phase:
         return cls(params.head.lr, "head.lr", params.head.epochs, params.head.patience)
 
     @classmethod
-    def fine_tune(cls, params: Params) -> Phase:
+    def fine_tune(cls, params: Params, *, enlarged: bool) -> Phase:
+        """enlarged: as `classifier.are_enlarged` says of the images."""
         block = params.fine_tune
+        mixup = MIXUP * enlarged if block.mixup == "auto" else float(block.mixup)
         return cls(params.lr, "lr", block.epochs if block.layers else 0, block.patience,
-                   block.warmup, block.weight_decay, block.label_smoothing)  # fmt: skip
+                   block.warmup, block.weight_decay, block.label_smoothing, mixup)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -212,8 +218,8 @@ def _fit(top, train, val, config, *, checkpoint, on_epoch, mix):
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     top.compile(
         optimizer=optimizer,
-        loss=_smoothed(phase.label_smoothing, top.output.shape[1]),
-        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=phase.label_smoothing),
+        metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
         # XLA makes training ten times slower on a CPU; "auto" leaves out what has no kernel on a
         # GPU.
         jit_compile="auto" if _has_gpu() else False,
@@ -224,35 +230,16 @@ def _fit(top, train, val, config, *, checkpoint, on_epoch, mix):
     if first < phase.epochs and not monitor.is_over():
         with Progress("training", steps * (phase.epochs - first), unit="step") as progress:
             top.fit(
-                _dataset(train, config, epoch=first),
+                _dataset(train, config, top.output.shape[1], epoch=first),
                 initial_epoch=first,
                 epochs=phase.epochs,
                 steps_per_epoch=steps,
-                class_weight=dict(enumerate(config.class_weights))
-                if config.class_weights
-                else None,
                 callbacks=[monitor.callback(progress)],
                 shuffle=False,
                 verbose=0,
             )
     monitor.choose(mix)
     return monitor
-
-
-def _smoothed(smoothing, classes):
-    """Cross-entropy of class indices against probabilities, a share `smoothing` of each label
-    spread over all classes."""
-    import keras
-
-    def loss(labels, probabilities):
-        targets = keras.ops.one_hot(
-            keras.ops.cast(keras.ops.reshape(labels, (-1,)), "int32"), classes
-        )
-        return keras.losses.categorical_crossentropy(
-            targets, probabilities, label_smoothing=smoothing
-        )
-
-    return loss
 
 
 def _divisible(config):
@@ -312,30 +299,39 @@ def _signature(features):
     return tf.TensorSpec((None, *features.shape), tf.as_dtype(wide))
 
 
-def _dataset(features, config, *, epoch):
-    """tf.data over shuffled batches, beginning with `epoch`.
+def _dataset(features, config, classes, *, epoch):
+    """tf.data over shuffled batches (features, targets float32 (b, C), weights float32 (b,)),
+    beginning with `epoch`.
 
-    The order of epoch e depends on the seed and e alone, so that a resumed training sees what it
-    would have seen.
+    What epoch e sees depends on the seed and e alone, so that a resumed training sees what it would
+    have seen.
     """
     import tensorflow as tf
 
-    labels, n, size = features.images.labels, len(features), config.batch_size
+    n, size = len(features), config.batch_size
+    targets = np.eye(classes, dtype=np.float32)[features.images.labels]
+    weights = np.array(config.class_weights or [1.0] * classes, np.float32)
 
     def batches():
         for e in itertools.count(epoch):
-            order = np.random.default_rng([config.seed, e]).permutation(n)
+            rng = np.random.default_rng([config.seed, e])
+            order = rng.permutation(n)
             for start in range(0, n, size):
                 indices = order[start : start + size]
                 # Each image goes through its views in turn, but not all in step: an epoch of
                 # unaugmented images alone, every few epochs, makes the validation loss swing with
                 # that period.
-                yield (
-                    _ready(features.take(indices, (indices + e) % features.views)),
-                    labels[indices],
-                )
+                seen = _ready(features.take(indices, (indices + e) % features.views))
+                wanted = targets[indices]
+                if config.phase.mixup:
+                    seen, wanted = _mixed(seen, wanted, config.phase.mixup, rng)
+                yield seen, wanted, wanted @ weights
 
-    signature = (_signature(features), tf.TensorSpec((None,), tf.int64))
+    signature = (
+        _signature(features),
+        tf.TensorSpec((None, classes), tf.float32),
+        tf.TensorSpec((None,), tf.float32),
+    )
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -344,6 +340,18 @@ def _dataset(features, config, *, epoch):
     # was seen to wait for the 82nd.
     options.autotune.enabled = False
     return dataset.prefetch(4).with_options(options)
+
+
+def _mixed(seen, wanted, a, rng):
+    """Each example of a batch mixed with another: features (pixels rounded) and targets alike."""
+    own = rng.beta(a, a, len(seen)).astype(np.float32)
+    own, other = np.maximum(own, 1 - own), rng.permutation(len(seen))
+    shares = own.reshape(-1, *[1] * (seen.ndim - 1))
+    mixed = shares * seen + (1 - shares) * seen[other]
+    if seen.dtype == np.uint8:
+        mixed = np.rint(mixed)
+    own = own[:, np.newaxis]
+    return mixed.astype(seen.dtype), own * wanted + (1 - own) * wanted[other]
 
 
 class TrainingMonitor:

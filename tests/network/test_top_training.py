@@ -225,7 +225,7 @@ def test_no_epochs_leave_the_head_and_its_curves_as_they_are(model, pixels, tmp_
 
 def test_what_the_phases_take_from_the_params(model):
     params = parameters.load(ROOT / "params.yaml")
-    head, tuned = Phase.head(params), Phase.fine_tune(params)
+    head, tuned = Phase.head(params), Phase.fine_tune(params, enlarged=False)
     assert (head.lr, head.lr_key, head.epochs, head.warmup) == (
         params.head.lr,
         "head.lr",
@@ -236,7 +236,42 @@ def test_what_the_phases_take_from_the_params(model):
     still = params.model_copy(
         update={"fine_tune": params.fine_tune.model_copy(update={"layers": 0})}
     )
-    assert Phase.fine_tune(still).epochs == 0
+    assert Phase.fine_tune(still, enlarged=True).epochs == 0
+    assert (head.mixup, tuned.mixup, Phase.fine_tune(params, enlarged=True).mixup) == (0, 0, 0.2)
+    chosen = params.model_copy(
+        update={"fine_tune": params.fine_tune.model_copy(update={"mixup": 0.4})}
+    )
+    assert {Phase.fine_tune(chosen, enlarged=each).mixup for each in (True, False)} == {0.4}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_an_example_is_mixed_with_another_label_and_all_and_its_own_share_is_the_larger(dtype):
+    wanted = np.eye(64, dtype=np.float32)
+    seen = np.broadcast_to(200 * wanted[:, None, None], (64, 2, 3, 64)).astype(dtype)
+    mixed, targets = top_training._mixed(seen, wanted, 0.2, np.random.default_rng(0))
+    assert mixed.dtype == dtype and targets.dtype == np.float32
+    assert np.allclose(mixed, 200 * targets[:, None, None], atol=0.5 if dtype == np.uint8 else 1e-4)
+    assert np.allclose(targets.sum(axis=1), 1)
+    own = targets.diagonal()
+    assert own.min() >= 0.5 and own.max() <= 1
+    assert (targets.argmax(axis=1) == np.arange(64)).all()
+    # Of max(b, 1 - b), b from Beta(0.2, 0.2), a quarter of the draws lies below 0.88.
+    assert 0.1 < (own < 0.88).mean() < 0.4
+
+
+def test_the_targets_and_weights_of_a_batch(model, pixels, tmp_path):
+    """A mixed example weighs what its labels do, in their shares."""
+    images, weights = pixels(24, seed=1), (5.0, 1.0, 2.0)
+    cut = find_cut(model, classifier.unfreeze(model, 0))
+    extractor = FeatureExtractor(POOL, "litert", FeatureCache(tmp_path, max_gb=1))
+    (features,) = extractor.extract(model, [cut], images)
+    for mixup in (0.0, 1.0):
+        config = TrainConfig(phase(mixup=mixup), batch_size=8, seed=3, class_weights=weights)
+        batches = top_training._dataset(features, config, 3, epoch=0).take(3)
+        _, targets, weighed = (np.concatenate(each) for each in zip(*batches.as_numpy_iterator()))
+        assert np.allclose(weighed, targets @ np.array(weights))
+        assert sorted(targets.argmax(axis=1)) == sorted(images.labels)
+        assert (targets.max(axis=1) == 1).all() == (mixup == 0)
 
 
 def test_class_weights_balance_and_change_what_is_learnt(fresh, pixels, tmp_path):
@@ -267,7 +302,10 @@ def test_the_same_inputs_give_the_same_bits_and_another_seed_does_not(fresh, pix
     assert not np.array_equal(weights[0], weights[2])
 
 
-def test_a_killed_training_goes_on_and_ends_with_the_same_bits(fresh, pixels, tmp_path, capsys):
+@pytest.mark.parametrize("mixup", [0.0, 0.3])
+def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
+    fresh, pixels, tmp_path, capsys, mixup
+):
     def train(name, killed_after=None):
         seen = []
 
@@ -278,7 +316,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(fresh, pixels, tm
 
         model = fresh()
         result = run(
-            model, pixels, tmp_path, phase(epochs=4), layers=20, name=name, on_epoch=on_epoch
+            model,
+            pixels,
+            tmp_path,
+            phase(epochs=4, mixup=mixup),
+            layers=20,
+            name=name,
+            on_epoch=on_epoch,
         )
         return result.history, model.get_weights(), seen
 
