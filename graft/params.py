@@ -243,7 +243,7 @@ class Head(Block):
 class FineTune(Block):
     layers: Annotated[int, Ge(0), Le(1_000_000), BeforeValidator(_whole)] | Literal["auto"] = Field(
         description="top layers of the backbone that are unfrozen, or auto: above the lowest that "
-        "the head sees, more for pictures that are enlarged at least threefold; 0 skips it; "
+        "the head sees, more for pictures that are enlarged at least twofold; 0 skips it; "
         "BatchNorm always stays frozen"
     )
     epochs: Whole = Field(

@@ -29,7 +29,7 @@ def fine_tune(params, run):
     (val_seen,) = extractor.extract(model, [cut], val, label="val")
 
     checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})
-    enlarged = classifier.are_enlarged(description.image_size, rows.shorter_sides)
+    enlarged = classifier.enlargement(description.image_size, rows.shorter_sides)
     config = TrainConfig.of(params, Phase.fine_tune(params, enlarged=enlarged), train.labels)
     log(f"fine-tune: the top {layers} layers, mixup {config.phase.mixup:g}")
     head = History.read(paths.TRAIN_HEAD / "curves.csv")

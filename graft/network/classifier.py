@@ -22,9 +22,9 @@ from graft.system.console import GraftError
 if TYPE_CHECKING:
     import keras
 
-# Times the median shorter side. Pictures of 32 px are given 128, photos their own size or less;
-# hand signs of 100 px, at 224, did best as photos do (see benchmarks/README.md).
-ENLARGED = 3
+# Enlargement from which on more layers are trained: pictures of 32 px are given 128, hand signs of
+# 100 px 224, photos their own size or less.
+DEEPER = 2
 MODEL_FILES = WEIGHTS, DESCRIPTION = "model.weights.h5", "model.json"
 
 
@@ -91,10 +91,9 @@ def backbone_layers(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in inside if not layer.name.startswith("pooling")]
 
 
-def are_enlarged(image_size: int, shorter_sides: Sequence[int]) -> bool:
-    """Whether images of these shorter sides, pixels, are made larger by ENLARGED or more, in the
-    median."""
-    return bool(image_size >= ENLARGED * np.median(shorter_sides))
+def enlargement(image_size: int, shorter_sides: Sequence[int]) -> float:
+    """How many times their size images of these shorter sides, pixels, are made, in the median."""
+    return float(image_size / np.median(shorter_sides))
 
 
 def top_layers(model: keras.Model, setting: int | str, shorter_sides: Sequence[int]) -> int:
@@ -102,13 +101,13 @@ def top_layers(model: keras.Model, setting: int | str, shorter_sides: Sequence[i
     network and images.
 
     shorter_sides: of the images, pixels. "auto" is what lies above the lowest depth that the head
-    sees, or 30% of the layers where it sees the last one alone; 70% where images are enlarged,
-    since the lower layers never saw such smooth ones (see benchmarks/README.md).
+    sees, or 30% of the layers where it sees the last one alone; 70% where images are enlarged by
+    DEEPER or more, since the lower layers never saw such smooth ones (see benchmarks/README.md).
     """
     if setting != "auto":
         return int(setting)
     base = [layer.name for layer in backbone_layers(model)]
-    if are_enlarged(model.input.shape[1], shorter_sides):
+    if enlargement(model.input.shape[1], shorter_sides) >= DEEPER:
         return round(0.7 * len(base))
     if head_input(model) == "pooled":
         (lowest,) = keras_graph.parents(model)["pooling_0"]

@@ -32,8 +32,9 @@ PREDICT_BATCH = 64
 CLIP = 1.0  # of the gradients' global norm
 # Of a head that is trained: what suits depends on the number of photos.
 DECAYS = (0.0, 0.01, 0.1, 1.0)
-# Of images that are enlarged: they gain by it what photos lose (see benchmarks/README.md).
-MIXUP = 0.2
+# Mixup of images that are enlarged by MIXED or more: they gain by it, others lose (see
+# benchmarks/README.md).
+MIXUP, MIXED = 0.2, 3
 SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
 # Times the validation loss before training, after its first epoch: too much where the end is no
 # better.
@@ -68,10 +69,10 @@ class Phase:
         return cls(params.head.lr, "head.lr", params.head.epochs, params.head.patience)
 
     @classmethod
-    def fine_tune(cls, params: Params, *, enlarged: bool) -> Phase:
-        """enlarged: as `classifier.are_enlarged` says of the images."""
+    def fine_tune(cls, params: Params, *, enlarged: float) -> Phase:
+        """enlarged: `classifier.enlargement` of the images."""
         block = params.fine_tune
-        mixup = MIXUP * enlarged if block.mixup == "auto" else float(block.mixup)
+        mixup = MIXUP * (enlarged >= MIXED) if block.mixup == "auto" else float(block.mixup)
         return cls(params.lr, "lr", block.epochs if block.layers else 0, block.patience,
                    block.warmup, block.weight_decay, block.label_smoothing, mixup)  # fmt: skip
 

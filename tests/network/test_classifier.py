@@ -53,12 +53,12 @@ def test_what_is_trained_suits_network_and_pictures(model, description):
     assert classifier.top_layers(model, 20, [size]) == 20
     assert classifier.top_layers(model, 0, [8]) == 0
     assert classifier.top_layers(model, "auto", [size, 2 * size, 3 * size]) == 46  # 30% of 153
-    assert classifier.top_layers(model, "auto", [size / 3]) == 107
-    assert classifier.top_layers(lite, "auto", [22, 64, 1000]) == 46
+    assert classifier.top_layers(model, "auto", [size / 2]) == 107
+    assert classifier.top_layers(lite, "auto", [8, 33, 1000]) == 46
     # Just above the end of the fifth stage.
     assert classifier.backbone_layers(lite)[-46].name == "block_11_expand"
-    assert classifier.top_layers(lite, "auto", [8, 21, 1000]) == 98
-    assert classifier.are_enlarged(66, [8, 22, 1000]) and not classifier.are_enlarged(65, [22])
+    assert classifier.top_layers(lite, "auto", [8, 32, 1000]) == 98
+    assert classifier.enlargement(96, [8, 32, 1000]) == 3
 
 
 def test_saved_and_loaded_it_is_the_same_and_so_are_the_bytes(model, description, pixels, tmp_path):

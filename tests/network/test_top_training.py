@@ -225,7 +225,7 @@ def test_no_epochs_leave_the_head_and_its_curves_as_they_are(model, pixels, tmp_
 
 def test_what_the_phases_take_from_the_params(model):
     params = parameters.load(ROOT / "params.yaml")
-    head, tuned = Phase.head(params), Phase.fine_tune(params, enlarged=False)
+    head, tuned = Phase.head(params), Phase.fine_tune(params, enlarged=1.0)
     assert (head.lr, head.lr_key, head.epochs, head.warmup) == (
         params.head.lr,
         "head.lr",
@@ -236,12 +236,13 @@ def test_what_the_phases_take_from_the_params(model):
     still = params.model_copy(
         update={"fine_tune": params.fine_tune.model_copy(update={"layers": 0})}
     )
-    assert Phase.fine_tune(still, enlarged=True).epochs == 0
-    assert (head.mixup, tuned.mixup, Phase.fine_tune(params, enlarged=True).mixup) == (0, 0, 0.2)
+    assert Phase.fine_tune(still, enlarged=4.0).epochs == 0
+    assert (head.mixup, tuned.mixup, Phase.fine_tune(params, enlarged=3.0).mixup) == (0, 0, 0.2)
+    assert Phase.fine_tune(params, enlarged=2.9).mixup == 0
     chosen = params.model_copy(
         update={"fine_tune": params.fine_tune.model_copy(update={"mixup": 0.4})}
     )
-    assert {Phase.fine_tune(chosen, enlarged=each).mixup for each in (True, False)} == {0.4}
+    assert {Phase.fine_tune(chosen, enlarged=each).mixup for each in (1.0, 4.0)} == {0.4}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
