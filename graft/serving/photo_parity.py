@@ -150,7 +150,7 @@ def table(checks: Sequence[PhotoCheck]) -> str:
 
 def warn_below(checks: Sequence[PhotoCheck], min_agreement: float) -> None:
     """Warn, in one line, of the resizers by which too few photos keep their class."""
-    if below := [c for c in checks if _is_below(c.agreement, c.n, min_agreement)]:
+    if below := [c for c in checks if parity.is_below(c.agreement, c.n, min_agreement)]:
         worst = min(below, key=lambda c: c.agreement)
         warn(
             f"export: photos resized by {', '.join(c.resizer for c in below)} keep their class on "
@@ -168,13 +168,8 @@ def version_tags(checks: Mapping[str, Any], min_agreement: float) -> dict[str, s
     below = [
         name
         for name, figures in found
-        if _is_below(figures["agreement"], figures["n"], min_agreement)
+        if parity.is_below(figures["agreement"], figures["n"], min_agreement)
     ]
     return tags | (
         {"warning": "other classes for photos resized by " + ", ".join(below)} if below else {}
     )
-
-
-def _is_below(agreement, n, min_agreement):
-    """One photo is no sign: the original itself may have no clear opinion of it."""
-    return agreement < min_agreement - parity.ROUNDING and (1 - agreement) * n > 1.5

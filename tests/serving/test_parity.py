@@ -72,6 +72,10 @@ HALF, EIGHT, DYNAMIC = (
             "loses 0.0200 of accuracy on 100 images, at most 0.015 (export.max_accuracy_drop)",
         ),
         (HALF | {"accuracy": 0.95}, ""),
+        # Of few images a single one is no sign.
+        (EIGHT | {"n": 20, "agreement": 0.95, "accuracy": 0.85}, ""),
+        (EIGHT | {"n": 20, "agreement": 0.9}, "agrees with the original on 0.9000 of 20 images"),
+        (EIGHT | {"n": 20, "accuracy": 0.8}, "loses 0.1000 of accuracy on 20 images"),
     ],
 )
 def test_what_a_format_misses_is_said_with_its_figures(changes, expected):
