@@ -28,7 +28,10 @@ def test_trials_are_experiments_and_the_best_runs_through(tmp_path):
     process = subprocess.Popen(words, **options)
     while not process.stdout.readline().startswith("tune: trial 0"):
         assert process.poll() is None
-    time.sleep(3)  # trial 1 is under way
+    second = clone.path(".cache/tune/t/0001.log")
+    while not second.exists() or "Running stage" not in second.read_text():  # it is under way
+        assert process.poll() is None
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130
     clone.run("git", "status", "--porcelain")
