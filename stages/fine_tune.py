@@ -31,7 +31,8 @@ def fine_tune(params, run):
     checkpoint = Checkpoint(run.stage, {**run.identity, "model": pyfunc.digest(model, description)})
     enlarged = classifier.enlargement(description.image_size, rows.shorter_sides)
     config = TrainConfig.of(params, Phase.fine_tune(params, enlarged=enlarged), train.labels)
-    log(f"fine-tune: the top {layers} layers, mixup {config.phase.mixup:g}")
+    if config.phase.epochs:
+        log(f"fine-tune: the top {layers} layers, mixup {config.phase.mixup:g}")
     head = History.read(paths.TRAIN_HEAD / "curves.csv")
     trained = top_training.train(
         model,

@@ -32,8 +32,8 @@ PREDICT_BATCH = 64
 CLIP = 1.0  # of the gradients' global norm
 # Of a head that is trained: what suits depends on the number of photos.
 DECAYS = (0.0, 0.01, 0.1, 1.0)
-# Mixup of images that are enlarged by MIXED or more: they gain by it, others lose (see
-# benchmarks/README.md).
+# Mixup of images that are enlarged by MIXED or more: both sets of them that were tried gain by it,
+# of three others one (see benchmarks/README.md).
 MIXUP, MIXED = 0.2, 3
 SHARES = (0.25, 0.5, 0.75)  # of the tuned weights in mixtures with those before training
 # Times the validation loss before training, after its first epoch: too much where the end is no
