@@ -256,7 +256,7 @@ def test_an_example_is_mixed_with_another_label_and_all_and_its_own_share_is_the
     own = targets.diagonal()
     assert own.min() >= 0.5 and own.max() <= 1
     assert (targets.argmax(axis=1) == np.arange(64)).all()
-    # Of max(b, 1 - b), b from Beta(0.2, 0.2), a quarter of the draws lies below 0.88.
+    # Of max(b, 1 - b), b from Beta(0.2, 0.2), three tenths of the draws lie below 0.88.
     assert 0.1 < (own < 0.88).mean() < 0.4
 
 
